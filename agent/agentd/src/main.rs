@@ -1,0 +1,3 @@
+//! Measures, verifies bundles, hands out weights, keeps the ledger.
+
+fn main() {}

@@ -1,0 +1,3 @@
+//! The inference engine as a process.
+
+fn main() {}

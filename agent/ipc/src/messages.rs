@@ -1,0 +1,248 @@
+//! What the processes of the appliance say to each other.
+//!
+//! | socket | from → to | messages |
+//! |---|---|---|
+//! | `engine-control.sock` | agentd → engine | [`Load`] with descriptors → [`LoadReply`] |
+//! | `engine.sock` | gateway → engine | [`EngineRequest`] → [`EngineReply`] stream |
+//! | `agentd.sock` | gateway → agentd | [`AgentRequest`] → [`AgentReply`] |
+//!
+//! One request is one connection on `engine.sock`: closing it cancels the request.
+
+use serde::{Deserialize, Serialize};
+
+/// The weights of an admitted bundle. Its descriptors follow in the order of `files`.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Load {
+    /// Name under which clients ask for the model; signed with the bundle.
+    pub model_id: String,
+    /// SHA-256 of the bundle's DSSE payload, lower-case hex.
+    pub bundle_digest: String,
+    /// The signed files, one read-only descriptor of a sealed memfd each.
+    pub files: Vec<LoadFile>,
+}
+
+/// One signed file of a bundle.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct LoadFile {
+    /// Path inside the bundle's model folder, as signed.
+    pub name: String,
+    /// Length in bytes.
+    pub bytes: u64,
+}
+
+/// The engine's answer to [`Load`].
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub enum LoadReply {
+    /// The model answers requests now.
+    Loaded(ModelInfo),
+    /// The model was not loaded; the reason is for the operator.
+    Refused {
+        /// What was found and what was expected.
+        reason: String,
+    },
+}
+
+/// The loaded model.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ModelInfo {
+    /// Name under which clients ask for it.
+    pub model_id: String,
+    /// SHA-256 of the bundle's DSSE payload, lower-case hex.
+    pub bundle_digest: String,
+    /// Longest prompt plus answer, in tokens.
+    pub context_tokens_max: u32,
+    /// Kernel set chosen on this CPU: `scalar`, `avx2` or `avx512`.
+    pub kernels: String,
+}
+
+/// What the gateway asks of the engine.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub enum EngineRequest {
+    /// Which model is loaded.
+    Status,
+    /// Answer a conversation.
+    Chat(Chat),
+}
+
+/// A conversation to be answered.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Chat {
+    /// The conversation so far, oldest first.
+    pub messages: Vec<Message>,
+    /// Most tokens to answer with; the engine lowers it to what the context leaves.
+    pub max_tokens: u32,
+    /// 0 is greedy.
+    pub temperature: f32,
+    /// Nucleus sampling mass in (0, 1].
+    pub top_p: f32,
+    /// Seed of the sampler; the same request with the same seed gives the same answer.
+    pub seed: u64,
+    /// The answer ends before the first of these.
+    pub stop: Vec<String>,
+    /// Cache blocks are shared only within one partition; derived from the client's identity.
+    pub partition: String,
+}
+
+/// One turn of a conversation.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Message {
+    /// Who speaks.
+    pub role: Role,
+    /// Text of the turn; never parsed for special tokens.
+    pub content: String,
+}
+
+/// Who speaks in a turn.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Role {
+    /// The application's instructions.
+    System,
+    /// The person or program that asks.
+    User,
+    /// The model.
+    Assistant,
+}
+
+/// What the engine tells the gateway. A chat is `Accepted`, `Delta`…, `Done`, or ends in `Error`.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub enum EngineReply {
+    /// Answer to [`EngineRequest::Status`]; `None` before a bundle is admitted.
+    Status(Option<ModelInfo>),
+    /// The prompt was tokenised and fits.
+    Accepted {
+        /// Tokens of the prompt, chat template included.
+        prompt_tokens: u32,
+    },
+    /// More text of the answer; whole UTF-8 characters.
+    Delta {
+        /// The text.
+        text: String,
+    },
+    /// The answer is complete.
+    Done {
+        /// Why it ended.
+        finish: Finish,
+        /// Tokens of the prompt.
+        prompt_tokens: u32,
+        /// Tokens of the answer.
+        completion_tokens: u32,
+    },
+    /// The request failed; others go on.
+    Error {
+        /// What kind of failure, for the HTTP status.
+        kind: EngineErrorKind,
+        /// What was found and what was expected; shown to the client.
+        message: String,
+    },
+}
+
+/// Why an answer ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Finish {
+    /// End of turn, or a stop string.
+    Stop,
+    /// `max_tokens`, or the context is full.
+    Length,
+}
+
+/// Kinds of failure of a request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum EngineErrorKind {
+    /// No bundle was admitted yet.
+    NoModel,
+    /// The prompt is longer than the context.
+    PromptTooLong,
+    /// The conversation or a parameter is not acceptable.
+    Invalid,
+    /// The waiting queue is full.
+    Overloaded,
+    /// A fault of the engine's own.
+    Internal,
+}
+
+/// What the gateway asks of the agent.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub enum AgentRequest {
+    /// Is the appliance healthy, and if no model runs, why not.
+    Status,
+    /// Put one exchange in the ledger.
+    Append(Exchange),
+    /// Evidence under a nonce of the verifier's.
+    Evidence {
+        /// 32 bytes, lower-case hex.
+        nonce: String,
+    },
+}
+
+/// One exchange, as the ledger keeps it: never the text.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Exchange {
+    /// Identifier given to the client (`chatcmpl-…`).
+    pub request: String,
+    /// Subject common name of the client's certificate.
+    pub client: String,
+    /// SHA-256 of the client's certificate (DER), lower-case hex.
+    pub client_cert_sha256: String,
+    /// Bundle digest of the model that answered, lower-case hex; empty if none did.
+    pub model: String,
+    /// SHA-256 of the request body's bytes, lower-case hex.
+    pub prompt_sha256: String,
+    /// SHA-256 of the answer's text as sent, lower-case hex.
+    pub answer_sha256: String,
+    /// Tokens of the prompt.
+    pub prompt_tokens: u32,
+    /// Tokens of the answer.
+    pub completion_tokens: u32,
+    /// `stop`, `length`, `cancelled`, or `error` with the kind: `error:overloaded`.
+    pub outcome: String,
+}
+
+/// The agent's answers.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub enum AgentReply {
+    /// Answer to [`AgentRequest::Status`].
+    Status(AgentStatus),
+    /// The record is on disk, at this index.
+    Appended {
+        /// Index in the ledger, from 0.
+        index: u64,
+    },
+    /// The evidence file, as `evidence::format::Evidence` in JSON text.
+    Evidence {
+        /// The file.
+        json: String,
+    },
+    /// The request failed; nothing was recorded.
+    Error {
+        /// What was found and what was expected.
+        message: String,
+    },
+}
+
+/// State of the appliance as the agent sees it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct AgentStatus {
+    /// `development` or `release`, from the signed os-release.
+    pub profile: String,
+    /// The model that runs.
+    pub model: Option<ModelInfo>,
+    /// Why the last bundle was refused, if one was.
+    pub refusal: Option<String>,
+    /// Records in the ledger.
+    pub ledger_records: u64,
+}

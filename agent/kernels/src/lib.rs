@@ -1,0 +1,1 @@
+//! Compute kernels: scalar truth, AVX2 and AVX-512 chosen at run time.

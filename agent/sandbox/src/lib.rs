@@ -1,0 +1,1 @@
+//! Landlock, seccomp and capabilities: a hard requirement, self-tested.

@@ -1,0 +1,181 @@
+//! The JSON files that travel between builder, appliance and auditor.
+//!
+//! Binary fields are base64 (standard alphabet, padded) where they are long and lower-case hex where they
+//! are digests. Reading a file proves nothing: only `verify` judges it.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+/// Schema name of [`Evidence`].
+pub const EVIDENCE_SCHEMA: &str = "casemate-evidence-v1";
+/// Schema name of [`Reference`].
+pub const REFERENCE_SCHEMA: &str = "casemate-reference-v1";
+/// Schema name of [`Policy`].
+pub const POLICY_SCHEMA: &str = "casemate-policy-v1";
+/// PCR that the agent extends: not resettable before the next boot, used by nothing else without shim.
+pub const AGENT_PCR: u8 = 14;
+/// First bytes of what a quote's `extraData` hashes, see `verify`.
+pub const QUALIFYING_CONTEXT: &[u8] = b"casemate-evidence-v1\0";
+
+/// What one appliance says of itself under one nonce.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Evidence {
+    /// [`EVIDENCE_SCHEMA`].
+    pub schema: String,
+    /// The verifier's 32 bytes, hex.
+    pub nonce: String,
+    /// The appliance's own clock, RFC 3339, UTC; nothing vouches for it.
+    pub created: String,
+    /// `development` or `release`, from the os-release in the signed image.
+    pub profile: String,
+    /// The TPM's signature over the PCRs.
+    pub quote: Quote,
+    /// Firmware event log (`binary_bios_measurements`), base64.
+    pub firmware_log: String,
+    /// systemd's userspace log (`tpm2-measure.log`, CEL-JSON as JSON text sequence), base64.
+    pub userspace_log: String,
+    /// What agentd extended into [`AGENT_PCR`], in order.
+    pub agent_log: Vec<AgentEvent>,
+    /// The bundle that runs, if one does.
+    pub bundle: Option<BundleStatement>,
+    /// Head of the ledger and its newest records.
+    pub ledger: LedgerProof,
+}
+
+/// A TPM2 quote and what is needed to check it.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Quote {
+    /// `TPMS_ATTEST`, marshalled, base64.
+    pub attest: String,
+    /// `TPMT_SIGNATURE`, marshalled, base64.
+    pub signature: String,
+    /// `TPMT_PUBLIC` of the attestation key, marshalled, base64.
+    pub public: String,
+    /// Values of the SHA-256 bank, by PCR index, hex.
+    pub pcrs: BTreeMap<u8, String>,
+}
+
+/// One measurement by agentd: `AGENT_PCR` was extended by SHA-256 of `content`'s bytes.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct AgentEvent {
+    /// `policy` (the quorum policy's file) or `bundle` (see [`BundleEvent`]).
+    pub kind: String,
+    /// The measured text.
+    pub content: String,
+}
+
+/// Content of an [`AgentEvent`] of kind `bundle`, as compact JSON in this field order.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct BundleEvent {
+    /// SHA-256 of the DSSE payload, hex.
+    pub bundle_digest: String,
+    /// Name under which the model is served.
+    pub model_id: String,
+    /// Names of the release keys whose signatures were counted, sorted.
+    pub signers: Vec<String>,
+}
+
+/// The signatures of an admitted bundle, so that a verifier repeats the decision.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct BundleStatement {
+    /// Name under which the model is served.
+    pub model_id: String,
+    /// Sigstore bundles (JSON text), one per release key, over the identical DSSE payload.
+    pub signatures: Vec<String>,
+}
+
+/// The ledger's head and its newest records.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct LedgerProof {
+    /// C2SP signed note: origin, tree size and root hash, signed by the attestation key.
+    pub checkpoint: String,
+    /// Newest records, oldest first, each with its inclusion proof under the checkpoint.
+    pub records: Vec<ProvenRecord>,
+}
+
+/// A ledger record and its RFC 6962 inclusion proof.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ProvenRecord {
+    /// Index in the ledger, from 0.
+    pub index: u64,
+    /// The record's exact bytes: one JSON object, see `ledger::Record`.
+    pub record: String,
+    /// Audit path, leaf to root, hex.
+    pub proof: Vec<String>,
+}
+
+/// What a boot of one image must show, computed by the builder before it ever boots.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Reference {
+    /// [`REFERENCE_SCHEMA`].
+    pub schema: String,
+    /// `IMAGE_ID` of the os-release.
+    pub image_id: String,
+    /// `IMAGE_VERSION` of the os-release.
+    pub image_version: String,
+    /// `development` or `release`.
+    pub profile: String,
+    /// Expected values of the SHA-256 bank once the boot is complete, by PCR index, hex.
+    pub pcrs: BTreeMap<u8, String>,
+    /// Why the other PCRs have no expected value, by index.
+    pub machine_pcrs: BTreeMap<u8, String>,
+    /// SHA-256 of the UKI file, hex.
+    pub uki_sha256: String,
+    /// Authenticode digest (SHA-256) of the UKI as firmware measures it, hex.
+    pub uki_authenticode: String,
+    /// Root hash of the dm-verity root partition, hex; also on the kernel command line.
+    pub root_hash: String,
+    /// The kernel command line inside the UKI.
+    pub cmdline: String,
+    /// SHA-256 of the quorum policy file in the image, hex.
+    pub policy_sha256: String,
+}
+
+/// Who must sign a bundle.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Policy {
+    /// [`POLICY_SCHEMA`].
+    pub schema: String,
+    /// Distinct keys that must have signed; at least 1 and at most the number of keys.
+    pub threshold: u32,
+    /// Release keys.
+    pub keys: Vec<ReleaseKey>,
+}
+
+/// A release key.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ReleaseKey {
+    /// Who holds it; unique within the policy.
+    pub name: String,
+    /// SubjectPublicKeyInfo in PEM; ECDSA P-256 or P-384.
+    pub pem: String,
+}
+
+/// An attestation key that an auditor trusts to be inside one machine's TPM.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Machine {
+    /// TPM Name of the attestation key: `000b` and SHA-256 of its `TPMT_PUBLIC`, hex.
+    pub ak_name: String,
+}
+
+/// `model/casemate.json` inside a bundle: signed with the other files.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ModelCard {
+    /// Name under which clients ask for the model: `[a-z0-9._-]`, at most 64 bytes.
+    pub model_id: String,
+    /// File with the weights, relative to the model folder.
+    pub weights: String,
+}

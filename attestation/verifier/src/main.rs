@@ -1,0 +1,3 @@
+//! casemate-verify: evidence in, verdict out, on any laptop.
+
+fn main() {}

@@ -1,0 +1,3 @@
+//! casemate: the integrator's one tool.
+
+fn main() {}

@@ -1,0 +1,1 @@
+//! An OVMF and swtpm machine, its console and its snapshots.

