@@ -1,3 +1,41 @@
 //! casemate: the integrator's one tool.
 
-fn main() {}
+mod build;
+mod bundle;
+mod demo;
+mod keys;
+mod vm;
+
+use clap::{Parser, Subcommand};
+
+/// Builds, signs and tries sealed AI appliances.
+#[derive(Debug, Parser)]
+#[command(name = "casemate", version)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Make a key set.
+    Keys(keys::Args),
+    /// Build the signed image and its reference values.
+    Build(build::Args),
+    /// Make, sign, verify and pack model bundles.
+    Bundle(bundle::Args),
+    /// Run an image in QEMU with OVMF and a software TPM.
+    Vm(vm::Args),
+    /// Show the whole appliance at work, refusals included.
+    Demo(demo::Args),
+}
+
+fn main() -> anyhow::Result<()> {
+    match Cli::parse().command {
+        Command::Keys(args) => keys::run(&args),
+        Command::Build(args) => build::run(&args),
+        Command::Bundle(args) => bundle::run(&args),
+        Command::Vm(args) => vm::run(&args),
+        Command::Demo(args) => demo::run(&args),
+    }
+}
