@@ -147,6 +147,7 @@ impl Tree {
 
 /// `$1` root folder, `$2` number of folders to bind, the folders, the command.
 const ENTER: &str = r#"
+PATH=/usr/sbin:/usr/bin:/sbin:/bin
 root=$1; count=$2; shift 2
 mount --make-rprivate /
 while [ "$count" -gt 0 ]; do
