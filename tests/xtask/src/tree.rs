@@ -130,7 +130,7 @@ impl Tree {
         command.arg(format!("PATH={}/bin:/usr/sbin:/usr/bin:/sbin:/bin", self.sysroot.display()));
         command.arg(format!("CARGO_HOME={}", self.cargo_home.display()));
         command.arg(format!("CARGO_TARGET_DIR={}", self.cache.join("target").display()));
-        command.arg(format!("CASEMATE_CACHE={}", self.cache.display()));
+        command.arg(format!("XDG_CACHE_HOME={}", self.cache.display()));
         if shared.join("corpus").exists() {
             command.arg(format!("CASEMATE_CORPUS={}", shared.join("corpus").display()));
         }
