@@ -295,9 +295,5 @@ impl Quorum {
 }
 
 #[cfg(test)]
-#[expect(
-    clippy::indexing_slicing,
-    clippy::arithmetic_side_effects,
-    reason = "a panic fails the test"
-)]
+#[expect(clippy::indexing_slicing, reason = "a panic fails the test")]
 mod tests;
