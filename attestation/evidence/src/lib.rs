@@ -2,4 +2,12 @@
 //!
 //! The same code judges in the builder, on the appliance and on the auditor's laptop.
 
+#[cfg(test)]
+mod corpus;
+mod cursor;
+pub mod eventlog;
 pub mod format;
+pub mod pcr;
+pub mod userspace;
+
+pub use cursor::Short;
