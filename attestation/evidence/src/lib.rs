@@ -6,8 +6,13 @@
 mod corpus;
 mod cursor;
 pub mod eventlog;
+#[cfg(any(test, feature = "fixture"))]
+pub mod fixture;
 pub mod format;
+pub mod key;
 pub mod pcr;
+pub mod quote;
+pub mod signature;
 pub mod userspace;
 
 pub use cursor::Short;
