@@ -7,9 +7,14 @@ pub mod bundle;
 mod corpus;
 mod cursor;
 pub mod eventlog;
+#[cfg(any(test, feature = "fixture"))]
+pub mod fixture;
 pub mod format;
 pub mod ledger;
+pub mod key;
 pub mod pcr;
+pub mod quote;
+pub mod signature;
 pub mod userspace;
 
 pub use cursor::Short;

@@ -188,20 +188,8 @@ mod tests {
     use super::*;
     use crate::pcr::Pcr;
 
-    /// A record as systemd 257 writes it.
     fn record(pcr: u32, word: &str) -> String {
-        format!(
-            concat!(
-                "\u{1e}{{\"pcr\":{},\"digests\":[{{\"hashAlg\":\"sha1\",\"digest\":\"{}\"}},",
-                "{{\"hashAlg\":\"sha256\",\"digest\":\"{}\"}}],\"content_type\":\"systemd\",",
-                "\"content\":{{\"string\":\"{}\",\"bootId\":\"00000000000000000000000000000001\",",
-                "\"timestamp\":1234567,\"eventType\":\"phase\"}}}}\n"
-            ),
-            pcr,
-            HashAlg::Sha1.hash(&[word.as_bytes()]),
-            HashAlg::Sha256.hash(&[word.as_bytes()]),
-            word
-        )
+        crate::fixture::log::userspace(pcr, "phase", word)
     }
 
     #[test]

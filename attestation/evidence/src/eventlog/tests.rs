@@ -6,44 +6,12 @@ use std::path::Path;
 
 use super::*;
 use crate::corpus;
+use crate::fixture::log::{event as raw_event, sha1_event, spec_id, variable};
 
-/// A Spec ID event for `algorithms`, as `(id, bytes)`.
-fn spec_id(algorithms: &[(u16, u16)]) -> Vec<u8> {
-    let mut body = SIGNATURE_AGILE.to_vec();
-    body.extend([0, 0, 0, 0, 0, 2, 0, 2]);
-    body.extend(u32::try_from(algorithms.len()).unwrap().to_le_bytes());
-    for (id, bytes) in algorithms {
-        body.extend(id.to_le_bytes());
-        body.extend(bytes.to_le_bytes());
-    }
-    body.push(0);
-    sha1_event(0, EventKind::NO_ACTION, &body)
-}
-
-fn sha1_event(pcr: u32, kind: EventKind, data: &[u8]) -> Vec<u8> {
-    let digest = match kind {
-        EventKind::NO_ACTION => Digest::Sha1([0; 20]),
-        _ => HashAlg::Sha1.hash(&[data]),
-    };
-    let mut event = pcr.to_le_bytes().to_vec();
-    event.extend(kind.0.to_le_bytes());
-    event.extend(digest.as_bytes());
-    event.extend(u32::try_from(data.len()).unwrap().to_le_bytes());
-    event.extend(data);
-    event
-}
-
+/// An event whose digests are of its data.
 fn event(pcr: u32, kind: EventKind, algorithms: &[HashAlg], data: &[u8]) -> Vec<u8> {
-    let mut event = pcr.to_le_bytes().to_vec();
-    event.extend(kind.0.to_le_bytes());
-    event.extend(u32::try_from(algorithms.len()).unwrap().to_le_bytes());
-    for alg in algorithms {
-        event.extend(alg.tpm_id().to_le_bytes());
-        event.extend(alg.hash(&[data]).as_bytes());
-    }
-    event.extend(u32::try_from(data.len()).unwrap().to_le_bytes());
-    event.extend(data);
-    event
+    let digests: Vec<_> = algorithms.iter().map(|alg| alg.hash(&[data])).collect();
+    raw_event(pcr, kind, &digests, data)
 }
 
 fn locality(body: &[u8]) -> Vec<u8> {
@@ -148,14 +116,10 @@ fn limits_hold() {
 
 #[test]
 fn a_measured_variable_is_read() {
-    let mut bytes = EFI_GLOBAL_VARIABLE.to_vec();
-    bytes.extend(10_u64.to_le_bytes());
-    bytes.extend(1_u64.to_le_bytes());
-    bytes.extend("SecureBoot".encode_utf16().flat_map(u16::to_le_bytes));
-    bytes.push(1);
-    let variable = Variable::parse(&bytes).unwrap();
-    assert_eq!((variable.name.as_str(), variable.data), ("SecureBoot", &[1][..]));
-    assert_eq!(variable.vendor, EFI_GLOBAL_VARIABLE);
+    let mut bytes = variable("SecureBoot", &[1]);
+    let read = Variable::parse(&bytes).unwrap();
+    assert_eq!((read.name.as_str(), read.data), ("SecureBoot", &[1][..]));
+    assert_eq!(read.vendor, EFI_GLOBAL_VARIABLE);
     for length in 0..bytes.len() {
         assert!(Variable::parse(&bytes[..length]).is_err());
     }
