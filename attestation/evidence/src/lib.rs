@@ -10,8 +10,8 @@ pub mod eventlog;
 #[cfg(any(test, feature = "fixture"))]
 pub mod fixture;
 pub mod format;
-pub mod ledger;
 pub mod key;
+pub mod ledger;
 pub mod pcr;
 pub mod quote;
 pub mod signature;
