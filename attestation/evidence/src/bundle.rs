@@ -215,6 +215,40 @@ impl Verified {
     }
 }
 
+/// What a signature file says before anybody checked its signature: for a signer who rechecks it against
+/// the files before adding a signature, and for warnings. Nothing may be loaded because of it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Claim {
+    payload: Vec<u8>,
+    files: Vec<SignedFile>,
+}
+
+impl Claim {
+    /// Reads a signature file and the statement in it, which must be one that would be admitted.
+    ///
+    /// # Errors
+    /// [`BundleError`] as for [`verify_one`], but for the signature.
+    pub fn parse(signature: &[u8]) -> Result<Self, BundleError> {
+        let payload = Envelope::parse(signature)?.payload;
+        let files = statement::parse(&payload)?;
+        Ok(Self { payload, files })
+    }
+
+    /// The statement's exact bytes.
+    #[must_use]
+    pub fn payload(&self) -> &[u8] {
+        &self.payload
+    }
+
+    /// Compares the claim with a directory; see [`Verified::compare`].
+    ///
+    /// # Errors
+    /// [`Differences`] names what is missing, extra or changed.
+    pub fn compare(&self, found: &[Found]) -> Result<(), Differences> {
+        compare::compare(&self.files, found)
+    }
+}
+
 /// Judges the signature files of a bundle by `policy`; see [`Quorum::admit`].
 ///
 /// # Errors

@@ -263,6 +263,14 @@ fn a_wrong_signature_is_not_written() {
 }
 
 #[test]
+fn a_claim_is_read_without_a_key_but_only_if_it_could_be_admitted() {
+    let claim = Claim::parse(&sign(&key(9), &payload())).unwrap();
+    assert_eq!(claim.payload(), payload());
+    assert!(claim.compare(&[]).is_err());
+    assert!(matches!(Claim::parse(&sign(&key(9), b"{}")), Err(BundleError::Statement { .. })));
+}
+
+#[test]
 fn differences_are_named() {
     let verified = verify_one(&pem(&key(1)), &sign(&key(1), &payload())).unwrap();
     let found = |name: &str, content: &[u8]| Found {
