@@ -34,6 +34,8 @@ use crate::format::Policy;
 
 /// Most signature files looked at for one bundle.
 pub const SIGNATURES_MAX: usize = 32;
+/// Most characters of foreign text that an error repeats.
+const QUOTED_CHARS_MAX: usize = 200;
 
 /// Why a bundle, a signature file or a policy was refused.
 #[derive(Debug, thiserror::Error)]
@@ -86,10 +88,10 @@ pub enum BundleError {
         hint: String,
     },
     /// The signature verifies under no key of the policy.
-    #[error("the signature verifies under none of the policy's keys ({})", list(keys))]
+    #[error("the signature verifies under none of the policy's {keys} keys")]
     UnknownSigner {
-        /// Names of the policy's keys.
-        keys: Vec<String>,
+        /// Keys of the policy.
+        keys: usize,
     },
     /// The signed statement is not one of OMS v1.0, or one that we refuse.
     #[error("signed statement refused: {reason}")]
@@ -154,10 +156,18 @@ fn list(names: &[String]) -> String {
 
 fn rejected(others: &[Rejected]) -> String {
     let mut text = String::new();
-    for other in others {
+    for other in others.iter().take(LISTED_MAX) {
         text.push_str(&format!("; file {} does not count: {}", other.index, other.reason));
     }
+    if others.len() > LISTED_MAX {
+        text.push_str(&format!("; nor do {} more", others.len().saturating_sub(LISTED_MAX)));
+    }
     text
+}
+
+/// The start of a text that an error repeats: whoever wrote it chose its length.
+fn start(text: &str) -> String {
+    text.chars().take(QUOTED_CHARS_MAX).collect()
 }
 
 fn disagreement(payloads: &BTreeMap<String, Vec<String>>) -> String {
@@ -301,7 +311,7 @@ impl Quorum {
         let key = self.keys().iter().find(|key| key.verifies(&message, &envelope.signature));
         match key {
             Some(key) => Ok((key.name(), envelope.payload)),
-            None => Err(BundleError::UnknownSigner { keys: self.names() }),
+            None => Err(BundleError::UnknownSigner { keys: self.keys().len() }),
         }
     }
 
