@@ -2,6 +2,7 @@
 //!
 //! The same code judges in the builder, on the appliance and on the auditor's laptop.
 
+pub mod bundle;
 #[cfg(test)]
 mod corpus;
 mod cursor;
@@ -10,9 +11,11 @@ pub mod eventlog;
 pub mod fixture;
 pub mod format;
 pub mod key;
+pub mod ledger;
 pub mod pcr;
 pub mod quote;
 pub mod signature;
 pub mod userspace;
+pub mod verify;
 
 pub use cursor::Short;
