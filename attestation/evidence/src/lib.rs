@@ -16,5 +16,6 @@ pub mod pcr;
 pub mod quote;
 pub mod signature;
 pub mod userspace;
+pub mod verify;
 
 pub use cursor::Short;
