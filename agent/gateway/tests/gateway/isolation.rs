@@ -4,6 +4,7 @@ use std::io::Write as _;
 use std::net::TcpStream;
 use std::time::{Duration, Instant};
 
+use gateway::limits::CHATS_MAX;
 use serde_json::json;
 use sha2::{Digest, Sha256};
 
@@ -94,6 +95,26 @@ fn slow_clients_do_not_block_another() {
     let response = appliance.connect().ask_chat("quick", &json!({}));
     assert_eq!(response.status, 200);
     assert!(started.elapsed() < Duration::from_secs(5), "{:?}", started.elapsed());
+}
+
+#[test]
+fn more_chats_than_the_maximum_are_told_to_come_back() {
+    let appliance = Appliance::start();
+    let request = post(&chat("hang", &json!({"stream": true})).to_string());
+    let chats_max = CHATS_MAX as usize;
+    let mut hanging = Vec::new();
+    for _ in 0..chats_max {
+        let mut client = appliance.connect();
+        client.send(&request).unwrap();
+        hanging.push(client);
+    }
+    appliance.engine.wait("the chats", |state| (state.chats.len() == chats_max).then_some(()));
+    let response = appliance.connect().ask_chat("one more", &json!({}));
+    assert_eq!(response.error(), (429, "overloaded".to_owned()));
+    assert!(response.head.contains("retry-after: "));
+    drop(hanging.pop());
+    records(&appliance, 1);
+    assert_eq!(appliance.connect().ask_chat("one more", &json!({})).status, 200);
 }
 
 #[test]
