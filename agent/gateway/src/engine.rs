@@ -10,10 +10,10 @@ use ipc::{
     Chat, EngineErrorKind, EngineReply, EngineRequest, FRAME_BYTES_MAX, FrameError, ModelInfo,
 };
 use tokio::net::UnixStream;
-use tokio::time::{Instant, timeout, timeout_at};
+use tokio::time::timeout;
 
 use crate::frames;
-use crate::limits::{ENGINE_SILENCE_TIMEOUT, ENGINE_STATUS_TIMEOUT, EXCHANGE_TIMEOUT};
+use crate::limits::{ENGINE_SILENCE_TIMEOUT, ENGINE_STATUS_TIMEOUT};
 
 /// Where the engine listens.
 pub const SOCKET: &str = "/run/casemate/engine.sock";
@@ -77,7 +77,6 @@ impl EngineError {
 #[derive(Debug)]
 pub struct Answering {
     stream: UnixStream,
-    deadline: Instant,
 }
 
 impl Engine {
@@ -117,7 +116,7 @@ impl Engine {
         let request = EngineRequest::Chat(chat);
         let write = frames::write(&mut stream, &request, FRAME_BYTES_MAX);
         timeout(ENGINE_SILENCE_TIMEOUT, write).await.map_err(|_| EngineError::Silent)??;
-        Ok(Answering { stream, deadline: Instant::now() + EXCHANGE_TIMEOUT })
+        Ok(Answering { stream })
     }
 
     async fn connect(&self) -> Result<UnixStream, EngineError> {
@@ -135,8 +134,8 @@ impl Answering {
     /// # Errors
     /// If the engine refuses, dies, is silent, or does not speak the protocol.
     pub async fn next(&mut self) -> Result<EngineReply, EngineError> {
-        let until = self.deadline.min(Instant::now() + ENGINE_SILENCE_TIMEOUT);
-        match timeout_at(until, frames::read(&mut self.stream, FRAME_BYTES_MAX)).await {
+        let read = frames::read(&mut self.stream, FRAME_BYTES_MAX);
+        match timeout(ENGINE_SILENCE_TIMEOUT, read).await {
             Err(_) => Err(EngineError::Silent),
             Ok(Ok(EngineReply::Error { kind, message })) => {
                 Err(EngineError::Refused { kind, message })

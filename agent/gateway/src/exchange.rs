@@ -1,7 +1,7 @@
 //! One exchange, from a parsed request to its record in the ledger.
 //!
 //! Invariants: every exchange that starts here is appended to the ledger, however it ends; the last
-//! [`Event`] is sent only after the record was acknowledged; if it was not, that event is
+//! [`Event`] exists only after the record was acknowledged; if it was not, that event is
 //! [`ApiError::LedgerUnavailable`]. An exchange does not depend on the connection that asked for it: when the
 //! client leaves, the engine's work is cancelled and the record says `cancelled`.
 
@@ -11,12 +11,13 @@ use std::time::Instant;
 use ipc::{Chat, EngineReply, Exchange, Finish, ModelInfo};
 use sha2::{Digest, Sha256};
 use tokio::sync::mpsc;
+use tokio::time::sleep;
 
 use crate::agent::{Agent, AgentError};
 use crate::engine::{self, Engine, EngineError};
 use crate::identity::Client;
 use crate::journal::{causes, log};
-use crate::limits::ANSWER_BYTES_MAX;
+use crate::limits::{ANSWER_BYTES_MAX, EXCHANGE_TIMEOUT};
 use crate::openai::answer::{Usage, finish_reason};
 use crate::openai::error::ApiError;
 use crate::openai::request::{ChatRequest, Turn};
@@ -88,25 +89,30 @@ struct Tally {
     answer: Sha256,
 }
 
-/// Runs one exchange to its end. Dropping the receiver of `events` cancels it, and so does `stop`.
-pub async fn run(peers: &Peers, asked: Asked, events: mpsc::Sender<Event>, mut stop: Stop) {
+/// Runs one exchange until it is on record; returns the last event, which is for the caller to send.
+/// Dropping the receiver of `events` cancels it, and so does `stop`.
+pub async fn run(
+    peers: &Peers,
+    asked: &Asked,
+    events: &mpsc::Sender<Event>,
+    mut stop: Stop,
+) -> Event {
     let started = Instant::now();
     let mut tally = Tally::default();
     let end = tokio::select! {
         biased;
-        end = converse(peers, &asked, &events, &mut tally) => end.unwrap_or_else(|end| end),
+        end = converse(peers, asked, events, &mut tally) => end.unwrap_or_else(|end| end),
         () = events.closed() => End::Cancelled,
         () = stop.called() => End::Failed(ApiError::ShuttingDown),
+        () = sleep(EXCHANGE_TIMEOUT) => End::Failed(ApiError::TooSlow),
     };
-    let record = tally.record(&asked, &end);
+    let record = tally.record(asked, &end);
     let appended = peers.agent.append(record.clone()).await;
     report(&record, started, &appended);
-    let last = match appended {
+    match appended {
         Ok(_) => end.event(),
         Err(_) => Event::Failed(ApiError::LedgerUnavailable),
-    };
-    // The client may be gone by now; its exchange is on record all the same.
-    drop(events.send(last).await);
+    }
 }
 
 /// One line per exchange.

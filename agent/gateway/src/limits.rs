@@ -62,7 +62,7 @@ pub const EVIDENCE_TIMEOUT: Duration = Duration::from_secs(120);
 pub const ENGINE_STATUS_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long the engine may be silent: waiting in its queue, or prefill of a full context.
 pub const ENGINE_SILENCE_TIMEOUT: Duration = Duration::from_secs(300);
-/// Longest exchange, from request to the engine's last word.
+/// Longest exchange, whether it is the engine that is slow or the client that takes its bytes one by one.
 pub const EXCHANGE_TIMEOUT: Duration = Duration::from_secs(3600);
 /// After SIGTERM: time to record the exchanges under way.
 pub const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(15);

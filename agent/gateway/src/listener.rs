@@ -93,8 +93,8 @@ async fn authenticate(
     stream: TcpStream,
     acceptor: &TlsAcceptor,
 ) -> Result<(Tls, Client), AcceptError> {
-    // Events are small and each must leave at once.
-    stream.set_nodelay(true).map_err(AcceptError::Handshake)?;
+    // TCP_NODELAY and keep-alive come from the listening socket, where the unit sets them (`NoDelay=`,
+    // `KeepAlive=`): once confined, this process sets no options of TCP.
     let stream = WriteStall::new(stream, WRITE_STALL_TIMEOUT);
     let tls = timeout(HANDSHAKE_TIMEOUT, acceptor.accept(stream))
         .await

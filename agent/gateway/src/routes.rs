@@ -154,8 +154,11 @@ async fn start(
     let (sender, events) = mpsc::channel(EVENTS_QUEUED_MAX);
     let app = app.clone();
     tokio::spawn(async move {
-        exchange::run(&app.0.peers, asked, sender, app.0.stop.clone()).await;
-        drop(permit);
+        let last = exchange::run(&app.0.peers, &asked, &sender, app.0.stop.clone()).await;
+        // What follows may wait for a slow client, and costs no more than its connection.
+        drop((permit, asked));
+        // The client may be gone by now; its exchange is on record all the same.
+        drop(sender.send(last).await);
     });
     Ok((events, wanted))
 }

@@ -7,7 +7,8 @@ use ipc::EngineErrorKind;
 use serde_json::{Value, json};
 
 use crate::limits::{
-    BODY_BYTES_MAX, BODY_TIMEOUT, ENGINE_SILENCE_TIMEOUT, ERROR_BYTES_MAX, RETRY_AFTER_S,
+    BODY_BYTES_MAX, BODY_TIMEOUT, ENGINE_SILENCE_TIMEOUT, ERROR_BYTES_MAX, EXCHANGE_TIMEOUT,
+    RETRY_AFTER_S,
 };
 
 /// Why a request has no answer. Its text goes to the client; it never quotes another client.
@@ -88,6 +89,9 @@ pub enum ApiError {
     /// The engine said nothing for too long.
     #[error("the engine said nothing for {} s", ENGINE_SILENCE_TIMEOUT.as_secs())]
     EngineSilent,
+    /// The whole took too long, whoever was slow.
+    #[error("the exchange took longer than {} s", EXCHANGE_TIMEOUT.as_secs())]
+    TooSlow,
     /// A fault of the engine's own.
     #[error("the engine failed: {message}")]
     Engine {
@@ -219,6 +223,7 @@ impl ApiError {
             Self::EngineDown => (down, SERVER, Some("engine_unavailable"), "engine-down"),
             Self::EngineLost => (fault, SERVER, Some("engine_lost"), "engine-lost"),
             Self::EngineSilent => (fault, SERVER, Some("engine_timeout"), "engine-silent"),
+            Self::TooSlow => (fault, SERVER, Some("exchange_timeout"), "too-slow"),
             Self::Engine { .. } => (fault, SERVER, Some("internal_error"), "internal"),
             Self::LedgerUnavailable => (fault, SERVER, Some("ledger_unavailable"), "ledger"),
             Self::AgentUnavailable { .. } => (down, SERVER, Some("agent_unavailable"), "agent"),

@@ -374,4 +374,32 @@ mod tests {
         assert_eq!(missing(r#"{"model":"m"}"#), "messages");
         assert_eq!(missing(r#"{"model":null,"messages":[]}"#), "model");
     }
+
+    #[test]
+    fn no_mutation_of_a_request_panics_or_gets_past_the_ranges() {
+        let body = br#"{"model":"m","messages":[{"role":"user","content":[{"type":"text","text":"\u00e9"}]}],
+            "max_tokens":10,"temperature":1.5,"top_p":0.9,"seed":-3,"stop":["a"],"stream":true,
+            "stream_options":{"include_usage":true},"n":1,"tools":[],"user":"u"}"#;
+        parse(body).unwrap();
+        let check = |mutated: &[u8]| match parse(mutated) {
+            Ok(request) => {
+                assert!((0.0..=2.0).contains(&request.temperature));
+                assert!(request.top_p > 0.0 && request.top_p <= 1.0);
+                assert!(!request.messages.is_empty() && request.stop.len() <= STOPS_MAX);
+                assert!(request.max_tokens.is_none_or(|(tokens, _)| tokens > 0));
+            }
+            Err(error) => assert_eq!(error.status(), 400, "{error}"),
+        };
+        for at in 0..body.len() {
+            check(&body[..at]);
+            check(&[&body[..at], &body[at + 1..]].concat());
+            for byte in *b"\"\\{}[],:019-.eEn \0\xff" {
+                let mut mutated = body.to_vec();
+                mutated[at] = byte;
+                check(&mutated);
+                mutated.insert(at, byte);
+                check(&mutated);
+            }
+        }
+    }
 }
