@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use evidence::format::{AgentEvent, BundleEvent, BundleStatement};
 use evidence::ledger::Event;
+use evidence::verify::qualifying_data;
 use ipc::{AgentStatus, ModelInfo};
 
 use crate::attestor::{Attestor, AttestorError};
@@ -166,7 +167,7 @@ impl Agent {
         };
         let note = attestor.sign_checkpoint(&checkpoint)?;
         self.keep(&note, checkpoint.size)?;
-        let (quote, pcrs) = attestor.quote(report::qualifying(&nonce_bytes, &note))?;
+        let (quote, pcrs) = attestor.quote(qualifying_data(nonce_bytes, &note))?;
         let attested = Attested {
             nonce,
             created: now(),

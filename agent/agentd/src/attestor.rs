@@ -1,16 +1,15 @@
 //! The TPM and what this boot has measured with it, always taken together.
 //!
 //! Invariants: the register is extended only through [`Attestor::measure`], which logs first; a quote is handed
-//! out only with the very values that it signed.
+//! out only with the very values that it signed, as the verifier's own code judges.
 
 use std::path::{Path, PathBuf};
 
 use evidence::format::{AGENT_PCR, AgentEvent};
+use evidence::key::{AttestationKey as Judge, KeyError};
 use evidence::ledger::{Checkpoint, LedgerError, ORIGIN_PREFIX, ecdsa_key_id, sign_note};
-use p256::ecdsa::signature::Verifier;
-use p256::ecdsa::{Signature, VerifyingKey};
+use evidence::quote::{PcrValues, PcrsError, QuoteError};
 use p256::pkcs8::EncodePublicKey;
-use sha2::{Digest, Sha256};
 use tpm::{AttestationKey, Quote, Tpm, TpmError};
 
 use crate::boot::{self, BootError};
@@ -26,7 +25,8 @@ const QUOTE_ATTEMPTS_MAX: u32 = 3;
 pub(crate) struct Attestor {
     tpm: Tpm,
     key: AttestationKey,
-    verifying: VerifyingKey,
+    /// The same key as an auditor sees it.
+    judge: Judge,
     origin: String,
     key_id: [u8; 4],
     measured: Measured,
@@ -45,12 +45,18 @@ pub(crate) enum AttestorError {
     /// Log and register do not fit.
     #[error(transparent)]
     Measured(#[from] MeasuredError),
-    /// The TPM's public key is no point of P-256.
-    #[error("the attestation key's public area does not hold a P-256 key: {reason}")]
-    Key { reason: String },
+    /// An auditor would not accept the key.
+    #[error("the TPM's attestation key is not usable: {0}")]
+    Key(#[from] KeyError),
+    /// The public key is no point of P-256.
+    #[error("the TPM's attestation key is no P-256 key: {reason}")]
+    Point { reason: String },
+    /// An auditor would not accept the quote.
+    #[error("the TPM's quote does not hold: {0}")]
+    Quote(#[from] QuoteError),
     /// Registers change faster than they can be quoted.
-    #[error("PCRs changed during each of {QUOTE_ATTEMPTS_MAX} quotes; ask again")]
-    Unsteady,
+    #[error("PCRs changed during each of {QUOTE_ATTEMPTS_MAX} quotes ({last}); ask again")]
+    Unsteady { last: PcrsError },
 }
 
 impl Attestor {
@@ -61,13 +67,11 @@ impl Attestor {
         boot::check_measured(&pcrs)?;
         let measured = Measured::load(runtime)?.resume(pcrs[usize::from(AGENT_PCR)])?;
         let key = AttestationKey::create(&mut tpm)?;
-        let refuse = |reason: String| AttestorError::Key { reason };
-        let verifying =
-            VerifyingKey::from_sec1_bytes(key.point()).map_err(|e| refuse(e.to_string()))?;
-        let spki = verifying.to_public_key_der().map_err(|e| refuse(e.to_string()))?;
-        let key_id = ecdsa_key_id(spki.as_bytes());
+        let judge = Judge::parse(key.public())?;
+        let spki = spki(key.point())?;
+        let key_id = ecdsa_key_id(&spki);
         let origin = format!("{ORIGIN_PREFIX}{}", hex::encode(key.name()));
-        Ok(Self { tpm, key, verifying, origin, key_id, measured, runtime: runtime.to_owned() })
+        Ok(Self { tpm, key, judge, origin, key_id, measured, runtime: runtime.to_owned() })
     }
 
     /// Measures the policy, unless this boot has done so already.
@@ -128,28 +132,36 @@ impl Attestor {
 
     /// Reads a note that this TPM signed.
     pub(crate) fn open_checkpoint(&self, note: &str) -> Result<Checkpoint, LedgerError> {
-        Checkpoint::parse(note, |message, signature| {
-            Signature::from_slice(signature)
-                .is_ok_and(|signature| self.verifying.verify(message, &signature).is_ok())
-        })
+        Checkpoint::parse(note, |message, signature| self.judge.verify(message, signature))
     }
 
     /// Quotes [`QUOTED`]; returns the values that the quote signed as well.
     pub(crate) fn quote(
         &mut self,
         qualifying: [u8; 32],
-    ) -> Result<(Quote, tpm::Pcrs), AttestorError> {
-        for _ in 0..QUOTE_ATTEMPTS_MAX {
+    ) -> Result<(Quote, PcrValues), AttestorError> {
+        let mut attempt = 1;
+        loop {
             let pcrs = self.tpm.pcrs()?;
             let quote = self.key.quote(&mut self.tpm, qualifying, &QUOTED)?;
-            let mut hash = Sha256::new();
-            for pcr in QUOTED {
-                hash.update(pcrs[usize::from(pcr)]);
-            }
-            if quote.pcr_digest == <[u8; 32]>::from(hash.finalize()) {
-                return Ok((quote, pcrs));
+            let judged =
+                evidence::quote::Quote::verify(&self.judge, &quote.attest, &quote.signature)?;
+            let values = QUOTED.iter().map(|&pcr| (pcr, pcrs[usize::from(pcr)])).collect();
+            match judged.check_pcrs(&values) {
+                Ok(()) => return Ok((quote, values)),
+                Err(last) if attempt >= QUOTE_ATTEMPTS_MAX => {
+                    return Err(AttestorError::Unsteady { last });
+                }
+                Err(_changed_meanwhile) => attempt += 1,
             }
         }
-        Err(AttestorError::Unsteady)
     }
+}
+
+/// SubjectPublicKeyInfo of a point, DER.
+fn spki(point: &[u8]) -> Result<Vec<u8>, AttestorError> {
+    let refuse = |reason: String| AttestorError::Point { reason };
+    let key = p256::PublicKey::from_sec1_bytes(point).map_err(|e| refuse(e.to_string()))?;
+    let der = key.to_public_key_der().map_err(|e| refuse(e.to_string()))?;
+    Ok(der.into_vec())
 }

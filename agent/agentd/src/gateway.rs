@@ -19,8 +19,8 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use crate::agent::{Agent, AgentError};
 use crate::journal::say;
 
-/// Most connections at once; others are closed at once.
-const CONNECTIONS_MAX: usize = 64;
+/// Most connections at once, others are closed unheard: more than the gateway has chats.
+const CONNECTIONS_MAX: usize = 256;
 /// Longest silence on a connection.
 const IDLE_MAX: Duration = Duration::from_secs(300);
 /// Longest that sending a reply may take.

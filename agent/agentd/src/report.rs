@@ -1,16 +1,11 @@
 //! Writing the evidence file: pure, from what was attested.
 
-use std::collections::BTreeMap;
-
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use evidence::format::{
-    AgentEvent, BundleStatement, EVIDENCE_SCHEMA, Evidence, LedgerProof, ProvenRecord,
-    QUALIFYING_CONTEXT, Quote,
+    AgentEvent, BundleStatement, EVIDENCE_SCHEMA, Evidence, LedgerProof, ProvenRecord, Quote,
 };
-use sha2::{Digest, Sha256};
-
-use crate::attestor::QUOTED;
+use evidence::quote::PcrValues;
 
 /// Room for the reply around the file's text.
 const ENVELOPE_BYTES_MAX: usize = 64;
@@ -23,7 +18,7 @@ pub(crate) struct Attested<'a> {
     pub(crate) profile: &'a str,
     pub(crate) quote: &'a tpm::Quote,
     pub(crate) public: &'a [u8],
-    pub(crate) pcrs: &'a tpm::Pcrs,
+    pub(crate) pcrs: &'a PcrValues,
     pub(crate) firmware_log: &'a [u8],
     pub(crate) userspace_log: &'a [u8],
     pub(crate) agent_log: &'a [AgentEvent],
@@ -55,16 +50,6 @@ pub(crate) fn parse_nonce(text: &str) -> Result<[u8; 32], ReportError> {
     Err(ReportError::Nonce { found: text.chars().count() })
 }
 
-/// `extraData` of the quote: puts nonce and ledger head under the TPM's signature.
-pub(crate) fn qualifying(nonce: &[u8; 32], note: &str) -> [u8; 32] {
-    Sha256::new()
-        .chain_update(QUALIFYING_CONTEXT)
-        .chain_update(nonce)
-        .chain_update(Sha256::digest(note))
-        .finalize()
-        .into()
-}
-
 impl Attested<'_> {
     /// The file, with as many of the newest `records` (oldest first) as travel in one frame.
     pub(crate) fn report(self, records: Vec<ProvenRecord>) -> Result<String, ReportError> {
@@ -77,8 +62,7 @@ impl Attested<'_> {
     }
 
     fn evidence(self) -> Evidence {
-        let pcrs: BTreeMap<_, _> =
-            QUOTED.iter().map(|&pcr| (pcr, hex::encode(self.pcrs[usize::from(pcr)]))).collect();
+        let pcrs = self.pcrs.iter().map(|(&pcr, value)| (pcr, hex::encode(value))).collect();
         Evidence {
             schema: EVIDENCE_SCHEMA.to_owned(),
             nonce: self.nonce.to_owned(),
@@ -104,13 +88,17 @@ fn travelling_bytes(value: &impl serde::Serialize) -> Result<usize, serde_json::
     Ok(serde_json::to_string(&serde_json::to_string(value)?)?.len())
 }
 
+/// What a record adds to the file: within its text there are no outer quotes, and a comma.
+fn cost_bytes(record: &ProvenRecord) -> Result<usize, serde_json::Error> {
+    Ok(travelling_bytes(record)?.saturating_sub(1))
+}
+
 /// The newest records that fit into `room` bytes, oldest first.
 fn newest(mut records: Vec<ProvenRecord>, room: usize) -> Result<Vec<ProvenRecord>, ReportError> {
     let mut left = room;
     let mut first = records.len();
     while let Some(record) = first.checked_sub(1).and_then(|index| records.get(index)) {
-        // One more for the comma.
-        let Some(rest) = left.checked_sub(travelling_bytes(record)? + 1) else { break };
+        let Some(rest) = left.checked_sub(cost_bytes(record)?) else { break };
         left = rest;
         first -= 1;
     }
@@ -126,13 +114,14 @@ mod tests {
     }
 
     fn attested<'a>(log: &'a [u8], quote: &'a tpm::Quote) -> Attested<'a> {
+        static NO_PCRS: PcrValues = PcrValues::new();
         Attested {
             nonce: "00",
             created: String::new(),
             profile: "release",
             quote,
             public: &[],
-            pcrs: &[[0; 32]; tpm::PCRS],
+            pcrs: &NO_PCRS,
             firmware_log: log,
             userspace_log: &[],
             agent_log: &[],
@@ -142,7 +131,7 @@ mod tests {
     }
 
     fn quote() -> tpm::Quote {
-        tpm::Quote { attest: Vec::new(), signature: Vec::new(), pcr_digest: [0; 32] }
+        tpm::Quote { attest: Vec::new(), signature: Vec::new() }
     }
 
     #[test]
@@ -155,7 +144,7 @@ mod tests {
 
     #[test]
     fn the_newest_records_that_fit_are_sent() {
-        let cost = travelling_bytes(&record(0)).unwrap() + 1;
+        let cost = cost_bytes(&record(0)).unwrap();
         let records: Vec<_> = (0..5).map(record).collect();
         let sent = newest(records.clone(), 2 * cost + cost / 2).unwrap();
         assert_eq!(sent.iter().map(|record| record.index).collect::<Vec<_>>(), [3, 4]);
@@ -166,7 +155,7 @@ mod tests {
     #[test]
     fn a_full_file_fits_one_frame() {
         let (log, quote) = (vec![0xff; 11 << 20], quote());
-        let records: Vec<_> = (0..15_000).map(record).collect();
+        let records: Vec<_> = (0..20_000).map(record).collect();
         let json = attested(&log, &quote).report(records).unwrap();
         let reply = ipc::AgentReply::Evidence { json };
         let frame = ipc::encode(&reply, ipc::EVIDENCE_BYTES_MAX).unwrap();

@@ -12,8 +12,8 @@ use tss_esapi::interface_types::ecc::EccCurve;
 use tss_esapi::interface_types::resource_handles::Hierarchy;
 use tss_esapi::interface_types::session_handles::AuthSession;
 use tss_esapi::structures::{
-    AttestInfo, Data, EccParameter, EccPoint, EccScheme, HashScheme, MaxBuffer, Public,
-    PublicBuilder, PublicEccParametersBuilder, Signature, SignatureScheme,
+    Data, EccParameter, EccPoint, EccScheme, HashScheme, MaxBuffer, Public, PublicBuilder,
+    PublicEccParametersBuilder, Signature, SignatureScheme,
 };
 use tss_esapi::traits::Marshall;
 
@@ -47,8 +47,6 @@ pub struct Quote {
     pub attest: Vec<u8>,
     /// `TPMT_SIGNATURE` over `attest`.
     pub signature: Vec<u8>,
-    /// SHA-256 of the quoted PCRs' values, in order of index; taken from `attest`.
-    pub pcr_digest: [u8; 32],
 }
 
 impl AttestationKey {
@@ -113,15 +111,7 @@ impl AttestationKey {
                 context.quote(self.handle, qualifying, SignatureScheme::Null, selection)
             })
             .map_err(during(command))?;
-        let AttestInfo::Quote { info } = attest.attested() else {
-            return Err(TpmError::Answer {
-                command,
-                found: format!("{:?}", attest.attestation_type()),
-                expected: "a quote",
-            });
-        };
         Ok(Quote {
-            pcr_digest: pcr::digest_bytes(command, info.pcr_digest())?,
             attest: attest.marshall().map_err(during(command))?,
             signature: signature.marshall().map_err(during(command))?,
         })

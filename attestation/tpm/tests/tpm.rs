@@ -55,7 +55,6 @@ fn a_quote_verifies_and_binds_nonce_and_registers() {
         .chain_update(pcrs[14])
         .finalize()
         .into();
-    assert_eq!(quote.pcr_digest, digest);
     assert!(quote.attest.ends_with(&digest));
     assert!(quote.attest.windows(32).any(|window| window == [0xa5; 32]));
 }
