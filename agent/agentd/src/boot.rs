@@ -26,10 +26,7 @@ pub(crate) struct EventLogs {
 pub(crate) enum BootError {
     /// A log cannot be read.
     #[error("cannot read the {log} event log: {source}")]
-    Read {
-        log: &'static str,
-        source: std::io::Error,
-    },
+    Read { log: &'static str, source: std::io::Error },
     /// A log has no events.
     #[error("the {log} event log is empty: this boot was not measured; is the TPM enabled?")]
     Empty { log: &'static str },
@@ -74,7 +71,8 @@ fn read(log: &'static str, file: &File, max: usize) -> Result<Vec<u8>, BootError
     let mut chunk = vec![0; CHUNK_BYTES];
     loop {
         let offset = bytes.len() as u64;
-        let count = file.read_at(&mut chunk, offset).map_err(|source| BootError::Read { log, source })?;
+        let count =
+            file.read_at(&mut chunk, offset).map_err(|source| BootError::Read { log, source })?;
         if count == 0 {
             break;
         }

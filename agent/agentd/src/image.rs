@@ -62,7 +62,8 @@ mod tests {
 
     #[test]
     fn an_image_is_read_with_or_without_quotes() {
-        let image = Image::parse("ID=casemate\nIMAGE_VERSION=\"0.1\"\nVARIANT_ID=release\n").unwrap();
+        let image =
+            Image::parse("ID=casemate\nIMAGE_VERSION=\"0.1\"\nVARIANT_ID=release\n").unwrap();
         assert_eq!(image, Image { version: "0.1".into(), profile: "release".into() });
     }
 

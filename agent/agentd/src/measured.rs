@@ -40,10 +40,7 @@ pub(crate) struct Measured {
 pub(crate) enum MeasuredError {
     /// The file cannot be read or written.
     #[error("cannot keep the agent's event log {path}: {source}")]
-    File {
-        path: String,
-        source: io::Error,
-    },
+    File { path: String, source: io::Error },
     /// The file is not an event log.
     #[error("{path} is not the agent's event log ({reason}); reboot")]
     Malformed { path: String, reason: String },
@@ -68,7 +65,7 @@ impl Measured {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Self::default()),
             Err(source) => return Err(MeasuredError::File { path: shown, source }),
         };
-        let malformed = |reason: String| MeasuredError::Malformed { path: shown, reason };
+        let malformed = |reason: String| MeasuredError::Malformed { path: shown.clone(), reason };
         let log: Self =
             serde_json::from_slice(&text).map_err(|error| malformed(error.to_string()))?;
         if log.events.len() > EVENTS_MAX {
@@ -84,7 +81,8 @@ impl Measured {
             let new = runtime.join(format!("{FILE}.new"));
             let text = serde_json::to_vec(self)?;
             let mut options = fs::OpenOptions::new();
-            let mut file = options.write(true).create(true).truncate(true).mode(0o600).open(&new)?;
+            let mut file =
+                options.write(true).create(true).truncate(true).mode(0o600).open(&new)?;
             io::Write::write_all(&mut file, &text)?;
             fs::rename(&new, &path)
         };

@@ -12,8 +12,8 @@ use tss_esapi::interface_types::ecc::EccCurve;
 use tss_esapi::interface_types::resource_handles::Hierarchy;
 use tss_esapi::interface_types::session_handles::AuthSession;
 use tss_esapi::structures::{
-    AttestInfo, Data, EccParameter, EccPoint, EccScheme, HashScheme, MaxBuffer, Public,
-    PublicBuilder, PublicEccParametersBuilder, Signature, SignatureScheme,
+    Data, EccParameter, EccPoint, EccScheme, HashScheme, MaxBuffer, Public, PublicBuilder,
+    PublicEccParametersBuilder, Signature, SignatureScheme,
 };
 use tss_esapi::traits::Marshall;
 
@@ -23,6 +23,9 @@ use crate::{Tpm, TpmError, during, pcr};
 pub const MESSAGE_BYTES_MAX: usize = 1024;
 /// Length of a signature by [`AttestationKey::sign`]: `r ‖ s`.
 pub const SIGNATURE_BYTES: usize = 64;
+
+/// Length of a public key: `04 ‖ x ‖ y` (SEC 1, uncompressed).
+pub const POINT_BYTES: usize = 65;
 
 /// Width of a P-256 scalar.
 const SCALAR_BYTES: usize = 32;
@@ -34,6 +37,7 @@ pub struct AttestationKey {
     handle: KeyHandle,
     public: Vec<u8>,
     name: Vec<u8>,
+    point: [u8; POINT_BYTES],
 }
 
 /// What TPM2_Quote answered, marshalled as the TPM signed it.
@@ -43,8 +47,6 @@ pub struct Quote {
     pub attest: Vec<u8>,
     /// `TPMT_SIGNATURE` over `attest`.
     pub signature: Vec<u8>,
-    /// SHA-256 of the quoted PCRs' values, in order of index; taken from `attest`.
-    pub pcr_digest: [u8; 32],
 }
 
 impl AttestationKey {
@@ -68,7 +70,8 @@ impl AttestationKey {
             .value()
             .to_vec();
         let public = created.out_public.marshall().map_err(during(command))?;
-        Ok(Self { handle: created.key_handle, public, name })
+        let point = point(&created.out_public)?;
+        Ok(Self { handle: created.key_handle, public, name, point })
     }
 
     /// `TPMT_PUBLIC`, marshalled.
@@ -81,6 +84,12 @@ impl AttestationKey {
     #[must_use]
     pub fn name(&self) -> &[u8] {
         &self.name
+    }
+
+    /// The public key: `04 ‖ x ‖ y` (SEC 1, uncompressed).
+    #[must_use]
+    pub fn point(&self) -> &[u8; POINT_BYTES] {
+        &self.point
     }
 
     /// Signs the present values of `pcrs` (SHA-256 bank) together with `qualifying`.
@@ -102,15 +111,7 @@ impl AttestationKey {
                 context.quote(self.handle, qualifying, SignatureScheme::Null, selection)
             })
             .map_err(during(command))?;
-        let AttestInfo::Quote { info } = attest.attested() else {
-            return Err(TpmError::Answer {
-                command,
-                found: format!("{:?}", attest.attestation_type()),
-                expected: "a quote",
-            });
-        };
         Ok(Quote {
-            pcr_digest: pcr::digest_bytes(command, info.pcr_digest())?,
             attest: attest.marshall().map_err(during(command))?,
             signature: signature.marshall().map_err(during(command))?,
         })
@@ -192,10 +193,27 @@ fn fixed_width(signature: &Signature) -> Result<[u8; SIGNATURE_BYTES], TpmError>
     Ok(fixed)
 }
 
+/// `04 ‖ x ‖ y` of a public area.
+fn point(public: &Public) -> Result<[u8; POINT_BYTES], TpmError> {
+    let Public::Ecc { unique, .. } = public else {
+        return Err(TpmError::Answer {
+            command: "TPM2_CreatePrimary",
+            found: "another kind of key".to_owned(),
+            expected: "an ECC key",
+        });
+    };
+    let mut point = [0; POINT_BYTES];
+    point[0] = 4;
+    let (x, y) = point[1..].split_at_mut(SCALAR_BYTES);
+    pad(x, unique.x())?;
+    pad(y, unique.y())?;
+    Ok(point)
+}
+
 fn pad(into: &mut [u8], scalar: &EccParameter) -> Result<(), TpmError> {
     let scalar = scalar.value();
     let skip = into.len().checked_sub(scalar.len()).ok_or_else(|| TpmError::Answer {
-        command: "TPM2_Sign",
+        command: "TPM2_Sign or TPM2_CreatePrimary",
         found: format!("a scalar of {} bytes", scalar.len()),
         expected: "at most 32 bytes",
     })?;

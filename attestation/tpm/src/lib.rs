@@ -7,7 +7,7 @@
 mod key;
 mod pcr;
 
-pub use key::{AttestationKey, MESSAGE_BYTES_MAX, Quote, SIGNATURE_BYTES};
+pub use key::{AttestationKey, MESSAGE_BYTES_MAX, POINT_BYTES, Quote, SIGNATURE_BYTES};
 pub use pcr::{PCRS, Pcrs};
 
 use std::str::FromStr;

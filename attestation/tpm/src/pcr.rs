@@ -2,6 +2,7 @@
 
 use tss_esapi::handles::PcrHandle;
 use tss_esapi::interface_types::algorithm::HashingAlgorithm;
+use tss_esapi::interface_types::session_handles::AuthSession;
 use tss_esapi::structures::{
     Digest, DigestValues, PcrSelectionList, PcrSelectionListBuilder, PcrSlot,
 };
@@ -83,10 +84,9 @@ impl Tpm {
         let mut digests = DigestValues::new();
         digests.set(HashingAlgorithm::Sha256, digest);
         self.context
-            .execute_with_session(
-                Some(tss_esapi::interface_types::session_handles::AuthSession::Password),
-                |context| context.pcr_extend(handle, digests),
-            )
+            .execute_with_session(Some(AuthSession::Password), |context| {
+                context.pcr_extend(handle, digests)
+            })
             .map_err(during(command))
     }
 }
@@ -110,7 +110,7 @@ pub(crate) fn select(indexes: &[u8]) -> Result<PcrSelectionList, TpmError> {
 }
 
 /// The 32 bytes of a SHA-256 digest.
-pub(crate) fn digest_bytes(command: &'static str, digest: &Digest) -> Result<[u8; 32], TpmError> {
+fn digest_bytes(command: &'static str, digest: &Digest) -> Result<[u8; 32], TpmError> {
     digest.value().try_into().map_err(|_| TpmError::Answer {
         command,
         found: format!("a digest of {} bytes", digest.value().len()),

@@ -57,6 +57,12 @@ pub enum Event {
     },
     /// A client asked the model.
     Exchange(Exchange),
+    /// A record that was being written when the power failed, and was never acknowledged, was cut.
+    #[serde(rename_all = "snake_case")]
+    Recovered {
+        /// Bytes of it that were on disk.
+        cut_bytes: u64,
+    },
 }
 
 /// One exchange with a client; field by field what the gateway reports (`ipc::Exchange`).
@@ -128,7 +134,7 @@ impl Record {
         match &self.event {
             Event::BundleAdmitted { bundle_digest, .. } => digest("bundle_digest", bundle_digest),
             Event::Exchange(exchange) => exchange.check(),
-            Event::Boot { .. } | Event::BundleRefused { .. } => Ok(()),
+            Event::Boot { .. } | Event::BundleRefused { .. } | Event::Recovered { .. } => Ok(()),
         }
     }
 }
