@@ -208,6 +208,14 @@ pub(crate) mod tests {
     const OPTIONAL_BYTES: usize = 240;
     const PE: usize = 0x80;
 
+    fn le16(number: usize) -> [u8; 2] {
+        u16::try_from(number).unwrap().to_le_bytes()
+    }
+
+    fn le32(number: usize) -> [u8; 4] {
+        u32::try_from(number).unwrap().to_le_bytes()
+    }
+
     /// An image with the given sections, 512 bytes aligned in the file, without a signature.
     pub(crate) fn image(sections: &[(&str, &[u8])]) -> Vec<u8> {
         let first = PE + 24 + OPTIONAL_BYTES;
@@ -216,19 +224,19 @@ pub(crate) mod tests {
         let put = |image: &mut Vec<u8>, at: usize, bytes: &[u8]| {
             image[at..at + bytes.len()].copy_from_slice(bytes)
         };
-        put(&mut image, 0x3c, &(PE as u32).to_le_bytes());
+        put(&mut image, 0x3c, &le32(PE));
         put(&mut image, PE, b"PE\0\0");
-        put(&mut image, PE + 6, &(sections.len() as u16).to_le_bytes());
-        put(&mut image, PE + 20, &(OPTIONAL_BYTES as u16).to_le_bytes());
+        put(&mut image, PE + 6, &le16(sections.len()));
+        put(&mut image, PE + 20, &le16(OPTIONAL_BYTES));
         put(&mut image, PE + 24, &MAGIC_PE32_PLUS.to_le_bytes());
-        put(&mut image, PE + 24 + SIZE_OF_HEADERS, &(headers as u32).to_le_bytes());
+        put(&mut image, PE + 24 + SIZE_OF_HEADERS, &le32(headers));
         for (index, (name, content)) in sections.iter().enumerate() {
             let header = first + index * SECTION_HEADER_BYTES;
             let (raw, raw_bytes) = (image.len(), content.len().next_multiple_of(512));
             put(&mut image, header, name.as_bytes());
-            put(&mut image, header + 8, &(content.len() as u32).to_le_bytes());
-            put(&mut image, header + 16, &(raw_bytes as u32).to_le_bytes());
-            put(&mut image, header + 20, &(raw as u32).to_le_bytes());
+            put(&mut image, header + 8, &le32(content.len()));
+            put(&mut image, header + 16, &le32(raw_bytes));
+            put(&mut image, header + 20, &le32(raw));
             image.extend_from_slice(content);
             image.resize(raw + raw_bytes, 0);
         }
@@ -238,9 +246,8 @@ pub(crate) mod tests {
     fn with_signature(image: &[u8], signature: &[u8]) -> Vec<u8> {
         let mut signed = image.to_vec();
         let directory = PE + 24 + DIRECTORIES + CERTIFICATE_TABLE * 8;
-        signed[directory..directory + 4].copy_from_slice(&(image.len() as u32).to_le_bytes());
-        signed[directory + 4..directory + 8]
-            .copy_from_slice(&(signature.len() as u32).to_le_bytes());
+        signed[directory..directory + 4].copy_from_slice(&le32(image.len()));
+        signed[directory + 4..directory + 8].copy_from_slice(&le32(signature.len()));
         signed.extend_from_slice(signature);
         signed
     }

@@ -22,7 +22,7 @@ const MACHINE: &[(u8, &str)] = &[
         9,
         "initrd as the kernel received it: the UKI's, already in PCR 11, and what systemd-stub adds",
     ),
-    (10, "IMA, which is not configured"),
+    (10, "the kernel's IMA, which adds up PCRs 0 to 9"),
     (14, "agentd's measurements; the agent log explains them"),
     (15, "machine id and file systems of this boot"),
 ];
@@ -63,7 +63,7 @@ pub(crate) fn reference(
         keys.certificate("secureboot/KEK.crt")?,
         keys.certificate("secureboot/db.crt")?,
     );
-    let secure_boot = SecureBoot { owner: keys.owner(), pk: &pk, kek: &kek, db: &db, dbx: &[] };
+    let secure_boot = SecureBoot { owner: keys.owner(), pk: &pk, kek: &kek, db: &db };
     let pcrs = [
         (4, predict::pcr4(&[authenticode])),
         (7, predict::pcr7(&secure_boot)),
