@@ -6,6 +6,7 @@
 pub mod api;
 pub mod auditor;
 pub mod bench;
+pub mod media;
 pub mod runner;
 pub mod scenarios;
 mod tool;

@@ -7,6 +7,7 @@ use anyhow::{Context, bail};
 use clap::Parser;
 use qemu::{Accel, accel};
 use system_tests::bench::{Bench, Bundles, Inputs, Needs};
+use system_tests::media;
 use system_tests::runner::{self, Scenario};
 use system_tests::scenarios;
 
@@ -22,6 +23,12 @@ struct Cli {
     /// Folder made by `casemate keys`.
     #[arg(long, required_unless_present = "list")]
     keys: Option<PathBuf>,
+    /// Model folder from which the good and the bad media are made.
+    #[arg(long, requires = "signature", conflicts_with = "bundle")]
+    model: Option<PathBuf>,
+    /// Signature of that folder; as many as the policy needs.
+    #[arg(long)]
+    signature: Vec<PathBuf>,
     /// Bundle medium that the quorum signed.
     #[arg(long)]
     bundle: Option<PathBuf>,
@@ -37,7 +44,7 @@ struct Cli {
     /// Python with the package `openai`.
     #[arg(long)]
     python: Option<PathBuf>,
-    /// Folder with `casemate-verify`; without it, this program's own folder.
+    /// Folder with `casemate-verify` and `casemate`; without it, this program's own folder.
     #[arg(long)]
     programs: Option<PathBuf>,
     /// Folder for logs of failures and for `results.txt`; it may be thrown away.
@@ -76,6 +83,9 @@ fn main() -> anyhow::Result<ExitCode> {
         }
         return Ok(ExitCode::SUCCESS);
     }
+    // Needed where this is the first process of a namespace, whose default is to ignore signals. The machines end with
+    // the threads that started them.
+    ctrlc::set_handler(|| std::process::exit(130)).context("handling Ctrl-C")?;
     let chosen = choose(&cli.only)?;
     let jobs = usize::from(cli.jobs);
     let inputs = inputs(cli)?;
@@ -108,20 +118,29 @@ fn inputs(cli: Cli) -> anyhow::Result<Inputs> {
     let own = std::env::current_exe()?;
     let own = own.parent().context("this program has no folder")?;
     empty_results(&cli.results).with_context(|| cli.results.display().to_string())?;
+    let results = absolute(&cli.results)?;
+    let programs = absolute(&cli.programs.unwrap_or_else(|| own.to_owned()))?;
     let optional = |path: Option<PathBuf>| path.as_ref().map(absolute).transpose();
-    Ok(Inputs {
-        image,
-        keys: absolute(&cli.keys.context("no --keys")?)?,
-        bundles: Bundles {
+    let bundles = match &cli.model {
+        Some(model) => {
+            println!("packing media");
+            media::make(&programs.join("casemate"), model, &cli.signature, &results.join("media"))?
+        }
+        None => Bundles {
             good: optional(cli.bundle)?,
             flipped: optional(cli.bundle_flipped_byte)?,
             one_signature: optional(cli.bundle_one_signature)?,
             extra_file: optional(cli.bundle_extra_file)?,
         },
+    };
+    Ok(Inputs {
+        image,
+        keys: absolute(&cli.keys.context("no --keys")?)?,
+        bundles,
         // Not resolved: a virtual environment is found by the path of its link.
         python: cli.python.map(std::path::absolute).transpose()?,
-        programs: absolute(&cli.programs.unwrap_or_else(|| own.to_owned()))?,
-        results: absolute(&cli.results)?,
+        programs,
+        results,
         accel,
         memory_mib: cli.memory,
         long: cli.long,

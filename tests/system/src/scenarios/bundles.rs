@@ -1,11 +1,12 @@
 //! Bundles that must not be loaded.
 
 use std::path::Path;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
 use serde_json::Value;
 
-use crate::api::chat_body;
+use crate::api::{Api, chat_body};
 use crate::bench::{ADMITTED, HEALTH_LIMIT, Scene, wait_refused};
 
 pub(super) fn flipped_byte(scene: &Scene<'_>) -> anyhow::Result<()> {
@@ -20,6 +21,21 @@ pub(super) fn extra_file(scene: &Scene<'_>) -> anyhow::Result<()> {
     refused(scene, scene.bench.inputs.bundles.extra_file.as_deref(), "not signed")
 }
 
+/// `/healthz` comes to say what the console said.
+fn wait_reason(scene: &Scene<'_>, api: &Api, reason: &str) -> anyhow::Result<()> {
+    let deadline = Instant::now() + scene.within(HEALTH_LIMIT)?;
+    loop {
+        let health = api.get("/healthz")?.expect(503)?.json()?;
+        let said = health.get("reason").and_then(Value::as_str).unwrap_or_default();
+        if said.contains(reason) {
+            return Ok(());
+        }
+        let late = Instant::now() >= deadline;
+        ensure!(!late, "/healthz says {said:?}, the console {reason:?}");
+        std::thread::sleep(Duration::from_millis(500));
+    }
+}
+
 /// The medium is refused for the reason that it was made for, clients read that reason, and nothing answers.
 fn refused(scene: &Scene<'_>, bundle: Option<&Path>, cause: &str) -> anyhow::Result<()> {
     let bundle = bundle.context("no image of this bad bundle was given")?;
@@ -28,9 +44,7 @@ fn refused(scene: &Scene<'_>, bundle: Option<&Path>, cause: &str) -> anyhow::Res
     machine.plug_bundle(bundle)?;
     let reason = wait_refused(&mut machine)?;
     ensure!(reason.contains(cause), "refused for another reason than {cause:?}: {reason}");
-    let health = api.wait_health(503, scene.within(HEALTH_LIMIT)?)?.json()?;
-    let said = health.get("reason").and_then(Value::as_str).unwrap_or_default();
-    ensure!(said.contains(&reason), "/healthz says {said:?}, the console {reason:?}");
+    wait_reason(scene, &api, &reason)?;
     let body = chat_body("any", "Name a colour.", 4, false).to_string();
     let answer = api.post("/v1/chat/completions", &body)?.expect(503)?.json()?;
     ensure!(answer.pointer("/error/message").is_some(), "no error object: {answer}");

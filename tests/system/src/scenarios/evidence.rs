@@ -53,14 +53,14 @@ pub(super) fn edited_ledger(scene: &Scene<'_>) -> anyhow::Result<()> {
     fetched.expect_established(scene)?;
     let (edited, index) = auditor::edit_newest_exchange(&fetched.text)?;
     let verdict = fetched.verify(scene, &edited, &fetched.ak_name, &fetched.nonce)?;
-    verdict.expect_refuted(&["record", &index.to_string()])
+    verdict.expect_refuted(&["REFUTED", "ledger", "record", &index.to_string()])
 }
 
 pub(super) fn wrong_nonce(scene: &Scene<'_>) -> anyhow::Result<()> {
     let fetched = Fetched::fetch(scene)?;
     fetched.expect_established(scene)?;
     let verdict = fetched.verify(scene, &fetched.text, &fetched.ak_name, &auditor::nonce()?)?;
-    verdict.expect_refuted(&["nonce"])
+    verdict.expect_refuted(&["REFUTED", "fresh"])
 }
 
 /// A second machine boots the same image; its evidence is not the first one's, nor the other way round.
@@ -71,9 +71,9 @@ pub(super) fn other_machine(scene: &Scene<'_>) -> anyhow::Result<()> {
     let other = wait_ready(&mut second)?;
     ensure!(other != fetched.ak_name, "two TPMs have the same attestation key {other}");
     let verdict = fetched.verify(scene, &fetched.text, &other, &fetched.nonce)?;
-    verdict.expect_refuted(&["machine"])?;
+    verdict.expect_refuted(&["REFUTED", "machine"])?;
     let nonce = auditor::nonce()?;
     let text = scene.api(&second).evidence(&nonce)?;
     let verdict = fetched.verify(scene, &text, &fetched.ak_name, &nonce)?;
-    verdict.expect_refuted(&["machine"])
+    verdict.expect_refuted(&["REFUTED", "machine"])
 }

@@ -46,7 +46,8 @@ pub(super) fn uki_flipped_byte(scene: &Scene<'_>) -> anyhow::Result<()> {
         }
         Ok(())
     })?;
-    refuses_to_boot(scene, image, FIRMWARE_REFUSES, "Linux version")
+    // The first words of whatever a UKI starts.
+    refuses_to_boot(scene, image, FIRMWARE_REFUSES, "EFI stub:")
 }
 
 /// A copy of the image, tampered with.
@@ -121,5 +122,5 @@ pub(super) fn smbios_cmdline_injected(scene: &Scene<'_>) -> anyhow::Result<()> {
     let evidence = api.evidence(&nonce)?;
     let folder = scene.path("auditor");
     let verdict = scene.bench.auditor().verify(&folder, &evidence, &serving.ak_name, &nonce)?;
-    verdict.expect_refuted(&["command-line", "refuted"])
+    verdict.expect_refuted(&["REFUTED", "command-line"])
 }
