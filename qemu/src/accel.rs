@@ -13,6 +13,10 @@ use crate::machine::{Config, Machine, MachineError, file_error, make_folder};
 
 /// Debian's variable store without keys, for a probe without an image.
 const EMPTY_VARS: &str = "/usr/share/OVMF/OVMF_VARS_4M.fd";
+/// What firmware says when it looks for something to boot.
+const FIRMWARE_SIGNS: &[&str] = &["BdsDxe"];
+/// What only a kernel that unpacked itself, or a program under it, says; a quiet command line hides the first.
+const KERNEL_SIGNS: &[&str] = &["Linux version", "systemd[1]:", "agentd: "];
 /// With KVM the firmware shows itself within 2 s and the kernel within 5 s, with a margin for a busy host.
 const PROBE_LIMIT: Duration = Duration::from_secs(40);
 
@@ -117,9 +121,9 @@ fn read_cache(path: &Path) -> Option<Probe> {
 /// The sign of life, or how the machine failed; an error if the probe itself could not be made.
 fn boot_under_kvm(image: Option<&Path>) -> Result<Result<String, String>, MachineError> {
     let scratch = tempfile::tempdir().map_err(|e| file_error(&std::env::temp_dir(), e))?;
-    let (image, sign) = match image {
-        Some(image) => (image.to_owned(), "Linux version"),
-        None => (empty_image(scratch.path())?, "BdsDxe"),
+    let (image, signs) = match image {
+        Some(image) => (image.to_owned(), KERNEL_SIGNS),
+        None => (empty_image(scratch.path())?, FIRMWARE_SIGNS),
     };
     let config = Config::new(image, scratch.path().join("state"), Accel::Kvm);
     let mut machine = match Machine::boot(config) {
@@ -127,8 +131,8 @@ fn boot_under_kvm(image: Option<&Path>) -> Result<Result<String, String>, Machin
         Err(error @ MachineError::Start { .. }) => return Ok(Err(error.to_string())),
         Err(error) => return Err(error),
     };
-    match machine.wait_for(sign, PROBE_LIMIT) {
-        Ok(line) => Ok(Ok(line)),
+    match machine.wait_for_any(signs, PROBE_LIMIT) {
+        Ok((_, line)) => Ok(Ok(line)),
         Err(MachineError::NotSeen { outcome, .. }) => Ok(Err(outcome)),
         Err(error) => Err(error),
     }

@@ -62,6 +62,11 @@ impl Transcript {
     pub fn push(&mut self, bytes: &[u8]) {
         for &byte in bytes {
             self.escape = match (self.escape, byte) {
+                // A sequence that nobody ends must not swallow the rest of the console.
+                (_, b'\n') => {
+                    self.partial.push(byte);
+                    Escape::None
+                }
                 (_, 0x1b) => Escape::Started,
                 (Escape::Started, b'[') => Escape::Control,
                 (Escape::Started, b']') => Escape::Text,
@@ -197,6 +202,7 @@ mod tests {
         let t =
             transcript(&[b"\x1b[0;3", b"2m[  OK  ]\x1b", b"[0m Star\x1b]0;title\x07ted\r\n\x1bMx"]);
         assert_eq!(t.text(), "[  OK  ] Started\nx");
+        assert_eq!(transcript(&[b"\x1b[!pa\x1b]104\nb"]).text(), "a\nb", "ended by the line");
     }
 
     #[test]

@@ -5,7 +5,7 @@
 //! be seen only in the file that holds it, so that each fork would need a copy of everything.
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use serde_json::json;
@@ -64,6 +64,27 @@ impl Snapshot {
 
     /// A machine that goes on from the snapshot in a `state` folder of its own, on a free port.
     pub fn fork(&self, state: &Path) -> Result<Machine, MachineError> {
+        let (config, base) = self.overlay(state)?;
+        let mut machine = Machine::launch(config, true)?;
+        let qmp = machine.qmp();
+        qmp.execute("migrate-incoming", &json!({ "uri": file_uri(&base.join("vm.state"))? }))?;
+        qmp.wait_state(
+            ("query-migrate", "status"),
+            &["completed"],
+            &["failed", "cancelled"],
+            MIGRATION_LIMIT,
+        )?;
+        qmp.execute("cont", &json!({}))?;
+        Ok(machine)
+    }
+
+    /// The snapshot's disk and variables in a machine that was never on and has a TPM of its own, as if the disk had
+    /// been carried into another server. The disk is as after a power cut at the time of the snapshot.
+    pub fn transplant(&self, state: &Path) -> Result<Config, MachineError> {
+        Ok(self.overlay(state)?.0)
+    }
+
+    fn overlay(&self, state: &Path) -> Result<(Config, PathBuf), MachineError> {
         let mut config = self.config.clone();
         state.clone_into(&mut config.state);
         config.port = None;
@@ -78,17 +99,7 @@ impl Snapshot {
         create_overlay(&base.join("vars.qcow2"), "qcow2", &config.vars())?;
         fs::copy(self.config.origin(), config.origin())
             .map_err(|source| file_error(&config.origin(), source))?;
-        let mut machine = Machine::launch(config, true)?;
-        let qmp = machine.qmp();
-        qmp.execute("migrate-incoming", &json!({ "uri": file_uri(&base.join("vm.state"))? }))?;
-        qmp.wait_state(
-            ("query-migrate", "status"),
-            &["completed"],
-            &["failed", "cancelled"],
-            MIGRATION_LIMIT,
-        )?;
-        qmp.execute("cont", &json!({}))?;
-        Ok(machine)
+        Ok((config, base))
     }
 }
 

@@ -1,0 +1,302 @@
+//! What all scenarios share: the inputs, and one boot.
+//!
+//! The appliance boots once for all: [`Bench::ready`] is that boot without a bundle, [`Bench::serving`] a fork of it with
+//! the good bundle admitted. Both are frozen; a scenario forks them in about two seconds.
+
+use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, anyhow, bail, ensure};
+use qemu::{Accel, Config, Machine, Snapshot};
+use serde_json::Value;
+
+use crate::api::Api;
+use crate::auditor::Auditor;
+
+/// Longest boot: 22 to 60 s of guest time were seen without KVM, up to 90 s on the wall with other work beside it.
+pub const BOOT_LIMIT: Duration = Duration::from_secs(300);
+/// Longest time from plugging a medium to agentd's decision on it: 100 MB are hashed twice by an emulated CPU.
+pub const BUNDLE_LIMIT: Duration = Duration::from_secs(180);
+/// Longest time from agentd's decision to the gateway's word on it.
+pub const HEALTH_LIMIT: Duration = Duration::from_secs(120);
+
+/// Printed by agentd when it answers requests.
+pub const AGENTD_READY: &str = "agentd: ready";
+/// Printed by agentd before the Name of its attestation key.
+pub const ATTESTATION_KEY: &str = "agentd: attestation key ";
+/// Printed by agentd before model, digest and signers.
+pub const ADMITTED: &str = "agentd: bundle admitted ";
+/// Printed by agentd before the reason.
+pub const REFUSED: &str = "agentd: bundle refused: ";
+
+/// What the scenarios are given.
+#[derive(Debug)]
+pub struct Inputs {
+    /// Folder made by `casemate build`.
+    pub image: PathBuf,
+    /// Folder made by `casemate keys`.
+    pub keys: PathBuf,
+    /// Bundle media, by name.
+    pub bundles: Bundles,
+    /// Python with the `openai` package.
+    pub python: Option<PathBuf>,
+    /// Folder with `casemate-verify`.
+    pub programs: PathBuf,
+    /// Folder of the results.
+    pub results: PathBuf,
+    /// What executes the guest's code.
+    pub accel: Accel,
+    /// Memory of each machine in MiB.
+    pub memory_mib: u32,
+    /// Repetitions too.
+    pub long: bool,
+}
+
+/// Bundle media, as `casemate bundle pack` makes them.
+#[derive(Debug, Default)]
+pub struct Bundles {
+    /// Signed by the quorum.
+    pub good: Option<PathBuf>,
+    /// The good one with one byte of the weights flipped.
+    pub flipped: Option<PathBuf>,
+    /// Signed by one key of the two needed.
+    pub one_signature: Option<PathBuf>,
+    /// The good one with a file that nobody signed.
+    pub extra_file: Option<PathBuf>,
+}
+
+/// The appliance, booted from cold without a bundle.
+#[derive(Debug)]
+pub struct Ready {
+    /// Frozen right after agentd was ready.
+    pub snapshot: Snapshot,
+    /// Name of the attestation key, as whoever installs the machine reads it on the console.
+    pub ak_name: String,
+}
+
+/// The appliance with the good bundle admitted.
+#[derive(Debug)]
+pub struct Serving {
+    /// Frozen when `/healthz` was ok.
+    pub snapshot: Snapshot,
+    /// Name of the attestation key.
+    pub ak_name: String,
+    /// The model's name for clients.
+    pub model: String,
+}
+
+/// A stage that is made once; a failure is kept, so that it is not made again and again.
+#[derive(Debug)]
+struct Stage<T> {
+    made: OnceLock<Result<T, String>>,
+    being_made: AtomicBool,
+}
+
+impl<T> Stage<T> {
+    const fn new() -> Self {
+        Self { made: OnceLock::new(), being_made: AtomicBool::new(false) }
+    }
+
+    fn busy(&self) -> bool {
+        self.made.get().is_none() && self.being_made.load(Ordering::Acquire)
+    }
+
+    fn get(&self, name: &str, make: impl FnOnce() -> anyhow::Result<T>) -> anyhow::Result<&T> {
+        self.being_made.store(true, Ordering::Release);
+        let made = self.made.get_or_init(|| {
+            let start = Instant::now();
+            let made = make().map_err(|error| format!("{error:#}"));
+            let outcome = if made.is_ok() { "frozen" } else { "FAILED" };
+            println!("  ({name}: {outcome} after {:.0} s)", start.elapsed().as_secs_f64());
+            made
+        });
+        made.as_ref().map_err(|error| anyhow!("the shared {name} failed: {error}"))
+    }
+}
+
+/// Inputs and the shared stages.
+#[derive(Debug)]
+pub struct Bench {
+    /// What the scenarios are given.
+    pub inputs: Inputs,
+    ready: Stage<Ready>,
+    serving: Stage<Serving>,
+}
+
+impl Bench {
+    /// Nothing boots yet.
+    #[must_use]
+    pub const fn new(inputs: Inputs) -> Self {
+        Self { inputs, ready: Stage::new(), serving: Stage::new() }
+    }
+
+    /// The shared boot.
+    pub fn ready(&self) -> anyhow::Result<&Ready> {
+        self.ready.get("boot", || {
+            let state = self.inputs.results.join("shared-ready");
+            let mut machine = Machine::boot(self.config(&state))?;
+            let ak_name = wait_ready(&mut machine)?;
+            self.stage_api(&machine, &state).wait_health(503, HEALTH_LIMIT)?;
+            Ok(Ready { snapshot: machine.snapshot()?, ak_name })
+        })
+    }
+
+    /// The shared admission of the good bundle.
+    pub fn serving(&self) -> anyhow::Result<&Serving> {
+        let ready = self.ready()?;
+        self.serving.get("admission", || {
+            let state = self.inputs.results.join("shared-serving");
+            let good = self.inputs.bundles.good.as_deref().context("no --bundle")?;
+            let mut machine = ready.snapshot.fork(&state)?;
+            machine.plug_bundle(good)?;
+            let model = wait_admitted(&mut machine)?;
+            self.stage_api(&machine, &state).wait_health(200, HEALTH_LIMIT)?;
+            let ak_name = ready.ak_name.clone();
+            Ok(Serving { snapshot: machine.snapshot()?, ak_name, model })
+        })
+    }
+
+    /// Whether another thread is making what this need waits for.
+    #[must_use]
+    pub fn busy(&self, needs: Needs) -> bool {
+        match needs {
+            Needs::Nothing => false,
+            Needs::Ready => self.ready.busy(),
+            Needs::Serving => self.ready.busy() || self.serving.busy(),
+        }
+    }
+
+    /// Makes what a scenario starts from, outside its own time.
+    pub fn provide(&self, needs: Needs) -> anyhow::Result<()> {
+        match needs {
+            Needs::Nothing => Ok(()),
+            Needs::Ready => self.ready().map(drop),
+            Needs::Serving => self.serving().map(drop),
+        }
+    }
+
+    /// A new machine with the image under test.
+    #[must_use]
+    pub fn config(&self, state: &Path) -> Config {
+        let mut config = Config::new(&self.inputs.image, state, self.inputs.accel);
+        config.memory_mib = self.inputs.memory_mib;
+        config
+    }
+
+    /// Whoever judges the evidence.
+    #[must_use]
+    pub fn auditor(&self) -> Auditor {
+        Auditor {
+            program: self.inputs.programs.join("casemate-verify"),
+            reference: self.inputs.image.join("reference.json"),
+            policy: self.inputs.keys.join("policy.json"),
+        }
+    }
+
+    fn stage_api(&self, machine: &Machine, scratch: &Path) -> Api {
+        let deadline = Instant::now() + HEALTH_LIMIT;
+        Api::new(machine.port(), &self.inputs.keys.join("site"), scratch, deadline)
+    }
+}
+
+/// What a scenario starts from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Needs {
+    /// It boots by itself.
+    Nothing,
+    /// [`Bench::ready`].
+    Ready,
+    /// [`Bench::serving`].
+    Serving,
+}
+
+/// One run of one scenario: its folder, its time.
+#[derive(Debug)]
+pub struct Scene<'a> {
+    /// What all share.
+    pub bench: &'a Bench,
+    folder: PathBuf,
+    deadline: Instant,
+    names: AtomicU32,
+}
+
+impl<'a> Scene<'a> {
+    /// A scene with an empty `folder` of its own.
+    #[must_use]
+    pub const fn new(bench: &'a Bench, folder: PathBuf, deadline: Instant) -> Self {
+        Self { bench, folder, deadline, names: AtomicU32::new(0) }
+    }
+
+    /// A path in the scene's folder that is not used yet.
+    pub fn path(&self, name: &str) -> PathBuf {
+        let number = self.names.fetch_add(1, Ordering::Relaxed);
+        self.folder.join(format!("{number}-{name}"))
+    }
+
+    /// What is left of `limit` or of the scene's own time.
+    pub fn within(&self, limit: Duration) -> anyhow::Result<Duration> {
+        let left = self.deadline.saturating_duration_since(Instant::now());
+        ensure!(!left.is_zero(), "the scenario's time is up");
+        Ok(left.min(limit))
+    }
+
+    /// A running copy of the appliance before any bundle.
+    pub fn fork_ready(&self) -> anyhow::Result<Machine> {
+        Ok(self.bench.ready()?.snapshot.fork(&self.path("fork"))?)
+    }
+
+    /// A running copy of the appliance that serves the model.
+    pub fn fork_serving(&self) -> anyhow::Result<Machine> {
+        Ok(self.bench.serving()?.snapshot.fork(&self.path("fork"))?)
+    }
+
+    /// The site's client of a machine.
+    pub fn api(&self, machine: &Machine) -> Api {
+        let site = self.bench.inputs.keys.join("site");
+        Api::new(machine.port(), &site, &self.folder, self.deadline)
+    }
+}
+
+/// Waits for agentd; returns the Name of its attestation key.
+pub fn wait_ready(machine: &mut Machine) -> anyhow::Result<String> {
+    machine.wait_for(AGENTD_READY, BOOT_LIMIT)?;
+    let console = &machine.console().transcript;
+    let line = console.find(ATTESTATION_KEY).context("agentd did not print its key")?;
+    let name = after(line, ATTESTATION_KEY).trim().to_owned();
+    // TPM 2.0 Library Part 1, "Names": algorithm 000b (SHA-256) and the digest.
+    let is_name = name.len() == 68
+        && name.starts_with("000b")
+        && name.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'));
+    ensure!(is_name, "not the Name of a key: {line}");
+    Ok(name)
+}
+
+/// Waits for agentd's decision, which must be to admit; returns the model's name.
+pub fn wait_admitted(machine: &mut Machine) -> anyhow::Result<String> {
+    match machine.wait_for_any(&[ADMITTED, REFUSED], BUNDLE_LIMIT)? {
+        (0, line) => {
+            let model = after(&line, ADMITTED).split_whitespace().next();
+            Ok(model.with_context(|| format!("no model in: {line}"))?.to_owned())
+        }
+        (_, line) => bail!("the good bundle was refused: {line}"),
+    }
+}
+
+/// Waits for agentd's decision, which must be to refuse; returns the reason.
+pub fn wait_refused(machine: &mut Machine) -> anyhow::Result<String> {
+    match machine.wait_for_any(&[REFUSED, ADMITTED], BUNDLE_LIMIT)? {
+        (0, line) => Ok(after(&line, REFUSED).trim().to_owned()),
+        (_, line) => bail!("the bad bundle was admitted: {line}"),
+    }
+}
+
+/// Number of records in the ledger, as `/healthz` says.
+pub fn ledger_records(health: &Value) -> anyhow::Result<u64> {
+    health.get("ledger_records").and_then(Value::as_u64).with_context(|| format!("in {health}"))
+}
+
+fn after<'a>(line: &'a str, marker: &str) -> &'a str {
+    line.split_once(marker).map_or("", |(_, rest)| rest)
+}

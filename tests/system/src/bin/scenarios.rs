@@ -1,0 +1,186 @@
+//! Boots the image under test and watches what it does; see `--list`.
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use anyhow::{Context, bail};
+use clap::Parser;
+use qemu::{Accel, accel};
+use system_tests::bench::{Bench, Bundles, Inputs, Needs};
+use system_tests::media;
+use system_tests::runner::{self, Scenario};
+use system_tests::scenarios;
+
+/// Boots an image once, freezes it, and tries each behaviour on a fork.
+#[derive(Debug, Parser)]
+struct Cli {
+    /// Say what there is, and do nothing.
+    #[arg(long)]
+    list: bool,
+    /// Folder made by `casemate build`.
+    #[arg(long, required_unless_present = "list")]
+    image: Option<PathBuf>,
+    /// Folder made by `casemate keys`.
+    #[arg(long, required_unless_present = "list")]
+    keys: Option<PathBuf>,
+    /// Model folder from which the good and the bad media are made.
+    #[arg(long, requires = "signature", conflicts_with = "bundle")]
+    model: Option<PathBuf>,
+    /// Signature of that folder; as many as the policy needs.
+    #[arg(long)]
+    signature: Vec<PathBuf>,
+    /// Bundle medium that the quorum signed.
+    #[arg(long)]
+    bundle: Option<PathBuf>,
+    /// The same with one byte of the weights flipped.
+    #[arg(long)]
+    bundle_flipped_byte: Option<PathBuf>,
+    /// The same with one signature of the two needed.
+    #[arg(long)]
+    bundle_one_signature: Option<PathBuf>,
+    /// The same with a file that nobody signed.
+    #[arg(long)]
+    bundle_extra_file: Option<PathBuf>,
+    /// Python with the package `openai`.
+    #[arg(long)]
+    python: Option<PathBuf>,
+    /// Folder with `casemate-verify` and `casemate`; without it, this program's own folder.
+    #[arg(long)]
+    programs: Option<PathBuf>,
+    /// Folder for logs of failures and for `results.txt`; it may be thrown away.
+    #[arg(long, default_value = "target/scenarios")]
+    results: PathBuf,
+    /// Only these scenarios.
+    #[arg(long)]
+    only: Vec<String>,
+    /// Repetitions too.
+    #[arg(long)]
+    long: bool,
+    /// Scenarios side by side.
+    #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u8).range(1..=2))]
+    jobs: u8,
+    /// Memory of each machine in MiB.
+    #[arg(long, default_value_t = 2048, value_parser = clap::value_parser!(u32).range(512..=65_536))]
+    memory: u32,
+    /// What executes the guest's code; without it, found out by booting.
+    #[arg(long, value_parser = parse_accel)]
+    accel: Option<Accel>,
+}
+
+fn parse_accel(text: &str) -> Result<Accel, String> {
+    match text {
+        "kvm" => Ok(Accel::Kvm),
+        "tcg" => Ok(Accel::Tcg),
+        other => Err(format!("{other:?} is neither kvm nor tcg")),
+    }
+}
+
+fn main() -> anyhow::Result<ExitCode> {
+    let cli = Cli::parse();
+    if cli.list {
+        for Scenario { name, about, .. } in scenarios::ALL {
+            println!("{name:28} {about}");
+        }
+        return Ok(ExitCode::SUCCESS);
+    }
+    // Needed where this is the first process of a namespace, whose default is to ignore signals. The machines end with
+    // the threads that started them.
+    ctrlc::set_handler(|| std::process::exit(130)).context("handling Ctrl-C")?;
+    let chosen = choose(&cli.only)?;
+    let jobs = usize::from(cli.jobs);
+    let inputs = inputs(cli)?;
+    check(&inputs, &chosen)?;
+    println!("{} scenarios under {}, {jobs} side by side", chosen.len(), inputs.accel);
+    let results = inputs.results.clone();
+    let outcomes = runner::run(&Bench::new(inputs), &chosen, jobs);
+    let table = runner::table(&outcomes);
+    std::fs::write(results.join("results.txt"), &table)
+        .with_context(|| results.display().to_string())?;
+    print!("{table}");
+    let passed = outcomes.iter().all(|outcome| outcome.result.is_ok());
+    Ok(if passed { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+fn choose(only: &[String]) -> anyhow::Result<Vec<Scenario>> {
+    if let Some(name) = only.iter().find(|name| scenarios::ALL.iter().all(|s| s.name != **name)) {
+        bail!("no scenario {name:?}; --list names them");
+    }
+    let wanted = |scenario: &&Scenario| only.is_empty() || only.iter().any(|n| n == scenario.name);
+    Ok(scenarios::ALL.iter().filter(wanted).copied().collect())
+}
+
+fn inputs(cli: Cli) -> anyhow::Result<Inputs> {
+    let image = absolute(&cli.image.context("no --image")?)?;
+    let accel = match cli.accel {
+        Some(accel) => accel,
+        None => accel::probe(Some(&image), &accel::default_cache_folder()?)?.accel,
+    };
+    let own = std::env::current_exe()?;
+    let own = own.parent().context("this program has no folder")?;
+    empty_results(&cli.results).with_context(|| cli.results.display().to_string())?;
+    let results = absolute(&cli.results)?;
+    let programs = absolute(&cli.programs.unwrap_or_else(|| own.to_owned()))?;
+    let optional = |path: Option<PathBuf>| path.as_ref().map(absolute).transpose();
+    let bundles = match &cli.model {
+        Some(model) => {
+            println!("packing media");
+            media::make(&programs.join("casemate"), model, &cli.signature, &results.join("media"))?
+        }
+        None => Bundles {
+            good: optional(cli.bundle)?,
+            flipped: optional(cli.bundle_flipped_byte)?,
+            one_signature: optional(cli.bundle_one_signature)?,
+            extra_file: optional(cli.bundle_extra_file)?,
+        },
+    };
+    Ok(Inputs {
+        image,
+        keys: absolute(&cli.keys.context("no --keys")?)?,
+        bundles,
+        // Not resolved: a virtual environment is found by the path of its link.
+        python: cli.python.map(std::path::absolute).transpose()?,
+        programs,
+        results,
+        accel,
+        memory_mib: cli.memory,
+        long: cli.long,
+    })
+}
+
+/// States of an earlier run must not be taken for this one's; and nothing but results is removed.
+fn empty_results(folder: &Path) -> anyhow::Result<()> {
+    let mark = folder.join(".scenario-results");
+    if mark.exists() {
+        std::fs::remove_dir_all(folder)?;
+    } else if folder.exists() && folder.read_dir()?.next().is_some() {
+        bail!("not empty, and not the results of an earlier run; choose another folder");
+    }
+    std::fs::create_dir_all(folder)?;
+    Ok(std::fs::write(mark, "")?)
+}
+
+fn absolute(path: &PathBuf) -> anyhow::Result<PathBuf> {
+    std::fs::canonicalize(path).with_context(|| path.display().to_string())
+}
+
+/// What a chosen scenario will need is there before anything boots.
+fn check(inputs: &Inputs, chosen: &[Scenario]) -> anyhow::Result<()> {
+    let chosen_has = |name: &str| chosen.iter().any(|scenario| scenario.name == name);
+    let serving = chosen.iter().any(|scenario| scenario.needs == Needs::Serving);
+    let bundles = &inputs.bundles;
+    let missing = [
+        (serving && bundles.good.is_none(), "--bundle"),
+        (chosen_has("model-answers") && inputs.python.is_none(), "--python"),
+        (chosen_has("bundle-flipped-byte") && bundles.flipped.is_none(), "--bundle-flipped-byte"),
+        (
+            chosen_has("bundle-one-signature") && bundles.one_signature.is_none(),
+            "--bundle-one-signature",
+        ),
+        (chosen_has("bundle-extra-file") && bundles.extra_file.is_none(), "--bundle-extra-file"),
+    ];
+    let missing: Vec<_> = missing.iter().filter(|(is, _)| *is).map(|(_, name)| *name).collect();
+    if !missing.is_empty() {
+        bail!("missing for the chosen scenarios: {}; or choose with --only", missing.join(", "));
+    }
+    Ok(())
+}

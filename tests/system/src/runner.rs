@@ -1,0 +1,218 @@
+//! Runs scenarios, two side by side at most, and says how each ended.
+
+use std::fs;
+use std::path::Path;
+use std::sync::Mutex;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, anyhow};
+
+use crate::bench::{Bench, Needs, Scene};
+
+/// Two machines of two emulated CPUs each keep two cores busy.
+pub const JOBS_MAX: usize = 2;
+
+/// One behaviour of a booted appliance.
+#[derive(Clone, Copy, Debug)]
+pub struct Scenario {
+    /// Name, as on the command line and in the results.
+    pub name: &'static str,
+    /// The behaviour, in one line.
+    pub about: &'static str,
+    /// Most seconds, the shared boot not counted.
+    pub limit_s: u64,
+    /// Factor on `limit_s` with `--long`.
+    pub long_factor: u32,
+    /// What it starts from.
+    pub needs: Needs,
+    /// Does it; an error is a failure.
+    pub run: fn(&Scene<'_>) -> anyhow::Result<()>,
+}
+
+/// How one scenario ended.
+#[derive(Debug)]
+pub struct Outcome {
+    /// Its name.
+    pub name: &'static str,
+    /// `Err` says what was seen instead.
+    pub result: Result<(), String>,
+    /// Seconds, the shared boot not counted.
+    pub seconds: f64,
+}
+
+/// Runs them all, at most `jobs` at once, and returns the outcomes in the order of `scenarios`.
+pub fn run(bench: &Bench, scenarios: &[Scenario], jobs: usize) -> Vec<Outcome> {
+    let waiting = Mutex::new(scenarios.to_vec());
+    let outcomes = Mutex::new(Vec::new());
+    std::thread::scope(|threads| {
+        for _ in 0..jobs.clamp(1, JOBS_MAX) {
+            threads.spawn(|| {
+                while let Some(scenario) = next(bench, &waiting) {
+                    let outcome = run_one(bench, scenario);
+                    print(&outcome);
+                    lock(&outcomes).push(outcome);
+                }
+            });
+        }
+    });
+    let mut outcomes = lock(&outcomes).drain(..).collect::<Vec<_>>();
+    let place = |name: &str| scenarios.iter().position(|scenario| scenario.name == name);
+    outcomes.sort_by_key(|outcome| place(outcome.name));
+    outcomes
+}
+
+/// The results as a table, and the closing line.
+#[must_use]
+pub fn table(outcomes: &[Outcome]) -> String {
+    let width = outcomes.iter().map(|outcome| outcome.name.len()).max().unwrap_or(0);
+    let mut text = String::new();
+    for Outcome { name, result, seconds } in outcomes {
+        let word = if result.is_ok() { "passed" } else { "FAILED" };
+        text += &format!("{name:width$}  {word}  {seconds:7.1} s\n");
+    }
+    let failed = outcomes.iter().filter(|outcome| outcome.result.is_err()).count();
+    text + &format!("{} passed, {failed} failed\n", outcomes.len() - failed)
+}
+
+/// The first that need not wait for a boot which another thread is making; else the first.
+fn next(bench: &Bench, waiting: &Mutex<Vec<Scenario>>) -> Option<Scenario> {
+    let mut waiting = lock(waiting);
+    let free = waiting.iter().position(|scenario| !bench.busy(scenario.needs)).unwrap_or(0);
+    (!waiting.is_empty()).then(|| waiting.remove(free))
+}
+
+fn run_one(bench: &Bench, scenario: Scenario) -> Outcome {
+    // A thread of its own: a panic is this scenario's failure, and its machines end with it.
+    let joined = std::thread::scope(|threads| {
+        threads.spawn(|| attempt(bench, scenario)).join().map_err(|panic| {
+            let text = panic.downcast_ref::<String>().map(String::as_str);
+            let text = text.or_else(|| panic.downcast_ref::<&str>().copied());
+            format!("panicked: {}", text.unwrap_or("no message"))
+        })
+    });
+    let (result, seconds) = match joined {
+        Ok((result, seconds)) => (result.map_err(|error| format!("{error:#}")), seconds),
+        Err(panic) => (Err(panic), 0.0),
+    };
+    Outcome { name: scenario.name, result, seconds }
+}
+
+fn attempt(bench: &Bench, scenario: Scenario) -> (anyhow::Result<()>, f64) {
+    if let Err(error) = bench.provide(scenario.needs) {
+        return (Err(error), 0.0);
+    }
+    let start = Instant::now();
+    let factor = if bench.inputs.long { u64::from(scenario.long_factor) } else { 1 };
+    let limit = Duration::from_secs(scenario.limit_s * factor);
+    let folder = bench.inputs.results.join(scenario.name);
+    let result = fresh_folder(&folder).and_then(|()| {
+        let scene = Scene::new(bench, folder.clone(), start + limit);
+        (scenario.run)(&scene).and_then(|()| scene.within(limit).map(drop))
+    });
+    let seconds = start.elapsed().as_secs_f64();
+    let tidied = if result.is_ok() { remove(&folder) } else { keep_logs(&folder) };
+    let result = match (result, tidied) {
+        (Err(error), Err(also)) => Err(anyhow!("{error:#}; also {also:#}")),
+        (Err(error), Ok(())) | (Ok(()), Err(error)) => Err(error),
+        (Ok(()), Ok(())) => Ok(()),
+    };
+    (result, seconds)
+}
+
+fn print(outcome: &Outcome) {
+    match &outcome.result {
+        Ok(()) => println!("passed  {} ({:.1} s)", outcome.name, outcome.seconds),
+        Err(error) => println!("FAILED  {} ({:.1} s)\n{error}", outcome.name, outcome.seconds),
+    }
+}
+
+fn fresh_folder(folder: &Path) -> anyhow::Result<()> {
+    if folder.exists() {
+        remove(folder)?;
+    }
+    fs::create_dir_all(folder).with_context(|| folder.display().to_string())
+}
+
+fn remove(folder: &Path) -> anyhow::Result<()> {
+    fs::remove_dir_all(folder).with_context(|| folder.display().to_string())
+}
+
+/// Of a failure the logs stay; disks, memory and TPM secrets go.
+fn keep_logs(folder: &Path) -> anyhow::Result<()> {
+    const KEPT: &[&str] = &["log", "json", "txt"];
+    for entry in fs::read_dir(folder).with_context(|| folder.display().to_string())? {
+        let path = entry?.path();
+        if path.is_dir() {
+            keep_logs(&path)?;
+            // Not empty is no error: it holds what was kept.
+            fs::remove_dir(&path).ok();
+        } else if !path.extension().is_some_and(|end| KEPT.iter().any(|kept| end == *kept)) {
+            fs::remove_file(&path).with_context(|| path.display().to_string())?;
+        }
+    }
+    Ok(())
+}
+
+/// A poisoned lock holds what was there before the panic, which is what is wanted here.
+fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::bench::{Bundles, Inputs};
+    use qemu::Accel;
+
+    fn bench(results: &Path) -> Bench {
+        Bench::new(Inputs {
+            image: results.join("no-image"),
+            keys: results.join("no-keys"),
+            bundles: Bundles::default(),
+            python: None,
+            programs: results.to_owned(),
+            results: results.to_owned(),
+            accel: Accel::Tcg,
+            memory_mib: 256,
+            long: false,
+        })
+    }
+
+    fn scenario(name: &'static str, run: fn(&Scene<'_>) -> anyhow::Result<()>) -> Scenario {
+        let (about, needs) = ("", Needs::Nothing);
+        Scenario { name, about, limit_s: 5, long_factor: 1, needs, run }
+    }
+
+    #[test]
+    fn failures_panics_and_lateness_are_failures_and_logs_stay() {
+        let dir = std::env::temp_dir().join(format!("casemate-runner-{}", std::process::id()));
+        let bench = bench(&dir);
+        let mut all = [
+            scenario("passes", |_| Ok(())),
+            scenario("fails", |scene| {
+                fs::write(scene.path("serial.log"), "text")?;
+                fs::write(scene.path("disk.qcow2"), "secret")?;
+                anyhow::bail!("seen")
+            }),
+            scenario("panics", |_| panic!("oh")),
+            scenario("late", |_| Ok(())),
+            scenario("needs-a-boot", |_| Ok(())),
+        ];
+        all[3].limit_s = 0;
+        all[4].needs = Needs::Ready;
+        let outcomes = run(&bench, &all, 2);
+        let words: Vec<_> = outcomes
+            .iter()
+            .map(|outcome| outcome.result.as_ref().map_err(String::as_str))
+            .map(|result| result.err().unwrap_or("passed").to_owned())
+            .collect();
+        assert_eq!(words[..3], ["passed", "seen", "panicked: oh"]);
+        assert_eq!(words[3], "the scenario's time is up");
+        assert!(words[4].starts_with("the shared boot failed"), "{}", words[4]);
+        assert!(dir.join("fails/0-serial.log").exists());
+        assert!(!dir.join("fails/1-disk.qcow2").exists());
+        assert!(!dir.join("passes").exists());
+        assert!(table(&outcomes).ends_with("1 passed, 4 failed\n"));
+        fs::remove_dir_all(&dir).unwrap();
+    }
+}

@@ -1,0 +1,191 @@
+//! The scenarios: one behaviour each, seen from outside.
+//!
+//! Nothing passes that was not seen: a refusal is a line that says so, never only silence.
+
+mod boot;
+mod bundles;
+mod evidence;
+mod requests;
+mod tamper;
+
+use crate::bench::Needs::{Nothing, Ready, Serving};
+use crate::runner::Scenario;
+
+/// All of them, in the order in which they start. Those that boot by themselves stand early, so that they run beside
+/// the shared boot.
+pub const ALL: &[Scenario] = &[
+    Scenario {
+        name: "boots-and-measures",
+        about: "a cold boot without a bundle: PCRs as predicted, no login, not healthy",
+        limit_s: 120,
+        long_factor: 1,
+        needs: Ready,
+        run: boot::boots_and_measures,
+    },
+    Scenario {
+        name: "uki-flipped-byte",
+        about: "firmware refuses a UKI with one flipped byte",
+        limit_s: 240,
+        long_factor: 1,
+        needs: Nothing,
+        run: tamper::uki_flipped_byte,
+    },
+    Scenario {
+        name: "root-flipped-byte",
+        about: "one flipped byte in the root partition stops the boot",
+        limit_s: 420,
+        long_factor: 1,
+        needs: Nothing,
+        run: tamper::root_flipped_byte,
+    },
+    Scenario {
+        name: "model-answers",
+        about: "the admitted model answers curl and the unchanged OpenAI client, whole and streamed",
+        limit_s: 900,
+        long_factor: 1,
+        needs: Serving,
+        run: requests::model_answers,
+    },
+    Scenario {
+        name: "evidence-established",
+        about: "evidence under a fresh nonce is ESTABLISHED in an empty folder",
+        limit_s: 300,
+        long_factor: 1,
+        needs: Serving,
+        run: evidence::established,
+    },
+    Scenario {
+        name: "evidence-edited-ledger",
+        about: "one edited ledger record is NOT ESTABLISHED and named",
+        limit_s: 300,
+        long_factor: 1,
+        needs: Serving,
+        run: evidence::edited_ledger,
+    },
+    Scenario {
+        name: "evidence-wrong-nonce",
+        about: "evidence under another nonce is NOT ESTABLISHED",
+        limit_s: 300,
+        long_factor: 1,
+        needs: Serving,
+        run: evidence::wrong_nonce,
+    },
+    Scenario {
+        name: "evidence-other-machine",
+        about: "evidence of another TPM is NOT ESTABLISHED",
+        limit_s: 600,
+        long_factor: 1,
+        needs: Serving,
+        run: evidence::other_machine,
+    },
+    Scenario {
+        name: "bundle-flipped-byte",
+        about: "a bundle with one flipped byte is refused and not served",
+        limit_s: 300,
+        long_factor: 1,
+        needs: Ready,
+        run: bundles::flipped_byte,
+    },
+    Scenario {
+        name: "bundle-one-signature",
+        about: "a bundle with one signature of the two needed is refused and not served",
+        limit_s: 300,
+        long_factor: 1,
+        needs: Ready,
+        run: bundles::one_signature,
+    },
+    Scenario {
+        name: "bundle-extra-file",
+        about: "a bundle with a file that nobody signed is refused and not served",
+        limit_s: 300,
+        long_factor: 1,
+        needs: Ready,
+        run: bundles::extra_file,
+    },
+    Scenario {
+        name: "bad-requests",
+        about: "each bad request gets its status code and error object; a good one still works",
+        limit_s: 420,
+        long_factor: 1,
+        needs: Serving,
+        run: requests::bad_requests,
+    },
+    Scenario {
+        name: "no-client-certificate",
+        about: "a client without certificate gets no HTTP answer",
+        limit_s: 120,
+        long_factor: 1,
+        needs: Serving,
+        run: requests::no_client_certificate,
+    },
+    Scenario {
+        name: "foreign-client-certificate",
+        about: "a client with a certificate of another authority gets no HTTP answer",
+        limit_s: 120,
+        long_factor: 1,
+        needs: Serving,
+        run: requests::foreign_client_certificate,
+    },
+    Scenario {
+        name: "concurrent-requests",
+        about: "three requests at once are answered, each as if it were alone",
+        limit_s: 900,
+        long_factor: 1,
+        needs: Serving,
+        run: requests::concurrent,
+    },
+    Scenario {
+        name: "cancelled-request",
+        about: "a client that leaves is recorded as such, and the next one is answered",
+        limit_s: 420,
+        long_factor: 1,
+        needs: Serving,
+        run: requests::cancelled,
+    },
+    Scenario {
+        name: "state-persists",
+        about: "after a reboot the TPM unlocks the state and the ledger continues",
+        limit_s: 900,
+        long_factor: 1,
+        needs: Serving,
+        run: boot::state_persists,
+    },
+    Scenario {
+        name: "power-cut",
+        about: "an exchange that was acknowledged is in the ledger after a power cut",
+        limit_s: 900,
+        long_factor: 10,
+        needs: Serving,
+        run: boot::power_cut,
+    },
+    Scenario {
+        name: "other-tpm-does-not-unlock",
+        about: "the disk in a machine with another TPM does not unlock",
+        limit_s: 420,
+        long_factor: 1,
+        needs: Ready,
+        run: tamper::other_tpm_does_not_unlock,
+    },
+    Scenario {
+        name: "smbios-cmdline-injected",
+        about: "a command line that SMBIOS adds to is refuted, or stops the boot",
+        limit_s: 600,
+        long_factor: 1,
+        needs: Serving,
+        run: tamper::smbios_cmdline_injected,
+    },
+];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_unique_file_names() {
+        let mut names: Vec<_> = ALL.iter().map(|scenario| scenario.name).collect();
+        assert!(names.iter().all(|name| name.bytes().all(|b| b == b'-' || b.is_ascii_lowercase())));
+        names.sort_unstable();
+        names.dedup();
+        assert_eq!(names.len(), ALL.len());
+    }
+}
