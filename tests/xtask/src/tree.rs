@@ -31,6 +31,7 @@ const PACKAGES: &[(&str, &str)] = &[
     ("iproute2", "looks at sockets in tests"),
     ("kmod", "depmod"),
     ("libc6-dev", "links Rust programs"),
+    ("libcryptsetup12", "systemd-repart writes dm-verity hash trees with it"),
     ("libtss2-dev", "TPM"),
     ("libtss2-tcti-device0", "TPM"),
     ("libtss2-tcti-swtpm0", "TPM of the tests"),
