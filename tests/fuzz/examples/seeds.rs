@@ -5,6 +5,7 @@ use std::error::Error;
 use std::fs;
 use std::path::Path;
 
+use evidence::bundle::{SignedFile, statement_json};
 use evidence::fixture::Appliance;
 
 const NONCE: [u8; 32] = [0xa5; 32];
@@ -13,7 +14,9 @@ fn main() -> Result<(), Box<dyn Error>> {
     let appliance = Appliance::booted();
     let (attest, signature) = appliance.tpm.quote(&appliance.pcrs(), &NONCE);
     let kinds = [(0, attest), (1, signature), (2, appliance.tpm.public())];
+    let file = SignedFile { name: "weights.gguf".to_owned(), sha256: [7; 32] };
     let mut seeds = vec![
+        ("bundle", "honest", statement_json(&[file])?),
         ("eventlog", "honest", appliance.firmware.concat()),
         ("userspace", "honest", appliance.userspace.concat().into_bytes()),
         ("evidence", "honest", serde_json::to_vec(&appliance.evidence(NONCE))?),
