@@ -5,7 +5,9 @@
 #![allow(clippy::unwrap_used, reason = "what is built here is right or the test is")]
 #![allow(clippy::missing_panics_doc, reason = "as above")]
 
+mod appliance;
 pub mod log;
 mod tpm;
 
+pub use appliance::{Appliance, policy, reference};
 pub use tpm::{ATTRIBUTES, SoftTpm};

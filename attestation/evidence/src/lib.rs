@@ -12,6 +12,8 @@ pub mod fixture;
 pub mod format;
 pub mod key;
 pub mod ledger;
+#[cfg(test)]
+mod mutations;
 pub mod pcr;
 pub mod quote;
 pub mod signature;
