@@ -34,6 +34,8 @@ use crate::format::Policy;
 
 /// Most signature files looked at for one bundle.
 pub const SIGNATURES_MAX: usize = 32;
+/// Most characters of foreign text that an error repeats.
+const QUOTED_CHARS_MAX: usize = 200;
 
 /// Why a bundle, a signature file or a policy was refused.
 #[derive(Debug, thiserror::Error)]
@@ -86,10 +88,10 @@ pub enum BundleError {
         hint: String,
     },
     /// The signature verifies under no key of the policy.
-    #[error("the signature verifies under none of the policy's keys ({})", list(keys))]
+    #[error("the signature verifies under none of the policy's {keys} keys")]
     UnknownSigner {
-        /// Names of the policy's keys.
-        keys: Vec<String>,
+        /// Keys of the policy.
+        keys: usize,
     },
     /// The signed statement is not one of OMS v1.0, or one that we refuse.
     #[error("signed statement refused: {reason}")]
@@ -154,10 +156,18 @@ fn list(names: &[String]) -> String {
 
 fn rejected(others: &[Rejected]) -> String {
     let mut text = String::new();
-    for other in others {
+    for other in others.iter().take(LISTED_MAX) {
         text.push_str(&format!("; file {} does not count: {}", other.index, other.reason));
     }
+    if others.len() > LISTED_MAX {
+        text.push_str(&format!("; nor do {} more", others.len().saturating_sub(LISTED_MAX)));
+    }
     text
+}
+
+/// The start of a text that an error repeats: whoever wrote it chose its length.
+fn start(text: &str) -> String {
+    text.chars().take(QUOTED_CHARS_MAX).collect()
 }
 
 fn disagreement(payloads: &BTreeMap<String, Vec<String>>) -> String {
@@ -207,6 +217,40 @@ impl Verified {
     }
 
     /// Judges a directory by the complete list of files found in it.
+    ///
+    /// # Errors
+    /// [`Differences`] names what is missing, extra or changed.
+    pub fn compare(&self, found: &[Found]) -> Result<(), Differences> {
+        compare::compare(&self.files, found)
+    }
+}
+
+/// What a signature file says before anybody checked its signature: for a signer who rechecks it against
+/// the files before adding a signature, and for warnings. Nothing may be loaded because of it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Claim {
+    payload: Vec<u8>,
+    files: Vec<SignedFile>,
+}
+
+impl Claim {
+    /// Reads a signature file and the statement in it, which must be one that would be admitted.
+    ///
+    /// # Errors
+    /// [`BundleError`] as for [`verify_one`], but for the signature.
+    pub fn parse(signature: &[u8]) -> Result<Self, BundleError> {
+        let payload = Envelope::parse(signature)?.payload;
+        let files = statement::parse(&payload)?;
+        Ok(Self { payload, files })
+    }
+
+    /// The statement's exact bytes.
+    #[must_use]
+    pub fn payload(&self) -> &[u8] {
+        &self.payload
+    }
+
+    /// Compares the claim with a directory; see [`Verified::compare`].
     ///
     /// # Errors
     /// [`Differences`] names what is missing, extra or changed.
@@ -267,7 +311,7 @@ impl Quorum {
         let key = self.keys().iter().find(|key| key.verifies(&message, &envelope.signature));
         match key {
             Some(key) => Ok((key.name(), envelope.payload)),
-            None => Err(BundleError::UnknownSigner { keys: self.names() }),
+            None => Err(BundleError::UnknownSigner { keys: self.keys().len() }),
         }
     }
 

@@ -4,6 +4,7 @@ mod build;
 mod bundle;
 mod demo;
 mod keys;
+mod tool;
 mod vm;
 
 use clap::{Parser, Subcommand};

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
-use super::SignedFile;
+use super::{SignedFile, start};
 
 /// Most names that a message lists of each kind.
 pub const LISTED_MAX: usize = 8;
@@ -40,10 +40,10 @@ impl fmt::Display for Differences {
             [("missing", &self.missing), ("not signed", &self.extra), ("changed", &changed)];
         let mut before = "files differ from what was signed: ";
         for (kind, names) in kinds.iter().filter(|(_, names)| !names.is_empty()) {
-            let listed: Vec<_> = names.iter().take(LISTED_MAX).map(|n| n.escape_debug()).collect();
+            let listed: Vec<_> = names.iter().take(LISTED_MAX).map(|name| start(name)).collect();
             write!(f, "{before}{} {kind}:", names.len())?;
             for name in &listed {
-                write!(f, " {name}")?;
+                write!(f, " {}", name.escape_debug())?;
             }
             if names.len() > LISTED_MAX {
                 write!(f, " and {} more", names.len().saturating_sub(LISTED_MAX))?;

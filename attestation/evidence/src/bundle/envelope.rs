@@ -5,7 +5,7 @@ use base64::engine::general_purpose::STANDARD;
 use serde::Deserialize;
 use serde::de::IgnoredAny;
 
-use super::BundleError;
+use super::{BundleError, start};
 
 /// Longest signature file that is read. A statement of [`super::FILES_MAX`] files with ordinary names
 /// is a quarter of it.
@@ -68,9 +68,9 @@ impl Envelope {
             return Err(BundleError::SignatureTooLong { bytes: file.len() });
         }
         let bundle: SigstoreBundle = serde_json::from_slice(file)
-            .map_err(|error| BundleError::Envelope { reason: error.to_string() })?;
+            .map_err(|error| BundleError::Envelope { reason: start(&error.to_string()) })?;
         if bundle.media_type != MEDIA_TYPE {
-            return Err(BundleError::MediaType { found: bundle.media_type });
+            return Err(BundleError::MediaType { found: start(&bundle.media_type) });
         }
         let material = bundle.verification_material;
         if material.certificate.is_some() || material.x509_certificate_chain.is_some() {
@@ -85,7 +85,7 @@ impl Envelope {
 
     fn open(dsse: &Dsse) -> Result<Self, BundleError> {
         if dsse.payload_type != PAYLOAD_TYPE {
-            return Err(BundleError::PayloadType { found: dsse.payload_type.clone() });
+            return Err(BundleError::PayloadType { found: start(&dsse.payload_type) });
         }
         let [signature] = dsse.signatures.as_slice() else {
             return Err(BundleError::SignatureCount { count: dsse.signatures.len() });

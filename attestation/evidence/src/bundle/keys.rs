@@ -129,10 +129,6 @@ impl Quorum {
         &self.keys
     }
 
-    pub(super) fn names(&self) -> Vec<String> {
-        self.keys.iter().map(|key| key.name.clone()).collect()
-    }
-
     pub(super) fn needed(&self) -> u32 {
         self.needed
     }
@@ -146,7 +142,7 @@ fn release_key(key: &ReleaseKey) -> Result<PublicKey, BundleError> {
     let printable = key.name.bytes().all(|byte| byte.is_ascii_graphic());
     if key.name.is_empty() || key.name.len() > KEY_NAME_BYTES_MAX || !printable {
         let reason = format!("a name is 1 to {KEY_NAME_BYTES_MAX} printable ASCII characters");
-        return Err(BundleError::Key { name: key.name.escape_debug().to_string(), reason });
+        return Err(BundleError::Key { name: super::start(&key.name), reason });
     }
     PublicKey::from_pem(&key.name, &key.pem)
 }

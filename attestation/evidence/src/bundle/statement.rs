@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use serde::Deserialize;
 use sha2::{Digest, Sha256};
 
-use super::BundleError;
+use super::{BundleError, start};
 
 /// Most files in a bundle.
 pub const FILES_MAX: usize = 4096;
@@ -82,11 +82,11 @@ struct Resource {
 
 /// Reads a payload whose signature has been verified.
 pub(super) fn parse(payload: &[u8]) -> Result<Vec<SignedFile>, BundleError> {
-    let head: Head = serde_json::from_slice(payload).map_err(|e| refused(e.to_string()))?;
+    let head: Head = serde_json::from_slice(payload).map_err(|e| refused(start(&e.to_string())))?;
     expect("_type", &head.kind, STATEMENT_TYPE)?;
     expect("predicateType", &head.predicate_type, PREDICATE_TYPE)?;
     let statement: Statement =
-        serde_json::from_slice(payload).map_err(|e| refused(e.to_string()))?;
+        serde_json::from_slice(payload).map_err(|e| refused(start(&e.to_string())))?;
     let [subject] = statement.subject.as_slice() else {
         return Err(refused(format!("{} subjects; expected 1", statement.subject.len())));
     };
@@ -111,8 +111,7 @@ pub fn check_name(name: &str) -> Result<(), BundleError> {
     } else {
         return Ok(());
     };
-    let start: String = name.chars().take(NAME_BYTES_MAX).collect();
-    Err(refused(format!("file name {start:?}: {reason}")))
+    Err(refused(format!("file name {:?}: {reason}", start(name))))
 }
 
 /// SHA-256 over the files' digests in the statement's order, as OMS v1.0 puts it in the subject.
@@ -161,7 +160,7 @@ fn check_ignored(ignored: &str, files: &[SignedFile]) -> Result<(), BundleError>
     if !IGNORED_ALWAYS.contains(&ignored) && !signature {
         return Err(refused(format!(
             "ignore_paths has {:?}, which could hide content; sign without it",
-            ignored.chars().take(NAME_BYTES_MAX).collect::<String>()
+            start(ignored)
         )));
     }
     let inside = |name: &str| {
@@ -191,16 +190,14 @@ fn sha256(text: &str) -> Result<[u8; 32], BundleError> {
     if lower && hex::decode_to_slice(text, &mut digest).is_ok() {
         return Ok(digest);
     }
-    let start: String = text.chars().take(80).collect();
-    Err(refused(format!("digest {start:?}; expected 64 lower-case hex digits")))
+    Err(refused(format!("digest {:?}; expected 64 lower-case hex digits", start(text))))
 }
 
 fn expect(field: &str, found: &str, expected: &str) -> Result<(), BundleError> {
     if found == expected {
         return Ok(());
     }
-    let start: String = found.chars().take(80).collect();
-    Err(refused(format!("{field} is {start:?}; expected {expected:?}")))
+    Err(refused(format!("{field} is {:?}; expected {expected:?}", start(found))))
 }
 
 fn refused(reason: String) -> BundleError {

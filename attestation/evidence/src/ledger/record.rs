@@ -7,6 +7,8 @@ use super::LedgerError;
 /// Longest record that is written or read, in bytes.
 pub const RECORD_BYTES_MAX: usize = 16 << 10;
 
+/// Longest reason in a record, in characters: whatever they are, the record is short enough.
+const REASON_CHARS_MAX: usize = 2000;
 /// Most digits of a second's fraction.
 const FRACTION_DIGITS_MAX: usize = 9;
 
@@ -85,6 +87,15 @@ pub struct Exchange {
     pub completion_tokens: u32,
     /// `stop`, `length`, `cancelled`, or `error` with the kind: `error:overloaded`.
     pub outcome: String,
+}
+
+impl Event {
+    /// A refusal with as much of its reason as fits a record: what is refused must not be able to keep
+    /// its refusal out of the ledger.
+    #[must_use]
+    pub fn bundle_refused(reason: &str) -> Self {
+        Self::BundleRefused { reason: reason.chars().take(REASON_CHARS_MAX).collect() }
+    }
 }
 
 impl Record {

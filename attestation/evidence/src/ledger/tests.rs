@@ -355,6 +355,15 @@ fn malformed_records_are_refused() {
 }
 
 #[test]
+fn every_refusal_fits_a_record() {
+    for worst in ["\u{1}", "\u{10ffff}", "\"", "x"] {
+        let event = Event::bundle_refused(&worst.repeat(1_000_000));
+        let text = Record { event, ..record(0, "") }.to_json().unwrap();
+        assert!(Record::parse(&text).is_ok());
+    }
+}
+
+#[test]
 fn times_are_rfc_3339_in_utc() {
     let judge = |time: &str| Record { time: time.into(), ..record(0, "") }.to_json().is_ok();
     for good in ["2026-11-24T03:45:58Z", "2026-11-24T23:59:60Z", "2026-11-24T03:45:58.123456789Z"] {
