@@ -32,7 +32,7 @@ use evidence::bundle::Quorum;
 use evidence::format::Policy;
 use ipc::Activated;
 
-use crate::agent::Agent;
+use crate::agent::{Agent, AgentError};
 use crate::attestor::Attestor;
 use crate::boot::EventLogs;
 use crate::image::Image;
@@ -70,8 +70,11 @@ fn run(options: &Options) -> anyhow::Result<()> {
         .name("importer".to_owned())
         .spawn(move || {
             let error = importer.watch();
-            say(&format!("stopped: {error}"));
-            std::process::exit(1);
+            // After SIGTERM the main thread ends the process, once the last head is signed.
+            if !matches!(error, AgentError::Stopping) {
+                say(&format!("stopped: {error}"));
+                std::process::exit(1);
+            }
         })
         .context("cannot start a thread")?;
     say("ready");

@@ -6,7 +6,9 @@
 //! | `engine.sock` | gateway → engine | [`EngineRequest`] → [`EngineReply`] stream |
 //! | `agentd.sock` | gateway → agentd | [`AgentRequest`] → [`AgentReply`] |
 //!
-//! One request is one connection on `engine.sock`: closing it cancels the request.
+//! One request is one connection on `engine.sock`: closing it cancels the request. The connection on
+//! `engine-control.sock` stays open for as long as the engine has the bundle: when the engine closes it, agentd
+//! connects again and hands the same bundle to its successor.
 
 use serde::{Deserialize, Serialize};
 

@@ -6,6 +6,7 @@ use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::Path;
 
 use evidence::ledger::{NOTE_BYTES_MAX, RECORD_BYTES_MAX};
+use rustix::fs::FlockOperation;
 
 /// One record per line.
 const RECORDS: &str = "records";
@@ -58,10 +59,12 @@ pub(super) fn make_folder(folder: &Path) -> io::Result<()> {
     DirBuilder::new().recursive(true).mode(0o700).create(folder)
 }
 
-/// Opens the records for appending, and a reader from their start.
+/// Opens the records for appending, as the only one who does, and a reader from their start.
 pub(super) fn open_records(folder: &Path) -> io::Result<(File, Lines)> {
     let path = folder.join(RECORDS);
     let file = OpenOptions::new().append(true).create(true).mode(FILE_MODE).open(&path)?;
+    // Two writers would fork the tree.
+    rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive)?;
     // The name as well must survive a power cut.
     File::open(folder)?.sync_all()?;
     let reader = BufReader::new(File::open(path)?);

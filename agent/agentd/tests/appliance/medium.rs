@@ -30,16 +30,15 @@ pub(crate) fn files(content: &str) -> Files {
 
 /// Lays a medium into `folder`, which is made new: the files, signed by `holders`.
 pub(crate) fn insert(folder: &Path, files: &Files, holders: &[u8]) {
-    let new = folder.with_extension("new");
-    write(&new, files, holders);
-    eject(folder);
-    fs::rename(&new, folder).unwrap();
+    insert_changed(folder, files, holders, |_| ());
 }
 
-/// Takes the medium away.
+/// Takes the medium away, at once: nobody sees half of it.
 pub(crate) fn eject(folder: &Path) {
     if folder.exists() {
-        fs::remove_dir_all(folder).unwrap();
+        let old = folder.with_extension("old");
+        fs::rename(folder, &old).unwrap();
+        fs::remove_dir_all(old).unwrap();
     }
 }
 
