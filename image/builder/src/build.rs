@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use sha2::{Digest as _, Sha256};
 
-use crate::bootstrap::{self, BootstrapError};
+use crate::bootstrap::{self, Bootstrap, BootstrapError};
 use crate::cache;
 use crate::disk::{Disk, DiskError};
 use crate::initrd::{self, InitrdError};
@@ -23,6 +23,9 @@ const IMAGE_VERSION: &str = env!("CARGO_PKG_VERSION");
 /// Files of a finished build.
 const OUTPUTS: &[&str] =
     &["casemate.raw", "casemate.efi", "OVMF_VARS.fd", "reference.json", "build.json"];
+
+/// Outputs whose digests build.json holds; the disk holds the root hash's tree and the UKI.
+const DIGESTED: &[&str] = &["casemate.efi", "OVMF_VARS.fd", "reference.json"];
 
 /// What to build.
 #[derive(Clone, Debug)]
@@ -114,99 +117,182 @@ pub enum BuildError {
 
 type Result<T> = std::result::Result<T, BuildError>;
 
-/// Folders of one build.
-struct Folders {
-    work: PathBuf,
-    logs: PathBuf,
-}
-
 /// Builds the image.
 pub fn build(options: &Options) -> Result<Built> {
     let keys = KeySet::open(&options.keys)?;
     check_profile(options, &keys)?;
-    let folders = prepare(options)?;
-    let (work, logs) = (&folders.work, &folders.logs);
-    let content = work.join("content");
-    let root = content.join("root");
-    create_folder(&content)?;
-    let os_release = os_release(&options.profile);
-    let mut steps = Steps::default();
+    let mut build = Build::start(options, keys)?;
+    let bootstrap = build.bootstrap()?;
+    let packages = build.root_tree(&bootstrap)?;
+    let initrd = build.initrd(&bootstrap)?;
+    let root_hash = build.root_file_system()?;
+    let cmdline = uki::cmdline(&options.source, &root_hash)?;
+    build.uki(&bootstrap, &initrd, &cmdline)?;
+    build.disk()?;
+    build.firmware_variables()?;
+    build.reference_values(&root_hash, &cmdline)?;
+    let record = build.record(&bootstrap.kernel_version, packages)?;
+    write_json(&build.work.join("build.json"), &record)?;
+    let outputs = publish(&build.work, &options.out)?;
+    Ok(Built { steps: build.steps, root_hash, outputs })
+}
 
-    let bootstrap = steps.step("Debian packages", || {
+/// A build that has begun.
+struct Build<'a> {
+    options: &'a Options,
+    keys: KeySet,
+    steps: Steps,
+    /// Beside the outputs, so that they can be renamed into place.
+    work: PathBuf,
+    logs: PathBuf,
+}
+
+impl<'a> Build<'a> {
+    fn start(options: &'a Options, keys: KeySet) -> Result<Self> {
+        let (work, logs) = (options.out.join(".work"), options.out.join("logs"));
+        cache::remove(&work).map_err(|source| BuildError::File { path: work.clone(), source })?;
+        for folder in [&work, &logs, &options.cache, &work.join("content")] {
+            fs::create_dir_all(folder)
+                .map_err(|source| BuildError::File { path: folder.clone(), source })?;
+        }
+        Ok(Self { options, keys, steps: Steps::default(), work, logs })
+    }
+
+    /// Folder with the partitions' content.
+    fn content(&self) -> PathBuf {
+        self.work.join("content")
+    }
+
+    fn root(&self) -> PathBuf {
+        self.content().join("root")
+    }
+
+    fn efi(&self) -> PathBuf {
+        self.work.join("casemate.efi")
+    }
+
+    fn bootstrap(&mut self) -> Result<Bootstrap> {
+        let (options, logs) = (self.options, &self.logs);
         let list = options.source.join("image/config/packages.list");
-        bootstrap::bootstrap(&list, &options.mirror, &options.cache, logs)
-            .map(|(value, cached)| Done { value, cached })
-    })?;
-    let packages = steps.step("root tree", || {
+        self.steps.step("Debian packages", || {
+            let (value, cached) =
+                bootstrap::bootstrap(&list, &options.mirror, &options.cache, logs)?;
+            Ok(Done { value, cached })
+        })
+    }
+
+    fn root_tree(&mut self, bootstrap: &Bootstrap) -> Result<Vec<Package>> {
+        let root = self.root();
         let inputs = tree::Inputs {
-            bootstrap: &bootstrap,
-            source: &options.source,
-            keys: &keys,
-            agent: options.agent.as_deref(),
-            os_release: &os_release,
-            source_date_s: options.source_date_s,
-            logs,
+            bootstrap,
+            source: &self.options.source,
+            keys: &self.keys,
+            agent: self.options.agent.as_deref(),
+            os_release: &os_release(&self.options.profile),
+            source_date_s: self.options.source_date_s,
+            logs: &self.logs,
         };
-        tree::make(&inputs, &root).map(Done::fresh)
-    })?;
-    let initrd = steps.step("initrd", || {
+        self.steps.step("root tree", || Ok(Done::fresh(tree::make(&inputs, &root)?)))
+    }
+
+    fn initrd(&mut self, bootstrap: &Bootstrap) -> Result<PathBuf> {
         let inputs = initrd::Inputs {
-            tree: &root,
+            tree: &self.root(),
             kernel: &bootstrap.kernel(),
             kernel_version: &bootstrap.kernel_version,
-            source: &options.source,
-            source_date_s: options.source_date_s,
-            work,
-            cache: &options.cache,
-            logs,
+            source: &self.options.source,
+            source_date_s: self.options.source_date_s,
+            work: &self.work,
+            cache: &self.options.cache,
+            logs: &self.logs,
         };
-        initrd::make(&inputs).map(|(value, cached)| Done { value, cached })
-    })?;
-    let raw = work.join("casemate.raw");
-    let disk = Disk {
-        file: &raw,
-        definitions: &options.source.join("image/config/repart"),
-        content: &content,
-        source_date_s: options.source_date_s,
-        logs,
-    };
-    let root_hash =
-        steps.step("root file system, hash tree", || disk.make_root().map(Done::fresh))?;
-    let cmdline = uki::cmdline(&options.source, &root_hash)?;
-    let efi = work.join("casemate.efi");
-    steps.step("UKI, signed", || {
+        self.steps.step("initrd", || {
+            let (value, cached) = initrd::make(&inputs)?;
+            Ok(Done { value, cached })
+        })
+    }
+
+    fn root_file_system(&mut self) -> Result<String> {
+        self.on_disk("root file system, hash tree", |disk| disk.make_root())
+    }
+
+    fn uki(&mut self, bootstrap: &Bootstrap, initrd: &Path, cmdline: &str) -> Result<()> {
+        let efi = self.efi();
         let inputs = uki::Inputs {
             kernel: &bootstrap.kernel_image(),
             kernel_version: &bootstrap.kernel_version,
-            initrd: &initrd,
-            os_release: &root.join("usr/lib/os-release"),
-            cmdline: &cmdline,
-            keys: &keys,
-            source_date_s: options.source_date_s,
-            logs,
+            initrd,
+            os_release: &self.root().join("usr/lib/os-release"),
+            cmdline,
+            keys: &self.keys,
+            source_date_s: self.options.source_date_s,
+            logs: &self.logs,
         };
-        uki::make(&inputs, &efi).map(Done::fresh)
-    })?;
-    steps.step("disk", || disk.add_esp(&efi).map(Done::fresh))?;
-    steps.step("firmware variables", || {
-        varstore::make(&keys, &work.join("OVMF_VARS.fd"), logs).map(Done::fresh)
-    })?;
-    steps.step("reference values", || {
-        let uki = read(&efi)?;
+        self.steps.step("UKI, signed", || Ok(Done::fresh(uki::make(&inputs, &efi)?)))
+    }
+
+    fn disk(&mut self) -> Result<()> {
+        let efi = self.efi();
+        self.on_disk("disk", |disk| disk.add_esp(&efi))
+    }
+
+    fn on_disk<T>(
+        &mut self,
+        step: &'static str,
+        work: impl FnOnce(&Disk<'_>) -> std::result::Result<T, DiskError>,
+    ) -> Result<T> {
+        let disk = Disk {
+            file: &self.work.join("casemate.raw"),
+            definitions: &self.options.source.join("image/config/repart"),
+            content: &self.content(),
+            source_date_s: self.options.source_date_s,
+            logs: &self.logs,
+        };
+        self.steps.step(step, || Ok(Done::fresh(work(&disk)?)))
+    }
+
+    fn firmware_variables(&mut self) -> Result<()> {
+        let (keys, output, logs) = (&self.keys, self.work.join("OVMF_VARS.fd"), &self.logs);
+        self.steps
+            .step("firmware variables", || Ok(Done::fresh(varstore::make(keys, &output, logs)?)))
+    }
+
+    fn reference_values(&mut self, root_hash: &str, cmdline: &str) -> Result<()> {
         let identity = Identity {
             image_id: IMAGE_ID,
             image_version: IMAGE_VERSION,
-            profile: &options.profile,
-            root_hash: &root_hash,
-            cmdline: &cmdline,
+            profile: &self.options.profile,
+            root_hash,
+            cmdline,
         };
-        let reference = reference::reference(&uki, &keys, &identity)?;
-        write_json(&work.join("reference.json"), &reference)?;
-        let record = record(options, &bootstrap.kernel_version, packages, work)?;
-        write_json(&work.join("build.json"), &record).map(Done::fresh)
-    })?;
-    let outputs = publish(work, &options.out)?;
-    Ok(Built { steps, root_hash, outputs })
+        let (efi, keys, output) = (self.efi(), &self.keys, self.work.join("reference.json"));
+        self.steps.step("reference values", || {
+            let reference = reference::reference(&read(&efi)?, keys, &identity)?;
+            write_json(&output, &reference).map(Done::fresh)
+        })
+    }
+
+    fn record(&self, kernel: &str, packages: Vec<Package>) -> Result<Record> {
+        let mut configuration = BTreeMap::new();
+        for folder in ["image/config", "kernel-config", "systemd"] {
+            digest_folder(&self.options.source.join(folder), folder, &mut configuration)?;
+        }
+        let agent = match &self.options.agent {
+            Some(folder) => digest_files(folder, tree::AGENT)?,
+            None => BTreeMap::new(),
+        };
+        Ok(Record {
+            profile: self.options.profile.clone(),
+            suite: bootstrap::SUITE,
+            mirror: self.options.mirror.clone(),
+            source_date_s: self.options.source_date_s,
+            kernel: kernel.to_owned(),
+            packages,
+            configuration_sha256: configuration,
+            agent_sha256: agent,
+            outputs_sha256: digest_files(&self.work, DIGESTED)?,
+        })
+    }
 }
 
 fn check_profile(options: &Options, keys: &KeySet) -> Result<()> {
@@ -218,17 +304,6 @@ fn check_profile(options: &Options, keys: &KeySet) -> Result<()> {
         return Err(BuildError::Profile { found, expected: options.profile.clone() });
     }
     Ok(())
-}
-
-/// An empty work folder beside the outputs, so that they can be renamed into place.
-fn prepare(options: &Options) -> Result<Folders> {
-    let work = options.out.join(".work");
-    cache::remove(&work).map_err(|source| BuildError::File { path: work.clone(), source })?;
-    let logs = options.out.join("logs");
-    for folder in [&work, &logs, &options.cache] {
-        create_folder(folder)?;
-    }
-    Ok(Folders { work, logs })
 }
 
 fn os_release(profile: &str) -> String {
@@ -254,32 +329,9 @@ struct Record {
     outputs_sha256: BTreeMap<String, String>,
 }
 
-fn record(options: &Options, kernel: &str, packages: Vec<Package>, work: &Path) -> Result<Record> {
-    let mut configuration = BTreeMap::new();
-    for folder in ["image/config", "kernel-config", "systemd"] {
-        digest_folder(&options.source.join(folder), folder, &mut configuration)?;
-    }
-    let mut agent = BTreeMap::new();
-    if let Some(folder) = &options.agent {
-        for program in tree::AGENT {
-            agent.insert((*program).to_owned(), digest_file(&folder.join(program))?);
-        }
-    }
-    let mut outputs = BTreeMap::new();
-    for file in ["casemate.efi", "OVMF_VARS.fd", "reference.json"] {
-        outputs.insert(file.to_owned(), digest_file(&work.join(file))?);
-    }
-    Ok(Record {
-        profile: options.profile.clone(),
-        suite: bootstrap::SUITE,
-        mirror: options.mirror.clone(),
-        source_date_s: options.source_date_s,
-        kernel: kernel.to_owned(),
-        packages,
-        configuration_sha256: configuration,
-        agent_sha256: agent,
-        outputs_sha256: outputs,
-    })
+fn digest_files(folder: &Path, files: &[&str]) -> Result<BTreeMap<String, String>> {
+    let digest = |file: &&str| Ok(((*file).to_owned(), digest_file(&folder.join(file))?));
+    files.iter().map(digest).collect()
 }
 
 fn digest_folder(folder: &Path, name: &str, digests: &mut BTreeMap<String, String>) -> Result<()> {
@@ -328,8 +380,4 @@ fn read(path: &Path) -> Result<Vec<u8>> {
 
 fn read_text(path: &Path) -> Result<String> {
     fs::read_to_string(path).map_err(|source| BuildError::File { path: path.to_owned(), source })
-}
-
-fn create_folder(path: &Path) -> Result<()> {
-    fs::create_dir_all(path).map_err(|source| BuildError::File { path: path.to_owned(), source })
 }

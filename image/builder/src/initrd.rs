@@ -16,6 +16,13 @@ use crate::tool::{Tool, ToolError};
 /// Top-level links of a merged /usr.
 const MERGED: &[(&str, &str)] =
     &[("bin", "usr/bin"), ("sbin", "usr/sbin"), ("lib", "usr/lib"), ("lib64", "usr/lib64")];
+/// Other links of every systemd system.
+const LINKS: &[(&str, &str)] = &[
+    ("init", "usr/lib/systemd/systemd"),
+    ("var/run", "../run"),
+    (DEFAULT_TARGET, "initrd.target"),
+];
+const DEFAULT_TARGET: &str = "usr/lib/systemd/system/default.target";
 /// Mount points.
 const FOLDERS: &[&str] = &["dev", "proc", "run", "sys", "sysroot", "tmp", "var"];
 const UNITS: &str = "usr/lib/systemd/system";
@@ -113,16 +120,12 @@ struct Builder<'a> {
 
 impl Builder<'_> {
     fn add_skeleton(&mut self) -> Result<(), InitrdError> {
-        for (link, target) in MERGED {
+        for (link, target) in MERGED.iter().chain(LINKS) {
             self.archive.add(link, Node::Link { target: (*target).to_owned() });
         }
         for folder in FOLDERS {
             self.archive.add(folder, Node::Folder);
         }
-        let init = Node::Link { target: "usr/lib/systemd/systemd".to_owned() };
-        self.archive.add("init", init);
-        let default = Node::Link { target: "initrd.target".to_owned() };
-        self.archive.add(&format!("{UNITS}/default.target"), default);
         // udev gives devices to groups; nobody logs in here.
         for database in ["etc/passwd", "etc/group"] {
             self.add(database)?;

@@ -37,8 +37,20 @@ pub(crate) fn make(tree: &Path, source_date_s: u32, logs: &Path) -> Result<(), U
         .path_arg("--root=", tree)
         .env("SOURCE_DATE_EPOCH", source_date_s.to_string())
         .run()?;
+    for database in DATABASES {
+        remove_backup(tree, database)?;
+    }
     edit(tree, "etc/shadow", |text| with_field(text, 1, LOCKED))?;
     edit(tree, "etc/passwd", |text| with_field(text, 6, NO_SHELL))
+}
+
+/// systemd-sysusers keeps the database before its change as `passwd-`.
+fn remove_backup(tree: &Path, database: &str) -> Result<(), UsersError> {
+    let path = tree.join(format!("{database}-"));
+    match fs::remove_file(&path) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
+        result => result.map_err(|source| UsersError::File { path, source }),
+    }
 }
 
 fn edit(tree: &Path, name: &str, change: impl Fn(&str) -> String) -> Result<(), UsersError> {
