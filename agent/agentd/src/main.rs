@@ -1,3 +1,133 @@
 //! Measures, verifies bundles, hands out weights, keeps the ledger.
+//!
+//! Invariants: an unmeasured boot, a ledger that does not fit its checkpoint, or a register that somebody else
+//! extended stops the agent before it serves; a bundle is measured and on record before any byte of it reaches
+//! the engine; nothing here opens an IP socket.
 
-fn main() {}
+mod admission;
+mod agent;
+mod attestor;
+mod boot;
+mod engine;
+mod files;
+mod gateway;
+mod image;
+mod importer;
+mod journal;
+mod ledger;
+mod measured;
+mod medium;
+mod options;
+mod report;
+mod sealed;
+
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::thread;
+
+use anyhow::Context as _;
+use clap::Parser as _;
+use evidence::bundle::Quorum;
+use evidence::format::Policy;
+use ipc::Activated;
+
+use crate::agent::Agent;
+use crate::attestor::Attestor;
+use crate::boot::EventLogs;
+use crate::image::Image;
+use crate::importer::{Importer, Route};
+use crate::journal::say;
+use crate::ledger::Unjudged;
+use crate::options::Options;
+
+/// Longest quorum policy.
+const POLICY_BYTES_MAX: u64 = 256 << 10;
+
+fn main() -> ExitCode {
+    match run(&Options::parse()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            say(&format!("stopped: {error:#}"));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(options: &Options) -> anyhow::Result<()> {
+    let mut passed = Activated::take()?;
+    let listener = UnixListener::from(passed.descriptor("gateway")?);
+    let logs =
+        EventLogs::new(passed.descriptor("firmware-log")?, passed.descriptor("userspace-log")?);
+    let (agent, route) = start(options, logs)?;
+    let agent = Arc::new(agent);
+    // The handler only writes a byte; the loop that serves reads it.
+    let (stop, stopper) = UnixStream::pair().context("cannot make a socket pair")?;
+    signal_hook::low_level::pipe::register(signal_hook::consts::SIGTERM, stopper)
+        .context("cannot handle SIGTERM")?;
+    let importer = Importer::new(Arc::clone(&agent), route);
+    thread::Builder::new()
+        .name("importer".to_owned())
+        .spawn(move || {
+            let error = importer.watch();
+            say(&format!("stopped: {error}"));
+            std::process::exit(1);
+        })
+        .context("cannot start a thread")?;
+    say("ready");
+    sd_notify::notify(&[sd_notify::NotifyState::Ready]).context("cannot tell systemd")?;
+    gateway::serve(&agent, &listener, &stop)?;
+    say("stopping");
+    agent.stop().context("cannot sign the ledger's last head")
+}
+
+/// Everything that must hold before anybody is served.
+fn start(options: &Options, logs: EventLogs) -> anyhow::Result<(Agent, Route)> {
+    logs.firmware()?;
+    logs.userspace()?;
+    let (text, policy) = read_policy(options)?;
+    let quorum = Quorum::parse(&policy)?;
+    let image = read_image(options)?;
+    let mut attestor = Attestor::start(&options.tcti, &options.runtime)?;
+    say(&format!("image {} profile {}", image.version, image.profile));
+    say(&format!("attestation key {}", attestor.key_name()));
+    let ledger = Unjudged::read(&options.state, &options.boot)?
+        .judge(attestor.origin(), |note| attestor.open_checkpoint(note))?;
+    say(&format!("ledger opened with {} records", ledger.size()));
+    attestor.measure_policy(&text)?;
+    let agent = Agent::start(image, logs, attestor, ledger)?;
+    let route = Route {
+        medium: options.bundle.clone(),
+        engine: options.engine_control.clone(),
+        policy,
+        quorum,
+        bytes_max: options.bundle_bytes_max.unwrap_or_else(memory_share),
+    };
+    Ok((agent, route))
+}
+
+fn read_policy(options: &Options) -> anyhow::Result<(String, Policy)> {
+    let shown = options.policy.display();
+    let bytes = files::read_bounded(&options.policy, POLICY_BYTES_MAX)
+        .with_context(|| format!("cannot read the quorum policy {shown}"))?;
+    let text = String::from_utf8(bytes)
+        .with_context(|| format!("the quorum policy {shown} is not UTF-8"))?;
+    let policy =
+        serde_json::from_str(&text).with_context(|| format!("{shown} is no quorum policy"))?;
+    Ok((text, policy))
+}
+
+fn read_image(options: &Options) -> anyhow::Result<Image> {
+    let shown = options.os_release.display();
+    let bytes = files::read_bounded(&options.os_release, image::OS_RELEASE_BYTES_MAX)
+        .with_context(|| format!("cannot read {shown}"))?;
+    let text = String::from_utf8(bytes).with_context(|| format!("{shown} is not UTF-8"))?;
+    Ok(Image::parse(&text)?)
+}
+
+/// Three quarters of the memory: the rest is for the engine's cache and the system.
+fn memory_share() -> u64 {
+    let info = rustix::system::sysinfo();
+    let total = info.totalram.saturating_mul(u64::from(info.mem_unit));
+    total / 4 * 3
+}

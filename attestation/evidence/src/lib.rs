@@ -2,4 +2,20 @@
 //!
 //! The same code judges in the builder, on the appliance and on the auditor's laptop.
 
+pub mod bundle;
+#[cfg(test)]
+mod corpus;
+mod cursor;
+pub mod eventlog;
+#[cfg(any(test, feature = "fixture"))]
+pub mod fixture;
 pub mod format;
+pub mod key;
+pub mod ledger;
+pub mod pcr;
+pub mod quote;
+pub mod signature;
+pub mod userspace;
+pub mod verify;
+
+pub use cursor::Short;

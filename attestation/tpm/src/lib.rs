@@ -1,1 +1,110 @@
 //! The only code that opens a TPM.
+//!
+//! Invariants: the TPM is reached through one [`Tpm`] and every command takes it by `&mut`, so commands never
+//! interleave; at most one transient object (the attestation key) is loaded at a time, and none outlives the
+//! [`Tpm`] (a TPM without a resource manager has three slots).
+
+mod key;
+mod pcr;
+
+pub use key::{AttestationKey, MESSAGE_BYTES_MAX, POINT_BYTES, Quote, SIGNATURE_BYTES};
+pub use pcr::{PCRS, Pcrs};
+
+use std::str::FromStr;
+
+use tss_esapi::{Context, tcti_ldr::TctiNameConf};
+
+/// An open TPM.
+#[derive(Debug)]
+pub struct Tpm {
+    context: Context,
+}
+
+/// Why the TPM did not do what was asked.
+#[derive(Debug, thiserror::Error)]
+pub enum TpmError {
+    /// The name of the transport is not one.
+    #[error("{tcti:?} names no TPM; expected device:PATH or swtpm:host=HOST,port=PORT")]
+    Tcti {
+        /// What was given.
+        tcti: String,
+    },
+    /// The device is absent, busy or not ours to open.
+    #[error(
+        "cannot open the TPM at {tcti:?}: {source}; check that the device exists and its group"
+    )]
+    Open {
+        /// What was given.
+        tcti: String,
+        /// What tpm2-tss says.
+        source: tss_esapi::Error,
+    },
+    /// A command failed.
+    #[error("TPM command {command} failed: {source}")]
+    Command {
+        /// Name of the command, TPM 2.0 Library Part 3.
+        command: &'static str,
+        /// What the TPM or tpm2-tss says.
+        source: tss_esapi::Error,
+    },
+    /// The TPM answered something that it should not.
+    #[error("TPM command {command} answered {found}; expected {expected}")]
+    Answer {
+        /// Name of the command.
+        command: &'static str,
+        /// What it answered.
+        found: String,
+        /// What it should have.
+        expected: &'static str,
+    },
+    /// The register does not exist.
+    #[error("there is no PCR {pcr}; PCRs are 0 to 23")]
+    Pcr {
+        /// Index asked for.
+        pcr: u8,
+    },
+    /// The message does not fit one TPM2_Hash command.
+    #[error(
+        "a message of {found} bytes is above the {MESSAGE_BYTES_MAX} that a TPM hashes at once"
+    )]
+    Message {
+        /// Its length.
+        found: usize,
+    },
+}
+
+impl Tpm {
+    /// Opens the TPM that `tcti` names: `device:/dev/tpmrm0`, or `swtpm:host=127.0.0.1,port=N` in tests.
+    ///
+    /// # Errors
+    /// If it names none, or it does not open.
+    pub fn open(tcti: &str) -> Result<Self, TpmError> {
+        let name =
+            TctiNameConf::from_str(tcti).map_err(|_| TpmError::Tcti { tcti: tcti.to_owned() })?;
+        let context = Context::new(name)
+            .map_err(|source| TpmError::Open { tcti: tcti.to_owned(), source })?;
+        Ok(Self { context })
+    }
+}
+
+/// Names the command in a failure of tpm2-tss.
+fn during(command: &'static str) -> impl FnOnce(tss_esapi::Error) -> TpmError {
+    move |source| TpmError::Command { command, source }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_transport_that_is_none_is_named_in_the_error() {
+        let error = Tpm::open("usb:1").unwrap_err();
+        assert!(matches!(&error, TpmError::Tcti { tcti } if tcti == "usb:1"), "{error}");
+    }
+
+    #[test]
+    fn an_absent_device_is_an_error_and_no_panic() {
+        let error = Tpm::open("device:/nonexistent/tpm").unwrap_err();
+        assert!(matches!(error, TpmError::Open { .. }), "{error}");
+    }
+}

@@ -1,1 +1,44 @@
-//! Builds the signed appliance image.
+//! Builds the signed appliance image and predicts the PCR values of its boot.
+//!
+//! Runs as root, or as root of a user namespace, inside a Debian 13 tools tree; it needs no loop device and no
+//! device-mapper. Output is written aside and renamed when it is whole.
+
+mod bootstrap;
+mod build;
+mod cache;
+mod cpio;
+mod disk;
+mod elf;
+mod initrd;
+mod keys;
+mod modules;
+pub mod pe;
+mod place;
+pub mod predict;
+mod prune;
+mod reasoned;
+mod reference;
+mod steps;
+mod tool;
+mod tree;
+mod uki;
+mod users;
+mod varstore;
+
+pub use bootstrap::{BootstrapError, SUITE};
+pub use build::{BuildError, Built, Options, build};
+pub use cpio::CpioError;
+pub use disk::DiskError;
+pub use elf::ElfError;
+pub use initrd::InitrdError;
+pub use keys::{Guid, KeySet, KeysError};
+pub use modules::ModulesError;
+pub use prune::PruneError;
+pub use reasoned::ListError;
+pub use reference::ReferenceError;
+pub use steps::{StepTime, Steps};
+pub use tool::ToolError;
+pub use tree::TreeError;
+pub use uki::UkiBuildError;
+pub use users::UsersError;
+pub use varstore::VarstoreError;

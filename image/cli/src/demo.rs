@@ -1,9 +1,267 @@
-//! `casemate demo`.
+//! `casemate demo`: the whole appliance at work, refusals included, every step real.
+
+use std::fs;
+use std::io::Read;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+use evidence::format::{Evidence, Machine as PinnedMachine};
+use qemu::{Config, Machine, Snapshot, accel};
+
+/// Longest boot, under emulation on a busy machine.
+const BOOT_LIMIT: Duration = Duration::from_secs(300);
+/// Longest time from plugging a stick to the model being ready, or refused.
+const BUNDLE_LIMIT: Duration = Duration::from_secs(300);
+/// Longest answer.
+const ANSWER_LIMIT_S: &str = "300";
+/// What the demonstration asks.
+const QUESTION: &str = "What is the capital of Cameroon? Answer in one sentence.";
 
 /// Arguments.
 #[derive(Debug, clap::Args)]
-pub(crate) struct Args {}
+pub(crate) struct Args {
+    /// Folder that `casemate build` wrote.
+    #[arg(long, value_name = "DIR")]
+    image: PathBuf,
+    /// Folder that `casemate keys` wrote.
+    #[arg(long, value_name = "DIR")]
+    keys: PathBuf,
+    /// Medium with a bundle that a quorum signed.
+    #[arg(long, value_name = "IMG")]
+    bundle: PathBuf,
+    /// The same with one byte flipped.
+    #[arg(long, value_name = "IMG")]
+    bundle_flipped: PathBuf,
+    /// The same with one signature of the two needed.
+    #[arg(long, value_name = "IMG")]
+    bundle_one_signature: PathBuf,
+    /// Name of the model in the bundle.
+    #[arg(long)]
+    model: String,
+    /// The `casemate-verify` program.
+    #[arg(long, value_name = "FILE")]
+    verifier: PathBuf,
+    /// Python with PyPI's `openai`.
+    #[arg(long, value_name = "FILE")]
+    python: PathBuf,
+    /// The client script.
+    #[arg(long, value_name = "FILE")]
+    client: PathBuf,
+}
 
-pub(crate) fn run(_args: &Args) -> anyhow::Result<()> {
-    anyhow::bail!("not there yet")
+/// The acts so far, with their times.
+#[derive(Debug, Default)]
+struct Acts(Vec<(&'static str, Duration)>);
+
+impl Acts {
+    fn play<T>(&mut self, title: &'static str, act: impl FnOnce() -> Result<T>) -> Result<T> {
+        println!("\n── {title}");
+        let begin = Instant::now();
+        let outcome = act().with_context(|| format!("in \"{title}\""))?;
+        self.0.push((title, begin.elapsed()));
+        Ok(outcome)
+    }
+
+    fn print(&self) {
+        println!();
+        for (title, time) in &self.0 {
+            println!("  {title:52} {:6.1} s", time.as_secs_f64());
+        }
+    }
+}
+
+pub(crate) fn run(args: &Args) -> Result<()> {
+    // Beside the cache: snapshots hold the guest's whole memory, too much for a /tmp in memory.
+    let cache = accel::default_cache_folder()?;
+    fs::create_dir_all(&cache)?;
+    let work = tempfile::Builder::new().prefix("demo-").tempdir_in(&cache)?;
+    let mut acts = Acts::default();
+    let (booted, ak_name) =
+        acts.play("boot, Secure Boot on, boot measured", || boot(args, &work))?;
+    let mut serving = acts.play("a stick with a signed model is plugged in", || {
+        let mut machine = booted.fork(&work.path().join("serving"))?;
+        machine.plug_bundle(&args.bundle)?;
+        println!("{}", machine.wait_for("agentd: bundle admitted", BUNDLE_LIMIT)?);
+        println!("{}", machine.wait_for("engine: ready", BUNDLE_LIMIT)?);
+        Ok(machine)
+    })?;
+    acts.play("an unchanged OpenAI client asks, streamed", || ask(args, serving.port()))?;
+    let auditor = Auditor::new(args, &work.path().join("auditor"), &ak_name)?;
+    acts.play("an auditor verifies fresh evidence: ESTABLISHED", || {
+        auditor.fetch(args, serving.port())?;
+        auditor.verify(args, "evidence.json", 0).map(drop)
+    })?;
+    acts.play("one ledger record is edited: NOT ESTABLISHED", || {
+        let index = auditor.edit_newest_record()?;
+        let verdict = auditor.verify(args, "edited.json", 1)?;
+        ensure!(
+            verdict.contains(&format!("record {index}")),
+            "the verdict does not name record {index}"
+        );
+        Ok(())
+    })?;
+    serving.forbid("login:")?;
+    serving.quit()?;
+    acts.play("a bundle with one flipped byte is refused", || {
+        refuse(args, &booted, &args.bundle_flipped, &work.path().join("flipped"))
+    })?;
+    acts.play("a bundle with one signature of two is refused", || {
+        refuse(args, &booted, &args.bundle_one_signature, &work.path().join("one"))
+    })?;
+    acts.print();
+    println!("\nThe appliance ran, answered, and proved it. Every refusal was seen.");
+    Ok(())
+}
+
+/// Boots to a ready agent with no model, and freezes that machine.
+fn boot(args: &Args, work: &tempfile::TempDir) -> Result<(Snapshot, String)> {
+    let probe = accel::probe(Some(&args.image), &accel::default_cache_folder()?)?;
+    println!("{}", probe.reason);
+    let config = Config::new(&args.image, work.path().join("booted"), probe.accel);
+    let mut machine = Machine::boot(config)?;
+    let line = machine.wait_for("agentd: attestation key ", BOOT_LIMIT)?;
+    println!("{line}");
+    let ak_name = line
+        .rsplit("agentd: attestation key ")
+        .next()
+        .and_then(|rest| rest.split_whitespace().next())
+        .context("the console names no attestation key")?
+        .to_owned();
+    println!("{}", machine.wait_for("agentd: ready", BOOT_LIMIT)?);
+    // The last phase is measured once the boot is complete; evidence before it would be of half a boot.
+    wait_healthy(args, machine.port(), "503")?;
+    Ok((machine.snapshot()?, ak_name))
+}
+
+/// Waits until the gateway answers `/healthz` with `status`; returns the body.
+fn wait_healthy(args: &Args, port: u16, status: &str) -> Result<String> {
+    let deadline = Instant::now() + BOOT_LIMIT;
+    loop {
+        let reply = curl(args, port, "/healthz", &["--write-out", "\n%{http_code}"])?;
+        let text = String::from_utf8_lossy(&reply.stdout).into_owned();
+        if let Some(body) = text.strip_suffix(status) {
+            return Ok(body.trim().to_owned());
+        }
+        ensure!(
+            Instant::now() < deadline,
+            "/healthz did not answer {status} within {} s; last: {text} {}",
+            BOOT_LIMIT.as_secs(),
+            String::from_utf8_lossy(&reply.stderr)
+        );
+        std::thread::sleep(Duration::from_millis(500));
+    }
+}
+
+fn curl(args: &Args, port: u16, path: &str, extra: &[&str]) -> Result<Output> {
+    let site = args.keys.join("site");
+    Command::new("curl")
+        .args(["--silent", "--show-error", "--max-time", "60", "--cacert"])
+        .arg(site.join("ca.pem"))
+        .arg("--cert")
+        .arg(site.join("client.pem"))
+        .arg("--key")
+        .arg(site.join("client.key"))
+        .args(extra)
+        .arg(format!("https://127.0.0.1:{port}{path}"))
+        .output()
+        .context("cannot start curl")
+}
+
+fn ask(args: &Args, port: u16) -> Result<()> {
+    let site = args.keys.join("site");
+    println!("    {QUESTION}");
+    let status = Command::new("timeout")
+        .arg(ANSWER_LIMIT_S)
+        .arg(&args.python)
+        .arg(&args.client)
+        .arg("--base-url")
+        .arg(format!("https://127.0.0.1:{port}/v1"))
+        .arg("--ca")
+        .arg(site.join("ca.pem"))
+        .arg("--cert")
+        .arg(site.join("client.pem"))
+        .arg("--key")
+        .arg(site.join("client.key"))
+        .args(["--model", &args.model, "--stream", QUESTION])
+        .status()
+        .context("cannot start the OpenAI client")?;
+    ensure!(status.success(), "the OpenAI client ended with {status}");
+    Ok(())
+}
+
+/// A folder with what an auditor has: reference values, trust roots, evidence.
+#[derive(Debug)]
+struct Auditor {
+    folder: PathBuf,
+    nonce: String,
+}
+
+impl Auditor {
+    fn new(args: &Args, folder: &Path, ak_name: &str) -> Result<Self> {
+        fs::create_dir_all(folder)?;
+        fs::copy(args.image.join("reference.json"), folder.join("reference.json"))?;
+        fs::copy(args.keys.join("policy.json"), folder.join("policy.json"))?;
+        let machine = PinnedMachine { ak_name: ak_name.to_owned() };
+        fs::write(folder.join("machine.json"), serde_json::to_vec(&machine)?)?;
+        let mut nonce = [0; 32];
+        fs::File::open("/dev/urandom")?.read_exact(&mut nonce)?;
+        Ok(Self { folder: folder.to_owned(), nonce: hex::encode(nonce) })
+    }
+
+    fn fetch(&self, args: &Args, port: u16) -> Result<()> {
+        let path = format!("/casemate/evidence?nonce={}", self.nonce);
+        let reply = curl(args, port, &path, &["--fail-with-body"])?;
+        ensure!(
+            reply.status.success(),
+            "no evidence: {}{}",
+            String::from_utf8_lossy(&reply.stderr),
+            String::from_utf8_lossy(&reply.stdout)
+        );
+        fs::write(self.folder.join("evidence.json"), reply.stdout)?;
+        Ok(())
+    }
+
+    /// Writes `edited.json`: the evidence with one token more in its newest exchange.
+    fn edit_newest_record(&self) -> Result<u64> {
+        let mut evidence: Evidence =
+            serde_json::from_slice(&fs::read(self.folder.join("evidence.json"))?)?;
+        let newest = evidence.ledger.records.last_mut().context("the ledger is empty")?;
+        let edited = newest.record.replacen("\"completion_tokens\":", "\"completion_tokens\":1", 1);
+        ensure!(edited != newest.record, "the newest record is no exchange: {edited}");
+        newest.record = edited;
+        let index = newest.index;
+        fs::write(self.folder.join("edited.json"), serde_json::to_vec(&evidence)?)?;
+        Ok(index)
+    }
+
+    /// Runs `casemate-verify` in the auditor's folder; its exit code must be `expected`.
+    fn verify(&self, args: &Args, file: &str, expected: i32) -> Result<String> {
+        let verdict = Command::new(&args.verifier)
+            .current_dir(&self.folder)
+            .args(["evidence", file, "--reference", "reference.json", "--policy", "policy.json"])
+            .args(["--machine", "machine.json", "--nonce", &self.nonce])
+            .output()
+            .context("cannot start casemate-verify")?;
+        let text = String::from_utf8_lossy(&verdict.stdout).into_owned();
+        print!("{text}{}", String::from_utf8_lossy(&verdict.stderr));
+        if verdict.status.code() != Some(expected) {
+            bail!("casemate-verify ended with {}, expected {expected}", verdict.status);
+        }
+        println!("    (exit code {expected})");
+        Ok(text)
+    }
+}
+
+/// Plugs a bad bundle into a machine of its own: it must be refused, and nothing may be served.
+fn refuse(args: &Args, booted: &Snapshot, bundle: &Path, state: &Path) -> Result<()> {
+    let mut machine = booted.fork(state)?;
+    machine.plug_bundle(bundle)?;
+    println!("{}", machine.wait_for("agentd: bundle refused", BUNDLE_LIMIT)?);
+    println!("{}", wait_healthy(args, machine.port(), "503")?);
+    machine.forbid("agentd: bundle admitted")?;
+    machine.forbid("engine: ready")?;
+    machine.quit()?;
+    Ok(())
 }

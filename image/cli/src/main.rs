@@ -4,6 +4,7 @@ mod build;
 mod bundle;
 mod demo;
 mod keys;
+mod tool;
 mod vm;
 
 use clap::{Parser, Subcommand};
@@ -27,7 +28,7 @@ enum Command {
     /// Run an image in QEMU with OVMF and a software TPM.
     Vm(vm::Args),
     /// Show the whole appliance at work, refusals included.
-    Demo(demo::Args),
+    Demo(Box<demo::Args>),
 }
 
 fn main() -> anyhow::Result<()> {

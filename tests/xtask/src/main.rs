@@ -1,3 +1,109 @@
-//! Sets up and runs everything: cargo xtask demo, cargo xtask test.
+//! Sets up and runs everything: `cargo xtask demo`, `cargo xtask test`.
+//!
+//! Compiles on a machine that has only a Rust toolchain. Everything else is built and run inside a
+//! Debian 13 tree (see `tree`), so that every host gives the same result.
 
-fn main() {}
+mod demo;
+mod host;
+mod material;
+mod steps;
+mod suite;
+mod tree;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::{Context, Result};
+use clap::{Parser, Subcommand};
+
+use crate::steps::Steps;
+use crate::tree::Tree;
+
+/// Sets up, shows and tests the appliance.
+#[derive(Debug, Parser)]
+#[command(name = "cargo xtask")]
+struct Cli {
+    /// Only check that the needed packages are there; install nothing.
+    #[arg(long, global = true)]
+    no_install: bool,
+    /// Where downloads and builds are kept.
+    #[arg(long, global = true, value_name = "DIR", env = "CASEMATE_CACHE")]
+    cache: Option<PathBuf>,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Build the image, boot it, load a signed model, ask it a question, prove what ran.
+    Demo,
+    /// Set up and pass every test.
+    Test {
+        /// Add repetitions: power cuts, fuzzing time, the comparison with llama.cpp.
+        #[arg(long)]
+        long: bool,
+        /// Run only the boot scenarios whose name contains this.
+        #[arg(long, value_name = "NAME")]
+        only: Option<String>,
+    },
+    /// Run `casemate` (the integrator's tool) in the tools tree.
+    Casemate {
+        /// Its arguments.
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        args: Vec<String>,
+    },
+    /// Run any command in the tools tree, for instance `cargo test -p tpm`.
+    Enter {
+        /// The command and its arguments.
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true, required = true)]
+        args: Vec<String>,
+    },
+}
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let mut steps = Steps::default();
+    let outcome = run(&cli, &mut steps);
+    if matches!(cli.command, Command::Demo | Command::Test { .. }) {
+        steps.print();
+    }
+    match outcome {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("\nxtask: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(cli: &Cli, steps: &mut Steps) -> Result<ExitCode> {
+    let cache = match &cli.cache {
+        Some(dir) => dir.clone(),
+        None => default_cache()?,
+    };
+    std::fs::create_dir_all(&cache)
+        .with_context(|| format!("cannot make the cache folder {}", cache.display()))?;
+    let cache = cache.canonicalize()?;
+    steps.run("host packages", || host::prepare(cli.no_install))?;
+    let tree = steps.run("tools tree", || Tree::prepare(&cache))?;
+    match &cli.command {
+        Command::Demo => demo::run(&tree, steps).map(|()| ExitCode::SUCCESS),
+        Command::Test { long, only } => {
+            suite::run(&tree, steps, *long, only.as_deref()).map(|()| ExitCode::SUCCESS)
+        }
+        Command::Casemate { args } => {
+            let binaries = material::binaries(&tree, steps)?;
+            let mut command = tree.enter(binaries.join("casemate"));
+            steps::exit_code(command.args(args))
+        }
+        Command::Enter { args } => steps::exit_code(tree.enter(&args[0]).args(&args[1..])),
+    }
+}
+
+fn default_cache() -> Result<PathBuf> {
+    if let Some(dir) = std::env::var_os("XDG_CACHE_HOME") {
+        return Ok(PathBuf::from(dir).join("casemate"));
+    }
+    let home = std::env::var_os("HOME").context("HOME is not set; give --cache DIR")?;
+    Ok(PathBuf::from(home).join(".cache/casemate"))
+}

@@ -1,0 +1,232 @@
+//! What the threads of agentd share.
+//!
+//! Invariants: locks are taken in the order attestor, ledger, running, and never while one that comes later is
+//! held; a thread that panics with a lock takes the process with it.
+
+use std::sync::{Mutex, MutexGuard};
+use std::time::{Duration, Instant};
+
+use evidence::format::{AgentEvent, BundleEvent, BundleStatement};
+use evidence::ledger::Event;
+use evidence::verify::qualifying_data;
+use ipc::{AgentStatus, ModelInfo};
+
+use crate::attestor::{Attestor, AttestorError};
+use crate::boot::{BootError, EventLogs};
+use crate::image::Image;
+use crate::journal::{printable, say};
+use crate::ledger::{Ledger, StoreError};
+use crate::measured;
+use crate::report::{self, Attested, ReportError};
+
+/// Shortest time between two checkpoints that nobody asked for: a TPM signs a few times per second at best.
+const CHECKPOINT_EVERY: Duration = Duration::from_secs(5);
+
+/// The running agent.
+#[derive(Debug)]
+pub(crate) struct Agent {
+    image: Image,
+    logs: EventLogs,
+    /// `None` once the agent is stopping.
+    attestor: Mutex<Option<Attestor>>,
+    ledger: Mutex<Ledger>,
+    running: Mutex<Running>,
+    checkpointed: Mutex<Instant>,
+}
+
+#[derive(Debug, Default)]
+struct Running {
+    model: Option<ModelInfo>,
+    refusal: Option<String>,
+}
+
+/// Why a request was not done.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum AgentError {
+    /// SIGTERM came.
+    #[error("the agent is stopping")]
+    Stopping,
+    /// The TPM, or what was measured with it.
+    #[error(transparent)]
+    Attestor(#[from] AttestorError),
+    /// The ledger.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// An event log.
+    #[error(transparent)]
+    Boot(#[from] BootError),
+    /// The evidence file.
+    #[error(transparent)]
+    Report(#[from] ReportError),
+    /// A measured event cannot be written or read.
+    #[error("a bundle event is malformed: {0}")]
+    Event(#[from] serde_json::Error),
+}
+
+impl Agent {
+    /// Starts with a judged ledger; signs its first checkpoint before any record, then records the start.
+    pub(crate) fn start(
+        image: Image,
+        logs: EventLogs,
+        attestor: Attestor,
+        ledger: Ledger,
+    ) -> Result<Self, AgentError> {
+        let (first, cut_bytes) = (ledger.size() == 0, ledger.cut());
+        let agent = Self {
+            image,
+            logs,
+            attestor: Mutex::new(Some(attestor)),
+            ledger: Mutex::new(ledger),
+            running: Mutex::default(),
+            checkpointed: Mutex::new(Instant::now()),
+        };
+        if first {
+            agent.checkpoint()?;
+        }
+        if cut_bytes > 0 {
+            say(&format!("ledger: {cut_bytes} bytes of an unacknowledged record were cut"));
+            agent.append(Event::Recovered { cut_bytes })?;
+        }
+        let (image_version, profile) = (agent.image.version.clone(), agent.image.profile.clone());
+        agent.append(Event::Boot { image_version, profile })?;
+        agent.checkpoint()?;
+        Ok(agent)
+    }
+
+    /// State for the gateway.
+    pub(crate) fn status(&self) -> AgentStatus {
+        let ledger_records = lock(&self.ledger).size();
+        let running = lock(&self.running);
+        AgentStatus {
+            profile: self.image.profile.clone(),
+            model: running.model.clone(),
+            refusal: running.refusal.clone(),
+            ledger_records,
+        }
+    }
+
+    /// Puts an event on record; returns its index once it is on disk.
+    pub(crate) fn append(&self, event: Event) -> Result<u64, AgentError> {
+        Ok(lock(&self.ledger).append(now(), event)?)
+    }
+
+    /// Measures an admitted bundle, unless this boot has done so already, and puts it on record.
+    pub(crate) fn admit(
+        &self,
+        event: &BundleEvent,
+        signatures: &[String],
+    ) -> Result<(), AgentError> {
+        let content = serde_json::to_string(event)?;
+        {
+            let mut attestor = lock(&self.attestor);
+            let attestor = attestor.as_mut().ok_or(AgentError::Stopping)?;
+            if attestor.measured().bundle().is_none() {
+                let kind = measured::BUNDLE.to_owned();
+                attestor.measure(AgentEvent { kind, content }, signatures.to_vec())?;
+            }
+        }
+        self.append(Event::BundleAdmitted {
+            bundle_digest: event.bundle_digest.clone(),
+            model_id: event.model_id.clone(),
+            signers: event.signers.clone(),
+        })?;
+        lock(&self.running).refusal = None;
+        Ok(())
+    }
+
+    /// Content of this boot's bundle event, if there is one.
+    pub(crate) fn measured_bundle(&self) -> Result<Option<String>, AgentError> {
+        let attestor = lock(&self.attestor);
+        let attestor = attestor.as_ref().ok_or(AgentError::Stopping)?;
+        Ok(attestor.measured().bundle().map(str::to_owned))
+    }
+
+    /// Puts a refused bundle on record, on the console and into the status.
+    pub(crate) fn refuse(&self, reason: &str) -> Result<(), AgentError> {
+        let reason = printable(reason);
+        say(&format!("bundle refused: {reason}"));
+        self.append(Event::BundleRefused { reason: reason.clone() })?;
+        lock(&self.running).refusal = Some(reason);
+        Ok(())
+    }
+
+    /// Which model the engine answers for from now on.
+    pub(crate) fn run(&self, model: Option<ModelInfo>) {
+        lock(&self.running).model = model;
+    }
+
+    /// Evidence under a nonce, as JSON.
+    pub(crate) fn evidence(&self, nonce: &str) -> Result<String, AgentError> {
+        let nonce_bytes = report::parse_nonce(nonce)?;
+        let (firmware_log, userspace_log) = (self.logs.firmware()?, self.logs.userspace()?);
+        let mut attestor = lock(&self.attestor);
+        let attestor = attestor.as_mut().ok_or(AgentError::Stopping)?;
+        let (checkpoint, records) = {
+            let ledger = lock(&self.ledger);
+            (ledger.head(attestor.origin()), ledger.proven()?)
+        };
+        let note = attestor.sign_checkpoint(&checkpoint)?;
+        self.keep(&note, checkpoint.size)?;
+        let (quote, pcrs) = attestor.quote(qualifying_data(nonce_bytes, &note))?;
+        let attested = Attested {
+            nonce,
+            created: now(),
+            profile: &self.image.profile,
+            quote: &quote,
+            public: attestor.public(),
+            pcrs: &pcrs,
+            firmware_log: &firmware_log,
+            userspace_log: &userspace_log,
+            agent_log: &attestor.measured().events,
+            bundle: statement(attestor.measured())?,
+            note,
+        };
+        Ok(attested.report(records)?)
+    }
+
+    /// Signs the head if records were added and the last signature is old enough.
+    pub(crate) fn checkpoint_if_due(&self) -> Result<(), AgentError> {
+        let due = lock(&self.checkpointed).elapsed() >= CHECKPOINT_EVERY;
+        if due && lock(&self.ledger).has_unsigned() { self.checkpoint() } else { Ok(()) }
+    }
+
+    /// Signs the head for the last time and lets go of the TPM; later requests are refused.
+    pub(crate) fn stop(&self) -> Result<(), AgentError> {
+        let unsigned = lock(&self.ledger).has_unsigned();
+        let signed = if unsigned { self.checkpoint() } else { Ok(()) };
+        drop(lock(&self.attestor).take());
+        signed
+    }
+
+    fn checkpoint(&self) -> Result<(), AgentError> {
+        let mut attestor = lock(&self.attestor);
+        let attestor = attestor.as_mut().ok_or(AgentError::Stopping)?;
+        let head = lock(&self.ledger).head(attestor.origin());
+        let note = attestor.sign_checkpoint(&head)?;
+        self.keep(&note, head.size)
+    }
+
+    /// Called with the attestor locked, so that a smaller head never replaces a larger one.
+    fn keep(&self, note: &str, size: u64) -> Result<(), AgentError> {
+        lock(&self.ledger).keep_checkpoint(note, size)?;
+        *lock(&self.checkpointed) = Instant::now();
+        Ok(())
+    }
+}
+
+fn statement(measured: &measured::Measured) -> Result<Option<BundleStatement>, AgentError> {
+    let Some(content) = measured.bundle() else { return Ok(None) };
+    let event: BundleEvent = serde_json::from_str(content)?;
+    let signatures = measured.signatures.clone();
+    Ok(Some(BundleStatement { model_id: event.model_id, signatures }))
+}
+
+/// RFC 3339, UTC.
+fn now() -> String {
+    jiff::Timestamp::now().to_string()
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // What a panicking thread left half-done is not to be attested.
+    mutex.lock().unwrap_or_else(|_| std::process::abort())
+}

@@ -1,0 +1,38 @@
+//! Where things are. The defaults are the appliance's; the tests put them elsewhere.
+
+use std::path::PathBuf;
+
+use clap::Parser;
+
+/// Measures, verifies bundles, hands out weights, keeps the ledger.
+#[derive(Clone, Debug, Parser)]
+#[command(name = "agentd", version)]
+pub(crate) struct Options {
+    /// Quorum policy in the signed image.
+    #[arg(long, default_value = "/usr/lib/casemate/policy.json")]
+    pub(crate) policy: PathBuf,
+    /// os-release in the signed image.
+    #[arg(long, default_value = "/etc/os-release")]
+    pub(crate) os_release: PathBuf,
+    /// Folder of the ledger, on the state partition.
+    #[arg(long, default_value = "/var/lib/casemate/ledger")]
+    pub(crate) state: PathBuf,
+    /// Folder that outlives this process but not the boot.
+    #[arg(long, default_value = "/run/casemate-agentd")]
+    pub(crate) runtime: PathBuf,
+    /// Where the bundle medium is mounted.
+    #[arg(long, default_value = "/run/casemate/bundle")]
+    pub(crate) bundle: PathBuf,
+    /// Control socket of the engine.
+    #[arg(long, default_value = "/run/casemate/engine-control.sock")]
+    pub(crate) engine_control: PathBuf,
+    /// The TPM.
+    #[arg(long, default_value = "device:/dev/tpmrm0")]
+    pub(crate) tcti: String,
+    /// Identifier of this boot, 32 hex digits (systemd's %b).
+    #[arg(long)]
+    pub(crate) boot: String,
+    /// Most bytes of a bundle's files; three quarters of the memory if not given.
+    #[arg(long)]
+    pub(crate) bundle_bytes_max: Option<u64>,
+}

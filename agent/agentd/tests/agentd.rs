@@ -1,0 +1,301 @@
+//! agentd as a process, with a real TPM (swtpm), real signatures, and a test in the place of systemd, gateway
+//! and engine.
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
+mod appliance;
+
+use std::fs;
+use std::io::Write;
+
+use appliance::engine::Engine;
+use appliance::{Agentd, Appliance, medium};
+use evidence::format::{AGENT_PCR, Evidence, Machine, REFERENCE_SCHEMA, Reference};
+use evidence::ledger::Record;
+use evidence::verify::{ClaimId, Status, Verdict, verify};
+use ipc::{AgentReply, AgentRequest, Exchange};
+use sha2::{Digest, Sha256};
+
+const NONCE: [u8; 32] = [0xa5; 32];
+
+fn evidence(agentd: &Agentd) -> Evidence {
+    match agentd.ask(&AgentRequest::Evidence { nonce: hex::encode(NONCE) }) {
+        AgentReply::Evidence { json } => serde_json::from_str(&json).unwrap(),
+        other => panic!("{other:?}"),
+    }
+}
+
+/// The key that the console shows, as whoever installs the machine pins it.
+fn pinned(agentd: &Agentd) -> Machine {
+    let console = agentd.console();
+    let line = console.lines().find_map(|line| line.strip_prefix("agentd: attestation key "));
+    Machine { ak_name: line.unwrap().to_owned() }
+}
+
+/// The auditor's verdict. Only claims of agentd's own can be established: the boot is not a real one.
+fn judge(appliance: &Appliance, agentd: &Agentd, evidence: &Evidence) -> Verdict {
+    let reference = Reference {
+        schema: REFERENCE_SCHEMA.to_owned(),
+        image_id: "casemate".to_owned(),
+        image_version: "0.1".to_owned(),
+        profile: "development".to_owned(),
+        pcrs: std::collections::BTreeMap::new(),
+        machine_pcrs: std::collections::BTreeMap::new(),
+        uki_sha256: String::new(),
+        uki_authenticode: String::new(),
+        root_hash: String::new(),
+        cmdline: String::new(),
+        policy_sha256: hex::encode(Sha256::digest(appliance.policy_text())),
+    };
+    verify(evidence, &reference, &appliance.policy(), &pinned(agentd), NONCE)
+}
+
+fn exchange(request: &str) -> AgentRequest {
+    AgentRequest::Append(Exchange {
+        request: request.to_owned(),
+        client: "teller-7".to_owned(),
+        client_cert_sha256: "00".repeat(32),
+        model: "11".repeat(32),
+        prompt_sha256: "22".repeat(32),
+        answer_sha256: "33".repeat(32),
+        prompt_tokens: 3,
+        completion_tokens: 5,
+        outcome: "stop".to_owned(),
+    })
+}
+
+fn append(agentd: &Agentd, request: &str) -> u64 {
+    match agentd.ask(&exchange(request)) {
+        AgentReply::Appended { index } => index,
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn a_signed_bundle_runs_and_the_auditor_sees_it() {
+    let Some(appliance) = Appliance::boot() else { return };
+    let engine = Engine::listen(&appliance.path("engine.sock"), None);
+    let mut agentd = appliance.start_ready();
+    assert_eq!(agentd.status().model, None);
+    medium::insert(&appliance.path("bundle"), &medium::files("w"), &[1, 3]);
+    let given = engine.given();
+    assert_eq!(given.load.model_id, "smollm2-135m");
+    let expected = medium::files("w").into_iter().map(|(name, content)| (name.to_owned(), content));
+    assert_eq!(given.files, expected.collect::<Vec<_>>());
+    agentd.wait_for(&format!(
+        "agentd: bundle admitted smollm2-135m {} signers release-1, release-3",
+        given.load.bundle_digest
+    ));
+    let status = agentd.wait_status(|status| status.model.is_some());
+    assert_eq!((status.profile.as_str(), status.refusal), ("development", None));
+    let index = append(&agentd, "chatcmpl-1");
+    let evidence = evidence(&agentd);
+    let verdict = judge(&appliance, &agentd, &evidence);
+    use ClaimId::{Bundle, Fresh, Ledger, Machine, Pcrs, Policy, Quote};
+    for id in [Machine, Quote, Fresh, Pcrs, Policy, Bundle, Ledger] {
+        assert_eq!(verdict.status(id), Status::Established, "{verdict:#?}");
+    }
+    let last = evidence.ledger.records.last().unwrap();
+    assert_eq!(last.index, index);
+    assert!(last.record.contains("chatcmpl-1"), "{}", last.record);
+    assert!(agentd.terminate().success());
+}
+
+#[test]
+fn a_restart_in_the_same_boot_measures_nothing_again() {
+    let Some(appliance) = Appliance::boot() else { return };
+    let engine = Engine::listen(&appliance.path("engine.sock"), None);
+    let bundle = appliance.path("bundle");
+    medium::insert(&bundle, &medium::files("w"), &[1, 2]);
+    let agentd = appliance.start_ready();
+    let first = engine.given();
+    agentd.wait_status(|status| status.model.is_some());
+    let before = evidence(&agentd);
+    assert!(agentd.terminate().success());
+
+    let mut agentd = appliance.start_ready();
+    let second = engine.given();
+    assert_eq!(second.load.bundle_digest, first.load.bundle_digest);
+    agentd.wait_status(|status| status.model.is_some());
+    let after = evidence(&agentd);
+    assert_eq!(before.quote.pcrs[&AGENT_PCR], after.quote.pcrs[&AGENT_PCR]);
+    assert_eq!(before.agent_log, after.agent_log);
+    let verdict = judge(&appliance, &agentd, &after);
+    assert_eq!(verdict.status(ClaimId::Bundle), Status::Established, "{verdict:#?}");
+    assert_eq!(verdict.status(ClaimId::Ledger), Status::Established, "{verdict:#?}");
+
+    medium::insert(&bundle, &medium::files("another"), &[1, 2]);
+    agentd.wait_for("reboot to change");
+    let status = agentd.status();
+    assert!(status.model.is_some() && status.refusal.is_some(), "{status:?}");
+    assert!(engine.is_untouched());
+}
+
+#[test]
+fn without_its_medium_a_restarted_agent_still_states_what_it_measured() {
+    let Some(appliance) = Appliance::boot() else { return };
+    let engine = Engine::listen(&appliance.path("engine.sock"), None);
+    medium::insert(&appliance.path("bundle"), &medium::files("w"), &[1, 2]);
+    let agentd = appliance.start_ready();
+    drop(engine.given());
+    assert!(agentd.terminate().success());
+    medium::eject(&appliance.path("bundle"));
+    let agentd = appliance.start_ready();
+    let verdict = judge(&appliance, &agentd, &evidence(&agentd));
+    assert_eq!(verdict.status(ClaimId::Bundle), Status::Established, "{verdict:#?}");
+    assert_eq!(agentd.status().model, None);
+}
+
+#[test]
+fn what_the_quorum_did_not_sign_is_refused_and_not_measured() {
+    let Some(appliance) = Appliance::boot() else { return };
+    let engine = Engine::listen(&appliance.path("engine.sock"), None);
+    let bundle = appliance.path("bundle");
+    let mut agentd = appliance.start_ready();
+    let before = evidence(&agentd).quote.pcrs;
+    let files = medium::files("w");
+    medium::insert_changed(&bundle, &files, &[1, 2], |medium| {
+        let path = medium.join("model/weights/model.gguf");
+        let mut content = fs::read(&path).unwrap();
+        content[50_000] ^= 1;
+        fs::write(path, content).unwrap();
+    });
+    agentd.wait_for("agentd: bundle refused: files differ from what was signed: 1 changed");
+    medium::insert(&bundle, &files, &[2]);
+    agentd.wait_for("agentd: bundle refused: 1 of 2 needed signatures: release-2");
+    medium::insert_changed(&bundle, &files, &[1, 2], |medium| {
+        fs::write(medium.join("model/extra.bin"), b"").unwrap();
+    });
+    agentd.wait_for("1 not signed: extra.bin");
+    medium::insert_changed(&bundle, &files, &[1, 2], |medium| {
+        fs::write(medium.join("setup.exe"), b"").unwrap();
+    });
+    agentd.wait_for("setup.exe");
+    let after = evidence(&agentd);
+    assert_eq!(before, after.quote.pcrs);
+    assert!(engine.is_untouched());
+    let events: Vec<_> =
+        after.ledger.records.iter().map(|r| Record::parse(&r.record).unwrap()).collect();
+    assert_eq!(events.len(), 5, "the boot and four refusals: {events:?}");
+    let refusal = agentd.status().refusal.unwrap();
+    assert!(refusal.contains("setup.exe"), "{refusal}");
+
+    // A refused medium is judged once, and the next one runs.
+    std::thread::sleep(std::time::Duration::from_secs(3));
+    assert_eq!(agentd.console().matches("bundle refused").count(), 4, "{}", agentd.console());
+    medium::insert(&bundle, &files, &[1, 2, 3]);
+    let given = engine.given();
+    assert_eq!(given.load.model_id, "smollm2-135m");
+    agentd.wait_status(|status| status.model.is_some() && status.refusal.is_none());
+}
+
+#[test]
+fn an_engine_that_died_gets_the_bundle_again() {
+    let Some(appliance) = Appliance::boot() else { return };
+    let engine = Engine::listen(&appliance.path("engine.sock"), None);
+    medium::insert(&appliance.path("bundle"), &medium::files("w"), &[1, 2]);
+    let mut agentd = appliance.start_ready();
+    let first = engine.given();
+    agentd.wait_status(|status| status.model.is_some());
+    medium::eject(&appliance.path("bundle"));
+    drop(first.process);
+    agentd.wait_for("the engine is gone");
+    assert_eq!(engine.given().files, first.files);
+}
+
+#[test]
+fn a_bundle_that_the_engine_refuses_is_not_pressed_on_it() {
+    let Some(appliance) = Appliance::boot() else { return };
+    let engine = Engine::listen(&appliance.path("engine.sock"), Some("no GGUF"));
+    medium::insert(&appliance.path("bundle"), &medium::files("w"), &[1, 2]);
+    let mut agentd = appliance.start_ready();
+    agentd.wait_for("agentd: bundle refused: the engine refused it: no GGUF");
+    drop(engine.given());
+    std::thread::sleep(std::time::Duration::from_secs(3));
+    assert!(engine.is_untouched());
+    assert_eq!(agentd.status().model, None);
+}
+
+#[test]
+fn a_boot_that_was_not_measured_serves_nobody() {
+    let Some(mut appliance) = Appliance::boot_unmeasured() else { return };
+    appliance.start().wait_refused("PCR 7 is all zero");
+    appliance.extend(7);
+    appliance.start().wait_refused("PCR 11 is all zero");
+    appliance.extend(11);
+    appliance.firmware_log = "/dev/null".into();
+    appliance.start().wait_refused("the firmware event log is empty");
+}
+
+#[test]
+fn a_foreign_measurement_in_the_agent_s_register_stops_it() {
+    let Some(appliance) = Appliance::boot() else { return };
+    assert!(appliance.start_ready().terminate().success());
+    appliance.extend(AGENT_PCR);
+    appliance.start().wait_refused("it was extended by somebody else");
+    fs::remove_file(appliance.path("run/agent-log.json")).unwrap();
+    appliance.start().wait_refused("it was extended by somebody else");
+}
+
+#[test]
+fn a_ledger_that_was_edited_cut_or_brought_from_elsewhere_stops_the_agent() {
+    let Some(appliance) = Appliance::boot() else { return };
+    let agentd = appliance.start_ready();
+    append(&agentd, "chatcmpl-1");
+    append(&agentd, "chatcmpl-2");
+    assert!(agentd.terminate().success());
+    let records = appliance.path("ledger/records");
+    let whole = fs::read_to_string(&records).unwrap();
+
+    fs::write(&records, whole.replace("chatcmpl-1", "chatcmpl-9")).unwrap();
+    appliance.start().wait_refused("the ledger was edited");
+    let cut: String = whole.lines().take(2).map(|line| format!("{line}\n")).collect();
+    fs::write(&records, cut).unwrap();
+    appliance.start().wait_refused("the ledger was cut: 2 records, and the TPM signed 3");
+    fs::write(&records, &whole).unwrap();
+    assert!(appliance.start_ready().terminate().success());
+
+    let Some(other) = Appliance::boot() else { return };
+    fs::create_dir(other.path("ledger")).unwrap();
+    for name in ["records", "checkpoint"] {
+        let from = appliance.path("ledger").join(name);
+        fs::copy(from, other.path("ledger").join(name)).unwrap();
+    }
+    other.start().wait_refused("this TPM did not sign it");
+}
+
+#[test]
+fn an_acknowledged_record_survives_a_kill_and_a_torn_one_is_cut() {
+    let Some(appliance) = Appliance::boot() else { return };
+    let agentd = appliance.start_ready();
+    let index = append(&agentd, "chatcmpl-1");
+    agentd.kill();
+    let records = appliance.path("ledger/records");
+    let mut file = fs::OpenOptions::new().append(true).open(&records).unwrap();
+    file.write_all(br#"{"seq":2,"time":"2026"#).unwrap();
+    let mut agentd = appliance.start_ready();
+    agentd.wait_for("agentd: ledger: 21 bytes of an unacknowledged record were cut");
+    let evidence = evidence(&agentd);
+    let record = |at: u64| &evidence.ledger.records[usize::try_from(at).unwrap()].record;
+    assert!(record(index).contains("chatcmpl-1"));
+    assert!(record(index + 1).contains(r#""recovered":{"cut_bytes":21}"#), "{}", record(index + 1));
+    let verdict = judge(&appliance, &agentd, &evidence);
+    assert_eq!(verdict.status(ClaimId::Ledger), Status::Established, "{verdict:#?}");
+}
+
+#[test]
+fn bad_requests_are_answered_and_change_nothing() {
+    let Some(appliance) = Appliance::boot() else { return };
+    let agentd = appliance.start_ready();
+    let before = agentd.status().ledger_records;
+    let nonces = ["", "00", &"A5".repeat(32), &"a5".repeat(33)];
+    for nonce in nonces {
+        let reply = agentd.ask(&AgentRequest::Evidence { nonce: nonce.to_owned() });
+        assert!(matches!(reply, AgentReply::Error { .. }), "{reply:?}");
+    }
+    let AgentRequest::Append(mut bad) = exchange("chatcmpl-1") else { unreachable!() };
+    bad.prompt_sha256 = "not a digest".to_owned();
+    let reply = agentd.ask(&AgentRequest::Append(bad));
+    assert!(matches!(reply, AgentReply::Error { .. }), "{reply:?}");
+    assert_eq!(agentd.status().ledger_records, before);
+    assert_eq!(append(&agentd, "chatcmpl-1"), before);
+}

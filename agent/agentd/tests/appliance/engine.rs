@@ -1,0 +1,72 @@
+//! The engine's end of the control socket.
+
+use std::fs::File;
+use std::io::Read;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::Path;
+use std::sync::mpsc::{Receiver, channel};
+use std::thread;
+use std::time::Duration;
+
+use ipc::{Load, LoadReply, ModelInfo};
+
+/// What one engine process was given: file names with their contents, and its end of the connection.
+pub(crate) struct Given {
+    pub(crate) load: Load,
+    pub(crate) files: Vec<(String, Vec<u8>)>,
+    /// Closing it is the end of that engine.
+    pub(crate) process: UnixStream,
+}
+
+/// Engines, one for each time that agentd hands a bundle over.
+pub(crate) struct Engine(Receiver<Given>);
+
+impl Engine {
+    /// Listens at `socket`; takes every bundle, or refuses each for `refusal`.
+    pub(crate) fn listen(socket: &Path, refusal: Option<&'static str>) -> Self {
+        let listener = UnixListener::bind(socket).unwrap();
+        let (sender, receiver) = channel();
+        thread::spawn(move || {
+            for stream in listener.incoming() {
+                // The test is over when nobody receives.
+                if sender.send(take(stream.unwrap(), refusal)).is_err() {
+                    return;
+                }
+            }
+        });
+        Self(receiver)
+    }
+
+    /// The next bundle that was handed over.
+    pub(crate) fn given(&self) -> Given {
+        self.0.recv_timeout(Duration::from_secs(60)).unwrap()
+    }
+
+    /// Whether nothing was handed over until now.
+    pub(crate) fn is_untouched(&self) -> bool {
+        self.0.try_recv().is_err()
+    }
+}
+
+fn take(mut process: UnixStream, refusal: Option<&str>) -> Given {
+    let (load, fds): (Load, _) = ipc::recv_with_fds(&mut process, ipc::FRAME_BYTES_MAX).unwrap();
+    assert_eq!(load.files.len(), fds.len());
+    let mut files = Vec::new();
+    for (file, fd) in load.files.iter().zip(fds) {
+        let mut content = Vec::new();
+        File::from(fd).read_to_end(&mut content).unwrap();
+        assert_eq!(content.len() as u64, file.bytes);
+        files.push((file.name.clone(), content));
+    }
+    let reply = match refusal {
+        Some(reason) => LoadReply::Refused { reason: reason.to_owned() },
+        None => LoadReply::Loaded(ModelInfo {
+            model_id: load.model_id.clone(),
+            bundle_digest: load.bundle_digest.clone(),
+            context_tokens_max: 2048,
+            kernels: "scalar".to_owned(),
+        }),
+    };
+    ipc::write_frame(&mut process, &reply, ipc::FRAME_BYTES_MAX).unwrap();
+    Given { load, files, process }
+}

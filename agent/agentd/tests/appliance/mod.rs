@@ -1,0 +1,213 @@
+//! What surrounds agentd on an appliance, for one test: TPM, files, systemd's part of the start, engine.
+
+pub(crate) mod engine;
+pub(crate) mod medium;
+#[path = "../../../../attestation/tpm/tests/swtpm/mod.rs"]
+mod swtpm;
+
+use std::fs::{self, File};
+use std::os::fd::OwnedFd;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::time::{Duration, Instant};
+
+use evidence::format::Policy;
+use ipc::{AgentReply, AgentRequest, AgentStatus};
+use rustix::process::{Pid, Signal, kill_process};
+use swtpm::Swtpm;
+use tpm::Tpm;
+
+/// Longest that anything here may take on a busy machine.
+const WAIT_MAX: Duration = Duration::from_secs(60);
+/// Passes descriptors as systemd does: sd_listen_fds(3).
+const START: &str = r#"
+exec 3<&0 4<"$FIRMWARE_LOG" 5<"$USERSPACE_LOG" 0</dev/null
+export LISTEN_PID=$$ LISTEN_FDS=3 LISTEN_FDNAMES=gateway:firmware-log:userspace-log
+exec "$@"
+"#;
+
+pub(crate) struct Appliance {
+    swtpm: Swtpm,
+    folder: tempfile::TempDir,
+    pub(crate) firmware_log: PathBuf,
+}
+
+/// A started agentd; killed when dropped.
+pub(crate) struct Agentd {
+    process: Child,
+    console: PathBuf,
+    socket: PathBuf,
+}
+
+impl Appliance {
+    /// A measured boot of an image whose policy is two of three keys; `None` without swtpm.
+    pub(crate) fn boot() -> Option<Self> {
+        let appliance = Self::boot_unmeasured()?;
+        for pcr in [7, 11] {
+            appliance.extend(pcr);
+        }
+        Some(appliance)
+    }
+
+    /// The same, with all PCRs zero.
+    pub(crate) fn boot_unmeasured() -> Option<Self> {
+        let swtpm = Swtpm::start()?;
+        let folder = tempfile::tempdir().unwrap();
+        let path = |name: &str| folder.path().join(name);
+        let policy = serde_json::to_string(&medium::policy()).unwrap();
+        fs::write(path("policy.json"), policy).unwrap();
+        fs::write(path("os-release"), "IMAGE_VERSION=0.1\nVARIANT_ID=development\n").unwrap();
+        fs::write(path("firmware-log"), b"firmware events").unwrap();
+        fs::write(path("userspace-log"), b"userspace events").unwrap();
+        fs::create_dir(path("run")).unwrap();
+        fs::create_dir(path("bundle")).unwrap();
+        Some(Self { swtpm, firmware_log: path("firmware-log"), folder })
+    }
+
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    pub(crate) fn policy_text(&self) -> String {
+        fs::read_to_string(self.path("policy.json")).unwrap()
+    }
+
+    pub(crate) fn policy(&self) -> Policy {
+        serde_json::from_str(&self.policy_text()).unwrap()
+    }
+
+    pub(crate) fn tcti(&self) -> String {
+        self.swtpm.tcti()
+    }
+
+    /// What somebody else than agentd does to the TPM; agentd must not run meanwhile.
+    pub(crate) fn extend(&self, pcr: u8) {
+        Tpm::open(&self.tcti()).unwrap().extend(pcr, [1; 32]).unwrap();
+    }
+
+    /// Starts agentd with the descriptors that its unit passes.
+    pub(crate) fn start(&self) -> Agentd {
+        let (console, socket) = (self.path("console"), self.path("agentd.sock"));
+        if socket.exists() {
+            fs::remove_file(&socket).unwrap();
+        }
+        let listener = OwnedFd::from(UnixListener::bind(&socket).unwrap());
+        let mut command = Command::new("sh");
+        command.args(["-c", START, "sh", env!("CARGO_BIN_EXE_agentd")]);
+        command.args(["--boot", "00112233445566778899aabbccddeeff", "--tcti", &self.tcti()]);
+        for (option, name) in [
+            ("--policy", "policy.json"),
+            ("--os-release", "os-release"),
+            ("--state", "ledger"),
+            ("--runtime", "run"),
+            ("--bundle", "bundle"),
+            ("--engine-control", "engine.sock"),
+        ] {
+            command.arg(option).arg(self.path(name));
+        }
+        let process = command
+            .env("FIRMWARE_LOG", &self.firmware_log)
+            .env("USERSPACE_LOG", self.path("userspace-log"))
+            .stdin(Stdio::from(listener))
+            .stderr(File::create(&console).unwrap())
+            .spawn()
+            .unwrap();
+        Agentd { process, console, socket }
+    }
+
+    /// Starts agentd and waits until it serves.
+    pub(crate) fn start_ready(&self) -> Agentd {
+        let mut agentd = self.start();
+        agentd.wait_for("agentd: ready");
+        agentd
+    }
+}
+
+impl Agentd {
+    pub(crate) fn console(&self) -> String {
+        fs::read_to_string(&self.console).unwrap()
+    }
+
+    /// Waits for `text` on the console.
+    pub(crate) fn wait_for(&mut self, text: &str) {
+        let deadline = Instant::now() + WAIT_MAX;
+        while !self.console().contains(text) {
+            let left = self.process.try_wait().unwrap();
+            let late = Instant::now() > deadline;
+            assert!(left.is_none() && !late, "{left:?}, no {text:?} in:\n{}", self.console());
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+
+    /// Waits until it refuses to start, for a reason that contains `text`.
+    pub(crate) fn wait_refused(mut self, text: &str) {
+        let status = self.wait();
+        let console = self.console();
+        assert_eq!(status.code(), Some(1), "{console}");
+        assert!(console.contains(text) && !console.contains("agentd: ready"), "{console}");
+    }
+
+    pub(crate) fn ask(&self, request: &AgentRequest) -> AgentReply {
+        ask(&self.socket, request)
+    }
+
+    pub(crate) fn status(&self) -> AgentStatus {
+        let AgentReply::Status(status) = self.ask(&AgentRequest::Status) else {
+            panic!("another answer than a status")
+        };
+        status
+    }
+
+    /// Asks for the status until it fits.
+    pub(crate) fn wait_status(&self, fits: impl Fn(&AgentStatus) -> bool) -> AgentStatus {
+        let deadline = Instant::now() + WAIT_MAX;
+        loop {
+            let status = self.status();
+            if fits(&status) {
+                return status;
+            }
+            assert!(Instant::now() < deadline, "{status:?} in:\n{}", self.console());
+            std::thread::sleep(Duration::from_millis(50));
+        }
+    }
+
+    /// SIGTERM; returns how it ended.
+    pub(crate) fn terminate(mut self) -> ExitStatus {
+        kill_process(Pid::from_child(&self.process), Signal::TERM).unwrap();
+        self.wait()
+    }
+
+    /// SIGKILL, as a power cut does to a process.
+    pub(crate) fn kill(mut self) {
+        self.process.kill().unwrap();
+        self.wait();
+    }
+
+    fn wait(&mut self) -> ExitStatus {
+        let deadline = Instant::now() + WAIT_MAX;
+        loop {
+            if let Some(status) = self.process.try_wait().unwrap() {
+                return status;
+            }
+            assert!(Instant::now() < deadline, "agentd does not end:\n{}", self.console());
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+}
+
+impl Drop for Agentd {
+    fn drop(&mut self) {
+        if self.process.try_wait().unwrap().is_none() {
+            self.process.kill().unwrap();
+            self.process.wait().unwrap();
+        }
+    }
+}
+
+fn ask(socket: &Path, request: &AgentRequest) -> AgentReply {
+    let mut stream = UnixStream::connect(socket).unwrap();
+    stream.set_read_timeout(Some(WAIT_MAX)).unwrap();
+    ipc::write_frame(&mut stream, request, ipc::FRAME_BYTES_MAX).unwrap();
+    ipc::read_frame(&mut stream, ipc::EVIDENCE_BYTES_MAX).unwrap()
+}

@@ -1,0 +1,280 @@
+//! One exchange, from a parsed request to its record in the ledger.
+//!
+//! Invariants: every exchange that starts here is appended to the ledger, however it ends; the last
+//! [`Event`] exists only after the record was acknowledged; if it was not, that event is
+//! [`ApiError::LedgerUnavailable`]. An exchange does not depend on the connection that asked for it: when the
+//! client leaves, the engine's work is cancelled and the record says `cancelled`.
+
+use std::fmt::Display;
+use std::time::Instant;
+
+use ipc::{Chat, EngineReply, Exchange, Finish, ModelInfo};
+use sha2::{Digest, Sha256};
+use tokio::sync::mpsc;
+use tokio::time::sleep;
+
+use crate::agent::{Agent, AgentError};
+use crate::engine::{self, Engine, EngineError};
+use crate::identity::Client;
+use crate::journal::{causes, log};
+use crate::limits::{ANSWER_BYTES_MAX, EXCHANGE_TIMEOUT};
+use crate::openai::answer::{Usage, finish_reason};
+use crate::openai::error::ApiError;
+use crate::openai::request::{ChatRequest, Turn};
+use crate::stop::Stop;
+
+/// The processes behind the gateway.
+#[derive(Clone, Debug)]
+pub struct Peers {
+    /// Answers.
+    pub engine: Engine,
+    /// Records.
+    pub agent: Agent,
+}
+
+/// What the client asked.
+#[derive(Debug)]
+pub struct Asked {
+    /// `chatcmpl-…`
+    pub id: String,
+    /// Who asks.
+    pub client: Client,
+    /// SHA-256 of the request body's bytes, lower-case hex.
+    pub prompt_sha256: String,
+    /// The parsed body.
+    pub request: ChatRequest,
+    /// Used if the client did not choose a seed.
+    pub seed: u64,
+}
+
+/// What the response is made of. The last one is `Finished` or `Failed`.
+#[derive(Debug)]
+pub enum Event {
+    /// The prompt fits and the answer comes from this model.
+    Accepted(ModelInfo),
+    /// More text.
+    Delta(String),
+    /// The answer is complete, and on record.
+    Finished {
+        /// Why it ended.
+        finish: Finish,
+        /// Token counts.
+        usage: Usage,
+    },
+    /// There is no complete answer.
+    Failed(ApiError),
+}
+
+/// How an exchange ended.
+#[derive(Debug)]
+enum End {
+    Finished {
+        finish: Finish,
+        usage: Usage,
+    },
+    Failed(ApiError),
+    /// The client left.
+    Cancelled,
+}
+
+/// What is known of the answer so far.
+#[derive(Default)]
+struct Tally {
+    bundle_digest: String,
+    prompt_tokens: u32,
+    /// Pieces of text received. Until the engine says how many tokens there were, this is how many there
+    /// were at least.
+    deltas: u32,
+    answer_bytes: usize,
+    answer: Sha256,
+}
+
+/// Runs one exchange until it is on record; returns the last event, which is for the caller to send.
+/// Dropping the receiver of `events` cancels it, and so does `stop`.
+pub async fn run(
+    peers: &Peers,
+    asked: &Asked,
+    events: &mpsc::Sender<Event>,
+    mut stop: Stop,
+) -> Event {
+    let started = Instant::now();
+    let mut tally = Tally::default();
+    let end = tokio::select! {
+        biased;
+        end = converse(peers, asked, events, &mut tally) => end.unwrap_or_else(|end| end),
+        () = events.closed() => End::Cancelled,
+        () = stop.called() => End::Failed(ApiError::ShuttingDown),
+        () = sleep(EXCHANGE_TIMEOUT) => End::Failed(ApiError::TooSlow),
+    };
+    let record = tally.record(asked, &end);
+    let appended = peers.agent.append(record.clone()).await;
+    report(&record, started, &appended);
+    match appended {
+        Ok(_) => end.event(),
+        Err(_) => Event::Failed(ApiError::LedgerUnavailable),
+    }
+}
+
+/// One line per exchange.
+fn report(record: &Exchange, started: Instant, appended: &Result<u64, AgentError>) {
+    let (event, key, value): (_, _, &dyn Display) = match appended {
+        Ok(index) => ("chat", "record", index),
+        Err(error) => ("chat NOT RECORDED", "error", &causes(error)),
+    };
+    log(
+        event,
+        &[
+            ("request", &record.request),
+            ("client", &record.client),
+            ("outcome", &record.outcome),
+            ("prompt_tokens", &record.prompt_tokens),
+            ("completion_tokens", &record.completion_tokens),
+            ("ms", &started.elapsed().as_millis()),
+            (key, value),
+        ],
+    );
+}
+
+impl End {
+    fn event(self) -> Event {
+        match self {
+            Self::Finished { finish, usage } => Event::Finished { finish, usage },
+            Self::Failed(error) => Event::Failed(error),
+            // Nobody reads it.
+            Self::Cancelled => Event::Failed(ApiError::Internal),
+        }
+    }
+
+    fn outcome(&self) -> String {
+        match self {
+            Self::Finished { finish, .. } => finish_reason(*finish).to_owned(),
+            Self::Failed(error) => error.outcome(),
+            Self::Cancelled => "cancelled".to_owned(),
+        }
+    }
+}
+
+impl Tally {
+    fn record(self, asked: &Asked, end: &End) -> Exchange {
+        let usage = match end {
+            End::Finished { usage, .. } => *usage,
+            _ => Usage { prompt_tokens: self.prompt_tokens, completion_tokens: self.deltas },
+        };
+        // A plain answer is sent whole or not at all.
+        let sent = asked.request.stream || matches!(end, End::Finished { .. });
+        let answer = if sent { self.answer } else { Sha256::new() };
+        Exchange {
+            request: asked.id.clone(),
+            client: asked.client.name().to_owned(),
+            client_cert_sha256: asked.client.cert_sha256().to_owned(),
+            model: self.bundle_digest,
+            prompt_sha256: asked.prompt_sha256.clone(),
+            answer_sha256: hex::encode(answer.finalize()),
+            prompt_tokens: usage.prompt_tokens,
+            completion_tokens: usage.completion_tokens,
+            outcome: end.outcome(),
+        }
+    }
+}
+
+async fn converse(
+    peers: &Peers,
+    asked: &Asked,
+    events: &mpsc::Sender<Event>,
+    tally: &mut Tally,
+) -> Result<End, End> {
+    let model = admitted_model(peers, asked).await?;
+    let chat = chat(asked, &model)?;
+    let fault = |error| End::Failed(engine_fault(asked, &error));
+    let mut answering = peers.engine.chat(chat).await.map_err(fault)?;
+    match answering.next().await.map_err(fault)? {
+        EngineReply::Accepted { prompt_tokens } => tally.prompt_tokens = prompt_tokens,
+        other => return Err(out_of_turn(asked, &other)),
+    }
+    tally.bundle_digest.clone_from(&model.bundle_digest);
+    send(events, Event::Accepted(model)).await?;
+    loop {
+        match answering.next().await.map_err(fault)? {
+            EngineReply::Delta { text } => {
+                tally.answer_bytes += text.len();
+                if tally.answer_bytes > ANSWER_BYTES_MAX {
+                    return Err(End::Failed(ApiError::Engine {
+                        message: format!("its answer is longer than {ANSWER_BYTES_MAX} bytes"),
+                    }));
+                }
+                let digest = Sha256::clone(&tally.answer).chain_update(&text);
+                tally.deltas = tally.deltas.saturating_add(1);
+                send(events, Event::Delta(text)).await?;
+                tally.answer = digest;
+            }
+            EngineReply::Done { finish, prompt_tokens, completion_tokens } => {
+                let usage = Usage { prompt_tokens, completion_tokens };
+                return Ok(End::Finished { finish, usage });
+            }
+            other => return Err(out_of_turn(asked, &other)),
+        }
+    }
+}
+
+/// The model that agentd admitted, if it is the one asked for. agentd is asked rather than the engine: it
+/// verified the bundle, and without it nothing may be answered anyway.
+async fn admitted_model(peers: &Peers, asked: &Asked) -> Result<ModelInfo, End> {
+    let status = peers.agent.status().await.map_err(|error| {
+        log("agentd", &[("request", &asked.id), ("error", &causes(&error))]);
+        End::Failed(ApiError::LedgerUnavailable)
+    })?;
+    let Some(model) = status.model else {
+        let reason = status.refusal.unwrap_or_else(|| "no bundle was presented".to_owned());
+        return Err(End::Failed(ApiError::NoModel { reason }));
+    };
+    if model.model_id != asked.request.model {
+        return Err(End::Failed(ApiError::UnknownModel {
+            asked: asked.request.model.clone(),
+            served: model.model_id,
+        }));
+    }
+    Ok(model)
+}
+
+fn chat(asked: &Asked, model: &ModelInfo) -> Result<Chat, End> {
+    let request = &asked.request;
+    let max = model.context_tokens_max;
+    if let Some((found, param)) = request.max_tokens.filter(|(found, _)| *found > max) {
+        let message = format!("found {found}, the maximum is {max}, the model's whole context");
+        return Err(End::Failed(ApiError::invalid(param, message)));
+    }
+    Ok(Chat {
+        messages: request.messages.iter().map(|Turn(message)| message.clone()).collect(),
+        max_tokens: request.max_tokens.map_or(max, |(found, _)| found),
+        temperature: request.temperature,
+        top_p: request.top_p,
+        seed: request.seed.unwrap_or(asked.seed),
+        stop: request.stop.clone(),
+        partition: asked.client.cert_sha256().to_owned(),
+    })
+}
+
+async fn send(events: &mpsc::Sender<Event>, event: Event) -> Result<(), End> {
+    events.send(event).await.map_err(|_| End::Cancelled)
+}
+
+fn out_of_turn(asked: &Asked, reply: &EngineReply) -> End {
+    End::Failed(engine_fault(asked, &EngineError::OutOfTurn { found: engine::name(reply) }))
+}
+
+/// Logs a failure of the engine; returns what the client is told.
+fn engine_fault(asked: &Asked, error: &EngineError) -> ApiError {
+    log("engine", &[("request", &asked.id), ("error", &error.without_quotes())]);
+    match error {
+        EngineError::Connect { .. } => ApiError::EngineDown,
+        EngineError::Backlog => ApiError::Overloaded,
+        EngineError::Silent => ApiError::EngineSilent,
+        EngineError::Refused { kind, message } => ApiError::from_engine(*kind, message.clone()),
+        EngineError::Frame(ipc::FrameError::Closed | ipc::FrameError::Socket(_)) => {
+            ApiError::EngineLost
+        }
+        EngineError::Frame(_) | EngineError::OutOfTurn { .. } => {
+            ApiError::Engine { message: "it does not keep to its protocol".to_owned() }
+        }
+    }
+}

@@ -1,0 +1,247 @@
+//! Answers to a chat request: one object, or server-sent events.
+//!
+//! Source: OpenAI API reference, "The chat completion object" and "The chat completion chunk object".
+//! Invariants of a stream: every event has the same `id`; only the first delta has a role; the event with
+//! `finish_reason` has no content; the usage event has no choice; `[DONE]` is last.
+
+use ipc::{Finish, ModelInfo};
+use serde::Serialize;
+use serde_json::{Value, json};
+
+use super::error::ApiError;
+
+/// Last event of a stream that is complete.
+const DONE: &str = "data: [DONE]\n\n";
+/// Digits of the bundle digest in `system_fingerprint`.
+const FINGERPRINT_DIGITS: usize = 16;
+
+/// What stays the same in every object of one answer.
+#[derive(Clone, Debug)]
+pub struct Header {
+    /// `chatcmpl-…`
+    pub id: String,
+    /// Seconds since 1970 by the appliance's clock.
+    pub created: u64,
+    /// Name of the model that answers.
+    pub model: String,
+    /// Changes whenever equal requests may be answered differently: other weights, other kernels.
+    pub system_fingerprint: String,
+}
+
+/// Token counts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Usage {
+    /// Tokens of the prompt, chat template included.
+    pub prompt_tokens: u32,
+    /// Tokens of the answer.
+    pub completion_tokens: u32,
+}
+
+/// `system_fingerprint` of what `model` is now.
+#[must_use]
+pub fn fingerprint(model: &ModelInfo) -> String {
+    let digest: String = model.bundle_digest.chars().take(FINGERPRINT_DIGITS).collect();
+    format!("fp_{digest}_{}", model.kernels)
+}
+
+/// `finish_reason` of the API, `outcome` of the ledger.
+#[must_use]
+pub fn finish_reason(finish: Finish) -> &'static str {
+    match finish {
+        Finish::Stop => "stop",
+        Finish::Length => "length",
+    }
+}
+
+impl Usage {
+    fn object(self) -> Value {
+        json!({
+            "prompt_tokens": self.prompt_tokens,
+            "completion_tokens": self.completion_tokens,
+            "total_tokens": u64::from(self.prompt_tokens) + u64::from(self.completion_tokens),
+        })
+    }
+}
+
+/// The whole answer as one object.
+#[must_use]
+pub fn completion(header: &Header, text: &str, finish: Finish, usage: Usage) -> Value {
+    json!({
+        "id": header.id,
+        "object": "chat.completion",
+        "created": header.created,
+        "model": header.model,
+        "system_fingerprint": header.system_fingerprint,
+        "choices": [{
+            "index": 0,
+            "message": {"role": "assistant", "content": text, "refusal": null},
+            "logprobs": null,
+            "finish_reason": finish_reason(finish),
+        }],
+        "usage": usage.object(),
+    })
+}
+
+/// The events of one stream.
+#[derive(Clone, Debug)]
+pub struct Events {
+    header: Header,
+    include_usage: bool,
+}
+
+#[derive(Serialize)]
+struct Chunk<'a> {
+    id: &'a str,
+    object: &'static str,
+    created: u64,
+    model: &'a str,
+    system_fingerprint: &'a str,
+    choices: Value,
+    /// With `include_usage`, every event has it, `null` in all but the last.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    usage: Option<Value>,
+}
+
+impl Events {
+    /// Events under `header`; with a usage event at the end if the client asked for it.
+    #[must_use]
+    pub fn new(header: Header, include_usage: bool) -> Self {
+        Self { header, include_usage }
+    }
+
+    /// First event: who speaks.
+    #[must_use]
+    pub fn role(&self) -> String {
+        self.choice(json!({"role": "assistant", "content": ""}), None)
+    }
+
+    /// More text.
+    #[must_use]
+    pub fn delta(&self, text: &str) -> String {
+        self.choice(json!({"content": text}), None)
+    }
+
+    /// Why it ended, the usage if it was asked for, and `[DONE]`.
+    #[must_use]
+    pub fn end(&self, finish: Finish, usage: Usage) -> String {
+        let mut events = self.choice(json!({}), Some(finish_reason(finish)));
+        if self.include_usage {
+            events.push_str(&self.chunk(json!([]), Some(usage.object())));
+        }
+        events.push_str(DONE);
+        events
+    }
+
+    /// What went wrong; nothing follows it, not even `[DONE]`.
+    #[must_use]
+    pub fn error(error: &ApiError) -> String {
+        event(&error.object())
+    }
+
+    fn choice(&self, delta: Value, finish_reason: Option<&str>) -> String {
+        let choice = json!({
+            "index": 0, "delta": delta, "logprobs": null, "finish_reason": finish_reason
+        });
+        self.chunk(json!([choice]), self.include_usage.then_some(Value::Null))
+    }
+
+    fn chunk(&self, choices: Value, usage: Option<Value>) -> String {
+        let Header { id, created, model, system_fingerprint } = &self.header;
+        event(&json!(Chunk {
+            id,
+            object: "chat.completion.chunk",
+            created: *created,
+            model,
+            system_fingerprint,
+            choices,
+            usage,
+        }))
+    }
+}
+
+/// One event. JSON text has no line break outside its strings, and none unescaped inside.
+fn event(object: &Value) -> String {
+    format!("data: {object}\n\n")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn header() -> Header {
+        Header {
+            id: "chatcmpl-1".to_owned(),
+            created: 5,
+            model: "m".to_owned(),
+            system_fingerprint: "fp_0_scalar".to_owned(),
+        }
+    }
+
+    const USAGE: Usage = Usage { prompt_tokens: 3, completion_tokens: 2 };
+
+    /// The JSON of each event, `[DONE]` as text.
+    fn read(stream: &str) -> Vec<Value> {
+        let events = stream.strip_suffix("\n\n").unwrap().split("\n\n");
+        let data = events.map(|event| event.strip_prefix("data: ").unwrap());
+        data.map(|data| serde_json::from_str(data).unwrap_or_else(|_| json!(data))).collect()
+    }
+
+    fn stream(include_usage: bool) -> Vec<Value> {
+        let events = Events::new(header(), include_usage);
+        let text = "a\r\n\n\u{2028}data: [DONE]";
+        read(&(events.role() + &events.delta(text) + &events.end(Finish::Length, USAGE)))
+    }
+
+    #[test]
+    fn a_stream_is_role_text_reason_done() {
+        let events = stream(false);
+        assert_eq!(events.len(), 4);
+        assert_eq!(events[0]["choices"][0]["delta"], json!({"role": "assistant", "content": ""}));
+        assert_eq!(
+            events[1]["choices"][0]["delta"],
+            json!({"content": "a\r\n\n\u{2028}data: [DONE]"})
+        );
+        assert_eq!(events[1]["choices"][0]["finish_reason"], Value::Null);
+        assert_eq!(events[2]["choices"][0]["delta"], json!({}));
+        assert_eq!(events[2]["choices"][0]["finish_reason"], "length");
+        assert_eq!(events[3], "[DONE]");
+        for chunk in &events[..3] {
+            assert_eq!(
+                (&chunk["id"], &chunk["object"], &chunk["created"]),
+                (&json!("chatcmpl-1"), &json!("chat.completion.chunk"), &json!(5))
+            );
+            assert!(chunk.get("usage").is_none());
+        }
+    }
+
+    #[test]
+    fn usage_comes_without_choices_and_only_when_asked_for() {
+        let events = stream(true);
+        assert_eq!(events.len(), 5);
+        assert!(events[..3].iter().all(|chunk| chunk["usage"] == Value::Null));
+        assert!(events[..3].iter().all(|chunk| chunk.get("usage").is_some()));
+        assert_eq!(events[3]["choices"], json!([]));
+        let usage = json!({"prompt_tokens": 3, "completion_tokens": 2, "total_tokens": 5});
+        assert_eq!(events[3]["usage"], usage);
+    }
+
+    #[test]
+    fn a_whole_answer_has_message_reason_and_usage() {
+        let object = completion(&header(), "hi", Finish::Stop, USAGE);
+        assert_eq!(object["object"], "chat.completion");
+        assert_eq!(object["choices"][0]["message"]["content"], "hi");
+        assert_eq!(object["choices"][0]["finish_reason"], "stop");
+        assert_eq!(object["usage"]["total_tokens"], 5);
+    }
+
+    #[test]
+    fn a_fingerprint_of_odd_text_does_not_panic() {
+        let model = ModelInfo {
+            model_id: "m".to_owned(),
+            bundle_digest: "éé".to_owned(),
+            context_tokens_max: 1,
+            kernels: "avx2".to_owned(),
+        };
+        assert_eq!(fingerprint(&model), "fp_éé_avx2");
+    }
+}

@@ -1,0 +1,6 @@
+//! OpenAI's chat API as data: requests, answers, errors. No I/O.
+
+pub mod answer;
+pub mod error;
+mod messages;
+pub mod request;

@@ -1,0 +1,405 @@
+//! `POST /v1/chat/completions`, from bytes to what the engine is asked.
+//!
+//! Invariants: no parameter is read twice and none is dropped in silence. One that changes the
+//! answer is honoured or refused by name; one that does not is in [`IGNORED`]; one that this appliance
+//! knows in a single value is in [`NEUTRAL`]. `null` is the same as absent, as in OpenAI's API.
+
+use std::collections::BTreeMap;
+use std::fmt;
+
+use ipc::Message;
+use serde::Deserialize;
+use serde::de::{DeserializeOwned, Error as _, MapAccess, Visitor};
+use serde_json::Value;
+use serde_json::value::RawValue;
+
+use super::error::ApiError;
+use super::messages;
+use crate::limits::{FIELDS_MAX, STOP_BYTES_MAX, STOPS_MAX};
+
+/// Accepted and without effect: bookkeeping of the caller, and hints to caches and queues.
+/// `parallel_tool_calls` has no effect where there are no tools.
+pub const IGNORED: &[&str] = &[
+    "metadata",
+    "parallel_tool_calls",
+    "prompt_cache_key",
+    "prompt_cache_retention",
+    "safety_identifier",
+    "service_tier",
+    "user",
+];
+
+/// Accepted in these values only, because any other asks for what this appliance does not offer.
+pub const NEUTRAL: &[(&str, &[&str])] = &[
+    ("audio", &[]),
+    ("frequency_penalty", &["0", "0.0"]),
+    ("function_call", &[r#""none""#, r#""auto""#]),
+    ("functions", &["[]"]),
+    ("logit_bias", &["{}"]),
+    ("logprobs", &["false"]),
+    ("modalities", &[r#"["text"]"#]),
+    ("n", &["1"]),
+    ("prediction", &[]),
+    ("presence_penalty", &["0", "0.0"]),
+    ("reasoning_effort", &[r#""none""#]),
+    ("response_format", &[r#"{"type":"text"}"#]),
+    ("store", &["false"]),
+    ("tool_choice", &[r#""none""#, r#""auto""#]),
+    ("tools", &["[]"]),
+    ("top_logprobs", &["0"]),
+    ("verbosity", &[r#""medium""#]),
+    ("web_search_options", &[]),
+];
+
+/// Longest JSON text of a value in [`NEUTRAL`]; a longer one is none of them.
+const NEUTRAL_BYTES_MAX: usize = 64;
+
+/// A chat request whose parameters are each in range. Whether the model exists and the numbers fit
+/// its context is for the loaded model to say.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ChatRequest {
+    /// Name of the model asked for.
+    pub model: String,
+    /// The conversation, oldest first; at least one message.
+    pub messages: Vec<Turn>,
+    /// Most tokens to answer with, at least 1, and the parameter that said so.
+    pub max_tokens: Option<(u32, &'static str)>,
+    /// In [0, 2]; 0 is greedy.
+    pub temperature: f32,
+    /// In (0, 1].
+    pub top_p: f32,
+    /// Seed, if the client wants the answer to be repeatable.
+    pub seed: Option<u64>,
+    /// At most [`STOPS_MAX`] strings that end the answer.
+    pub stop: Vec<String>,
+    /// Whether the answer comes as events.
+    pub stream: bool,
+    /// Whether a stream ends with a usage event.
+    pub include_usage: bool,
+}
+
+/// A message; a type of its own so that tests can compare.
+#[derive(Clone, Debug)]
+pub struct Turn(pub Message);
+
+impl PartialEq for Turn {
+    fn eq(&self, other: &Self) -> bool {
+        (self.0.role, &self.0.content) == (other.0.role, &other.0.content)
+    }
+}
+
+/// Parses the body of a chat request.
+///
+/// # Errors
+/// [`ApiError::MalformedJson`], or the first parameter that is not acceptable.
+pub fn parse(body: &[u8]) -> Result<ChatRequest, ApiError> {
+    let mut fields: Fields<'_> = serde_json::from_slice(body)
+        .map_err(|error| ApiError::MalformedJson { found: error.to_string() })?;
+    let stream = fields.take("stream")?.unwrap_or(false);
+    let request = ChatRequest {
+        model: fields.required("model")?,
+        messages: messages::parse(fields.raw_required("messages")?)?,
+        max_tokens: max_tokens(&mut fields)?,
+        temperature: temperature(&mut fields)?,
+        top_p: top_p(&mut fields)?,
+        seed: seed(&mut fields)?,
+        stop: stop(&mut fields)?,
+        stream,
+        include_usage: include_usage(&mut fields, stream)?,
+    };
+    fields.refuse_rest()?;
+    Ok(request)
+}
+
+/// Parses one value, naming it in the error.
+pub(super) fn value<T: DeserializeOwned>(raw: &RawValue, param: &str) -> Result<T, ApiError> {
+    serde_json::from_str(raw.get()).map_err(|error| ApiError::invalid(param, error.to_string()))
+}
+
+/// The members of the request's object that nobody took yet.
+struct Fields<'a>(BTreeMap<String, &'a RawValue>);
+
+impl<'a> Fields<'a> {
+    fn raw(&mut self, name: &str) -> Option<&'a RawValue> {
+        self.0.remove(name).filter(|raw| raw.get() != "null")
+    }
+
+    fn raw_required(&mut self, name: &str) -> Result<&'a RawValue, ApiError> {
+        self.raw(name).ok_or_else(|| ApiError::invalid(name, "this parameter is required"))
+    }
+
+    fn take<T: DeserializeOwned>(&mut self, name: &str) -> Result<Option<T>, ApiError> {
+        self.raw(name).map(|raw| value(raw, name)).transpose()
+    }
+
+    fn required<T: DeserializeOwned>(&mut self, name: &str) -> Result<T, ApiError> {
+        value(self.raw_required(name)?, name)
+    }
+
+    fn refuse_rest(self) -> Result<(), ApiError> {
+        for (name, raw) in self.0 {
+            if IGNORED.contains(&name.as_str()) {
+                continue;
+            }
+            let Some((_, accepted)) = NEUTRAL.iter().find(|(neutral, _)| *neutral == name) else {
+                return Err(ApiError::UnknownParameter { param: name });
+            };
+            if raw.get() != "null" && !is_one_of(raw, accepted) {
+                let message = match accepted {
+                    [] => "leave it out".to_owned(),
+                    accepted => format!("only {} is accepted here", accepted.join(" or ")),
+                };
+                return Err(ApiError::unsupported(name, message));
+            }
+        }
+        Ok(())
+    }
+}
+
+fn is_one_of(raw: &RawValue, accepted: &[&str]) -> bool {
+    let parse = |text: &str| serde_json::from_str::<Value>(text).ok();
+    raw.get().len() <= NEUTRAL_BYTES_MAX
+        && parse(raw.get()).is_some_and(|found| {
+            accepted.iter().any(|text| parse(text).is_some_and(|wanted| wanted == found))
+        })
+}
+
+impl<'de: 'a, 'a> Deserialize<'de> for Fields<'a> {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Members;
+        impl<'de> Visitor<'de> for Members {
+            type Value = BTreeMap<String, &'de RawValue>;
+
+            fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+                formatter.write_str("an object")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
+                let mut members = BTreeMap::new();
+                while let Some((name, raw)) = map.next_entry::<String, &RawValue>()? {
+                    if members.len() == FIELDS_MAX {
+                        return Err(A::Error::custom(format!("more than {FIELDS_MAX} members")));
+                    }
+                    // Which of two values counts would depend on the parser.
+                    if members.insert(name, raw).is_some() {
+                        return Err(A::Error::custom("a member occurs twice"));
+                    }
+                }
+                Ok(members)
+            }
+        }
+        deserializer.deserialize_map(Members).map(Self)
+    }
+}
+
+fn max_tokens(fields: &mut Fields<'_>) -> Result<Option<(u32, &'static str)>, ApiError> {
+    let mut found = None;
+    for name in ["max_tokens", "max_completion_tokens"] {
+        let Some(tokens) = fields.take::<u32>(name)? else { continue };
+        if tokens == 0 {
+            return Err(ApiError::invalid(name, "found 0, expected at least 1"));
+        }
+        if found.is_some_and(|(other, _)| other != tokens) {
+            return Err(ApiError::invalid(name, "differs from max_tokens; send one of them"));
+        }
+        found = Some((tokens, name));
+    }
+    Ok(found)
+}
+
+fn temperature(fields: &mut Fields<'_>) -> Result<f32, ApiError> {
+    let temperature = fields.take("temperature")?.unwrap_or(1.0);
+    if (0.0..=2.0).contains(&temperature) {
+        return Ok(temperature);
+    }
+    Err(ApiError::invalid("temperature", format!("found {temperature}, expected 0 to 2")))
+}
+
+fn top_p(fields: &mut Fields<'_>) -> Result<f32, ApiError> {
+    let top_p = fields.take("top_p")?.unwrap_or(1.0);
+    if top_p > 0.0 && top_p <= 1.0 {
+        return Ok(top_p);
+    }
+    Err(ApiError::invalid("top_p", format!("found {top_p}, expected above 0 and at most 1")))
+}
+
+fn seed(fields: &mut Fields<'_>) -> Result<Option<u64>, ApiError> {
+    // OpenAI documents a signed 64-bit integer; what matters is that equal seeds stay equal.
+    Ok(fields.take::<i64>("seed")?.map(i64::cast_unsigned))
+}
+
+fn stop(fields: &mut Fields<'_>) -> Result<Vec<String>, ApiError> {
+    let Some(raw) = fields.raw("stop") else { return Ok(Vec::new()) };
+    let stops: Vec<String> =
+        if raw.get().starts_with('"') { vec![value(raw, "stop")?] } else { value(raw, "stop")? };
+    if stops.len() > STOPS_MAX {
+        let message = format!("found {} strings, expected at most {STOPS_MAX}", stops.len());
+        return Err(ApiError::invalid("stop", message));
+    }
+    if stops.iter().any(|stop| stop.is_empty() || stop.len() > STOP_BYTES_MAX) {
+        let message = format!("each string must have 1 to {STOP_BYTES_MAX} bytes");
+        return Err(ApiError::invalid("stop", message));
+    }
+    Ok(stops)
+}
+
+fn include_usage(fields: &mut Fields<'_>, stream: bool) -> Result<bool, ApiError> {
+    #[derive(Deserialize)]
+    #[serde(deny_unknown_fields)]
+    struct StreamOptions {
+        include_usage: Option<bool>,
+        /// Whether events may be padded; here they never are.
+        #[serde(rename = "include_obfuscation")]
+        _include_obfuscation: Option<bool>,
+    }
+    let Some(options) = fields.take::<StreamOptions>("stream_options")? else { return Ok(false) };
+    if !stream {
+        return Err(ApiError::invalid("stream_options", "only allowed when stream is true"));
+    }
+    Ok(options.include_usage.unwrap_or(false))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Parses a small request with more members, such as `"n":2`.
+    fn with(members: &str) -> Result<ChatRequest, ApiError> {
+        let comma = if members.is_empty() { "" } else { "," };
+        let body = format!(
+            r#"{{"model":"m","messages":[{{"role":"user","content":"hi"}}]{comma}{members}}}"#
+        );
+        parse(body.as_bytes())
+    }
+
+    /// The parameter that the error names.
+    fn param_of(members: &str) -> String {
+        let error = with(members).unwrap_err();
+        assert_eq!(error.status(), 400, "{error}");
+        error.object()["error"]["param"].as_str().unwrap_or_default().to_owned()
+    }
+
+    #[test]
+    fn defaults_are_those_of_the_api() {
+        let request = with("").unwrap();
+        assert_eq!((request.temperature, request.top_p), (1.0, 1.0));
+        assert_eq!((request.max_tokens, request.seed, request.stream), (None, None, false));
+        assert!(request.stop.is_empty() && !request.include_usage);
+        assert_eq!(with(r#""temperature":null,"stop":null,"stream":null"#).unwrap(), request);
+    }
+
+    #[test]
+    fn parameters_arrive() {
+        let request = with(
+            r#""max_completion_tokens":7,"temperature":0,"top_p":0.5,"seed":-1,"stop":["a","b"],
+               "stream":true,"stream_options":{"include_usage":true,"include_obfuscation":false}"#,
+        )
+        .unwrap();
+        assert_eq!(request.max_tokens, Some((7, "max_completion_tokens")));
+        assert_eq!((request.temperature, request.top_p), (0.0, 0.5));
+        assert_eq!(request.seed, Some(u64::MAX));
+        assert_eq!(request.stop, ["a", "b"]);
+        assert!(request.stream && request.include_usage);
+        assert_eq!(with(r#""stop":"x""#).unwrap().stop, ["x"]);
+    }
+
+    #[test]
+    fn a_value_out_of_range_is_refused_by_name() {
+        let cases = [
+            (r#""temperature":2.1"#, "temperature"),
+            (r#""temperature":-0.1"#, "temperature"),
+            (r#""temperature":1e999"#, "temperature"),
+            (r#""temperature":"hot""#, "temperature"),
+            (r#""top_p":0"#, "top_p"),
+            (r#""top_p":1.5"#, "top_p"),
+            (r#""max_tokens":0"#, "max_tokens"),
+            (r#""max_tokens":-1"#, "max_tokens"),
+            (r#""max_tokens":99999999999"#, "max_tokens"),
+            (r#""max_tokens":1.5"#, "max_tokens"),
+            (r#""max_tokens":1,"max_completion_tokens":2"#, "max_completion_tokens"),
+            (r#""seed":1.5"#, "seed"),
+            (r#""stop":["a","b","c","d","e"]"#, "stop"),
+            (r#""stop":[""]"#, "stop"),
+            (r#""stop":[1]"#, "stop"),
+            (r#""stream":1"#, "stream"),
+            (r#""stream_options":{"include_usage":true}"#, "stream_options"),
+            (r#""stream":true,"stream_options":{"other":1}"#, "stream_options"),
+        ];
+        for (members, param) in cases {
+            assert_eq!(param_of(members), param, "{members}");
+        }
+    }
+
+    #[test]
+    fn what_would_change_the_answer_is_refused_by_name() {
+        for (name, accepted) in NEUTRAL {
+            for value in *accepted {
+                with(&format!(r#""{name}":{value}"#)).unwrap();
+            }
+            with(&format!(r#""{name}":null"#)).unwrap();
+            for other in ["2", "true", r#""other""#, r#"[{"type":"function"}]"#, r#"{"a":"b"}"#] {
+                assert_eq!(param_of(&format!(r#""{name}":{other}"#)), *name);
+            }
+        }
+    }
+
+    #[test]
+    fn bookkeeping_is_ignored_and_the_unknown_is_not() {
+        for name in IGNORED {
+            with(&format!(r#""{name}":"anything""#)).unwrap();
+        }
+        assert_eq!(param_of(r#""temprature":0"#), "temprature");
+    }
+
+    #[test]
+    fn a_body_that_is_not_one_object_is_malformed() {
+        let deep = "[".repeat(100_000);
+        let twice = r#"{"model":"a","model":"b","messages":[]}"#;
+        let many: String = (0..=FIELDS_MAX).map(|i| format!(r#""k{i}":1,"#)).collect();
+        let many = format!(r#"{{{many}"model":"m"}}"#);
+        let bodies = ["", "{", "null", "[]", r#""text""#, "{}x", "\u{feff}{}", &deep, twice, &many];
+        for body in bodies {
+            let error = parse(body.as_bytes()).unwrap_err();
+            assert!(matches!(error, ApiError::MalformedJson { .. }), "{body:.20}: {error}");
+        }
+        let invalid_utf8 = parse(b"{\"model\":\"\xff\"}").unwrap_err();
+        assert!(matches!(invalid_utf8, ApiError::MalformedJson { .. }), "{invalid_utf8}");
+    }
+
+    #[test]
+    fn model_and_messages_are_required() {
+        let missing =
+            |body: &str| parse(body.as_bytes()).unwrap_err().object()["error"]["param"].clone();
+        assert_eq!(missing(r#"{"messages":[{"role":"user","content":"x"}]}"#), "model");
+        assert_eq!(missing(r#"{"model":"m"}"#), "messages");
+        assert_eq!(missing(r#"{"model":null,"messages":[]}"#), "model");
+    }
+
+    #[test]
+    fn no_mutation_of_a_request_panics_or_gets_past_the_ranges() {
+        let body = br#"{"model":"m","messages":[{"role":"user","content":[{"type":"text","text":"\u00e9"}]}],
+            "max_tokens":10,"temperature":1.5,"top_p":0.9,"seed":-3,"stop":["a"],"stream":true,
+            "stream_options":{"include_usage":true},"n":1,"tools":[],"user":"u"}"#;
+        parse(body).unwrap();
+        let check = |mutated: &[u8]| match parse(mutated) {
+            Ok(request) => {
+                assert!((0.0..=2.0).contains(&request.temperature));
+                assert!(request.top_p > 0.0 && request.top_p <= 1.0);
+                assert!(!request.messages.is_empty() && request.stop.len() <= STOPS_MAX);
+                assert!(request.max_tokens.is_none_or(|(tokens, _)| tokens > 0));
+            }
+            Err(error) => assert_eq!(error.status(), 400, "{error}"),
+        };
+        for at in 0..body.len() {
+            check(&body[..at]);
+            check(&[&body[..at], &body[at + 1..]].concat());
+            for byte in *b"\"\\{}[],:019-.eEn \0\xff" {
+                let mut mutated = body.to_vec();
+                mutated[at] = byte;
+                check(&mutated);
+                mutated.insert(at, byte);
+                check(&mutated);
+            }
+        }
+    }
+}

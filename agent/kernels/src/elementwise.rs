@@ -1,0 +1,146 @@
+//! What is done to each number of a row. One implementation, plain Rust that the compiler vectorises:
+//! these are a small part of a step, and one order of operations is one result.
+
+/// `out = x / sqrt(mean(x²) + epsilon) · weight` (Zhang & Sennrich, "Root Mean Square Layer
+/// Normalization", 2019).
+///
+/// # Panics
+/// If the lengths differ.
+pub fn rms_norm(x: &[f32], weight: &[f32], epsilon: f32, out: &mut [f32]) {
+    assert!(x.len() == weight.len() && x.len() == out.len(), "rows of different lengths");
+    let mut lanes = [0.0; crate::dot::LANES];
+    for chunk in x.chunks(lanes.len()) {
+        for (lane, x) in lanes.iter_mut().zip(chunk) {
+            *lane += x * x;
+        }
+    }
+    let mean = crate::dot::reduce(lanes) / x.len() as f32;
+    let scale = 1.0 / (mean + epsilon).sqrt();
+    for ((out, x), weight) in out.iter_mut().zip(x).zip(weight) {
+        *out = x * scale * weight;
+    }
+}
+
+/// Rotates neighbouring pairs of each head; `turns` holds `(cos, sin)` of each pair at this position.
+/// GGUF permutes `llama` weights so that pairs are neighbours (llama.cpp, `LLAMA_ROPE_TYPE_NORM`).
+/// Elements beyond `2 · turns.len()` of a head stay as they are.
+pub fn rope(x: &mut [f32], head_dim: usize, turns: &[(f32, f32)]) {
+    for head in x.chunks_exact_mut(head_dim) {
+        for (pair, (cos, sin)) in head.as_chunks_mut::<2>().0.iter_mut().zip(turns) {
+            let [a, b] = *pair;
+            *pair = [a * cos - b * sin, a * sin + b * cos];
+        }
+    }
+}
+
+/// `gate = silu(gate) · up` (Shazeer, "GLU Variants Improve Transformer", 2020).
+///
+/// # Panics
+/// If the lengths differ.
+pub fn swiglu(gate: &mut [f32], up: &[f32]) {
+    assert_eq!(gate.len(), up.len(), "rows of different lengths");
+    for (gate, up) in gate.iter_mut().zip(up) {
+        *gate = *gate / (1.0 + exp(-*gate)) * up;
+    }
+}
+
+/// `x += y`.
+///
+/// # Panics
+/// If the lengths differ.
+pub fn add(x: &mut [f32], y: &[f32]) {
+    assert_eq!(x.len(), y.len(), "rows of different lengths");
+    for (x, y) in x.iter_mut().zip(y) {
+        *x += y;
+    }
+}
+
+/// Replaces scores by their softmax; a NaN makes all NaN.
+pub fn softmax(scores: &mut [f32]) {
+    let largest = scores.iter().fold(f32::NEG_INFINITY, |m, &s| if s > m { s } else { m });
+    let mut sum = 0.0;
+    for score in scores.iter_mut() {
+        *score = exp(*score - largest);
+        sum += *score;
+    }
+    for score in scores.iter_mut() {
+        *score /= sum;
+    }
+}
+
+/// `eˣ` within 2 units in the last place, from additions and multiplications alone, so that it is the
+/// same on every machine (a C library's is not). Below −87.3 it is 0; above 88.7 infinite.
+#[must_use]
+#[expect(clippy::cast_sign_loss, reason = "the exponent is made positive by its bias")]
+#[expect(clippy::cast_possible_truncation, reason = "|n| is at most 128")]
+pub fn exp(x: f32) -> f32 {
+    const LN2_HIGH: f32 = 0.693_359_4;
+    const LN2_LOW: f32 = -2.121_944_4e-4;
+    /// Adding 1.5 · 2²³ rounds to an integer.
+    const ROUND: f32 = 12_582_912.0;
+    if x.is_nan() || x > 88.722_83 {
+        return x * f32::INFINITY;
+    }
+    if x < -87.336_54 {
+        return 0.0;
+    }
+    let n = x * std::f32::consts::LOG2_E + ROUND - ROUND;
+    let r = x - n * LN2_HIGH - n * LN2_LOW;
+    // Minimax on ±ln(2)/2 (Cephes, expf).
+    let mut p = 1.987_569_1e-4;
+    for c in [1.398_199_9e-3, 8.333_452e-3, 4.166_579_6e-2, 1.666_666_5e-1, 0.5] {
+        p = p * r + c;
+    }
+    let value = p * (r * r) + r + 1.0;
+    // 2ⁿ in two factors: n = 128 has no exponent of its own.
+    let half = (n as i32) >> 1;
+    let power = |n: i32| f32::from_bits(((n + 127) as u32) << 23);
+    value * power(half) * power(n as i32 - half)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn exp_is_within_two_units_in_the_last_place() {
+        let mut x = -87.3_f32;
+        while x < 88.7 {
+            let (found, truth) = (f64::from(exp(x)), f64::from(x).exp());
+            assert!(((found - truth) / truth).abs() < 2.4e-7, "{x}: {found} {truth}");
+            x += 0.013;
+        }
+        assert_eq!((exp(0.0), exp(-1e9), exp(1e9)), (1.0, 0.0, f32::INFINITY));
+        assert!(exp(f32::NAN).is_nan());
+        assert_eq!(exp(f32::NEG_INFINITY), 0.0);
+    }
+
+    #[test]
+    fn softmax_sums_to_one_and_shows_a_nan() {
+        let mut scores = [1000.0, 999.0, -1000.0, f32::NEG_INFINITY];
+        softmax(&mut scores);
+        assert!((scores.iter().sum::<f32>() - 1.0).abs() < 1e-6);
+        assert!((scores[0] / scores[1] - std::f32::consts::E).abs() < 1e-5);
+        let mut scores = [1.0, f32::NAN];
+        softmax(&mut scores);
+        assert!(scores.iter().all(|s| s.is_nan()));
+    }
+
+    #[test]
+    fn rope_keeps_lengths_and_turns_by_the_angle() {
+        let mut x = [3.0, 4.0, 7.0, 8.0];
+        rope(&mut x, 4, &[(0.0, 1.0)]);
+        assert_eq!(x, [-4.0, 3.0, 7.0, 8.0]);
+    }
+
+    #[test]
+    fn norm_and_gate_follow_their_definitions() {
+        let mut out = [0.0; 2];
+        rms_norm(&[3.0, 4.0], &[1.0, 2.0], 0.0, &mut out);
+        let root = 12.5_f32.sqrt();
+        assert!((out[0] - 3.0 / root).abs() < 1e-6 && (out[1] - 8.0 / root).abs() < 1e-6);
+        let mut gate = [1.0];
+        swiglu(&mut gate, &[2.0]);
+        assert!((gate[0] - 2.0 / (1.0 + (-1f32).exp())).abs() < 1e-6);
+    }
+}

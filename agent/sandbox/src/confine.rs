@@ -1,0 +1,268 @@
+//! Enforcing a profile, and seeing that it is enforced.
+
+use std::collections::BTreeMap;
+use std::io;
+
+use landlock::{
+    ABI, Access as _, AccessFs, AccessNet, BitFlags, CompatLevel, Compatible, PathBeneath, PathFd,
+    Ruleset, RulesetAttr, RulesetCreatedAttr, RulesetStatus, Scope,
+};
+use rustix::fs::{Mode, OFlags};
+use rustix::net::{AddressFamily, SocketType};
+use rustix::process::{DumpableBehavior, Rlimit};
+use rustix::thread::{CapabilitySet, CapabilitySets};
+use seccompiler::{
+    BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter,
+    SeccompRule, TargetArch,
+};
+
+use crate::profile::{Access, Arg, Profile};
+
+/// Landlock ABI that every profile needs: 6 (Linux 6.12) confines signals and abstract sockets.
+pub const LANDLOCK_ABI_MIN: u32 = 6;
+
+/// Proof that this process is confined. Not `Clone`: it is made once.
+#[derive(Debug)]
+pub struct Confined(());
+
+/// Why a process is not confined. It must not go on.
+#[derive(Debug, thiserror::Error)]
+pub enum SandboxError {
+    /// Other threads would stay free.
+    #[error("{found} threads run, expected 1: confine the process before it starts threads")]
+    Threads {
+        /// Threads found.
+        found: usize,
+    },
+    /// A step failed.
+    #[error("{profile}: cannot {step}: {source}")]
+    Step {
+        /// The process.
+        profile: &'static str,
+        /// What was tried.
+        step: &'static str,
+        /// What the kernel said.
+        source: io::Error,
+    },
+    /// The kernel has no Landlock, or one that is too old.
+    #[error(
+        "{profile}: Landlock ABI {LANDLOCK_ABI_MIN} is needed: {reason}; boot Linux 6.12 or later with Landlock"
+    )]
+    Landlock {
+        /// The process.
+        profile: &'static str,
+        /// What the library said.
+        reason: String,
+    },
+    /// The filter does not compile or the kernel does not take it.
+    #[error("{profile}: the seccomp filter was not installed: {reason}")]
+    Seccomp {
+        /// The process.
+        profile: &'static str,
+        /// What the library said.
+        reason: String,
+    },
+    /// Something that must be refused was not.
+    #[error("{profile}: self-test: {probe} gave {found}, expected {expected}")]
+    SelfTest {
+        /// The process.
+        profile: &'static str,
+        /// What was tried.
+        probe: &'static str,
+        /// What came of it.
+        found: String,
+        /// What should have.
+        expected: &'static str,
+    },
+}
+
+/// Confines this process, for good, and tests that it is.
+///
+/// # Errors
+/// If any part of the profile is not enforced. The process may be confined in part by then and must end.
+pub fn confine(profile: &Profile) -> Result<Confined, SandboxError> {
+    let step = |step, result: rustix::io::Result<()>| {
+        result.map_err(|source| SandboxError::Step {
+            profile: profile.name,
+            step,
+            source: source.into(),
+        })
+    };
+    require_one_thread(profile)?;
+    for limit in profile.limits {
+        let max = Rlimit { current: Some(limit.max), maximum: Some(limit.max) };
+        step("set a resource limit", rustix::process::setrlimit(limit.resource, max))?;
+    }
+    step(
+        "make memory unreadable to others",
+        rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable),
+    )?;
+    step("set no_new_privs", rustix::thread::set_no_new_privs(true))?;
+    step("clear ambient capabilities", rustix::thread::clear_ambient_capability_set())?;
+    let none = CapabilitySets {
+        effective: CapabilitySet::empty(),
+        permitted: CapabilitySet::empty(),
+        inheritable: CapabilitySet::empty(),
+    };
+    step("drop capabilities", rustix::thread::set_capabilities(None, none))?;
+    restrict_paths(profile)?;
+    test_open(profile, rustix::io::Errno::ACCESS)?;
+    install(profile)?;
+    test_sockets(profile)?;
+    let refused = profile.refuse.iter().find(|rule| rule.syscall == libc::SYS_openat);
+    test_open(
+        profile,
+        refused
+            .map_or(rustix::io::Errno::ACCESS, |r| rustix::io::Errno::from_raw_os_error(r.errno)),
+    )?;
+    Ok(Confined(()))
+}
+
+fn require_one_thread(profile: &Profile) -> Result<(), SandboxError> {
+    let threads = std::fs::read_dir("/proc/self/task").map_err(|source| SandboxError::Step {
+        profile: profile.name,
+        step: "count threads in /proc/self/task",
+        source,
+    })?;
+    match threads.count() {
+        1 => Ok(()),
+        found => Err(SandboxError::Threads { found }),
+    }
+}
+
+fn restrict_paths(profile: &Profile) -> Result<(), SandboxError> {
+    let fail = |reason: String| SandboxError::Landlock { profile: profile.name, reason };
+    let restrict = || -> Result<_, Box<dyn std::error::Error>> {
+        let abi = ABI::V6;
+        let mut ruleset = Ruleset::default()
+            .set_compatibility(CompatLevel::HardRequirement)
+            .handle_access(AccessFs::from_all(abi))?
+            .handle_access(AccessNet::from_all(abi))?
+            .scope(Scope::from_all(abi))?
+            .create()?;
+        for rule in profile.paths {
+            ruleset =
+                ruleset.add_rule(PathBeneath::new(PathFd::new(rule.path)?, rights(rule.access)))?;
+        }
+        Ok(ruleset.restrict_self()?)
+    };
+    let status = restrict().map_err(|error| fail(error.to_string()))?;
+    if status.ruleset != RulesetStatus::FullyEnforced || !status.no_new_privs {
+        return Err(fail(format!("{:?}", status.ruleset)));
+    }
+    Ok(())
+}
+
+fn rights(access: Access) -> BitFlags<AccessFs> {
+    match access {
+        Access::Read => AccessFs::ReadFile | AccessFs::ReadDir,
+        Access::ReadWrite => {
+            AccessFs::ReadFile
+                | AccessFs::ReadDir
+                | AccessFs::WriteFile
+                | AccessFs::Truncate
+                | AccessFs::MakeReg
+                | AccessFs::MakeDir
+                | AccessFs::RemoveFile
+                | AccessFs::RemoveDir
+        }
+        Access::Device => AccessFs::ReadFile | AccessFs::WriteFile | AccessFs::IoctlDev,
+    }
+}
+
+/// Several filters, of which the kernel takes the strictest verdict: the first ones turn refusals into
+/// error numbers, the last one kills at anything that no list names.
+fn install(profile: &Profile) -> Result<(), SandboxError> {
+    let fail = |reason: String| SandboxError::Seccomp { profile: profile.name, reason };
+    let mut known: BTreeMap<i64, Vec<SeccompRule>> = BTreeMap::new();
+    for rule in profile.allow {
+        known.insert(rule.syscall, rules(rule.when).map_err(fail)?);
+    }
+    for rule in profile.refuse {
+        // Passed by the last filter, for an earlier one to answer.
+        known.entry(rule.syscall).or_default();
+    }
+    // A filter has one verdict, so each error number needs its own.
+    let mut refused: BTreeMap<u32, BTreeMap<i64, Vec<SeccompRule>>> = BTreeMap::new();
+    for rule in profile.refuse {
+        let same_errno = refused.entry(rule.errno.unsigned_abs()).or_default();
+        same_errno.insert(rule.syscall, rules(rule.when).map_err(fail)?);
+    }
+    for (errno, rules) in refused {
+        apply(rules, SeccompAction::Allow, SeccompAction::Errno(errno)).map_err(fail)?;
+    }
+    apply(known, SeccompAction::KillProcess, SeccompAction::Allow).map_err(fail)
+}
+
+fn apply(
+    rules: BTreeMap<i64, Vec<SeccompRule>>,
+    otherwise: SeccompAction,
+    matched: SeccompAction,
+) -> Result<(), String> {
+    let text = |error: seccompiler::BackendError| error.to_string();
+    let arch = TargetArch::try_from(std::env::consts::ARCH).map_err(text)?;
+    let filter = SeccompFilter::new(rules, otherwise, matched, arch).map_err(text)?;
+    let program = BpfProgram::try_from(filter).map_err(text)?;
+    seccompiler::apply_filter(&program).map_err(|error| error.to_string())
+}
+
+/// No rule at all means "whatever the arguments are".
+fn rules(when: &[Arg]) -> Result<Vec<SeccompRule>, String> {
+    if when.is_empty() {
+        return Ok(Vec::new());
+    }
+    let conditions: Result<Vec<_>, _> = when.iter().map(|arg| condition(*arg)).collect();
+    let rule = SeccompRule::new(conditions.map_err(|error| error.to_string())?);
+    Ok(vec![rule.map_err(|error| error.to_string())?])
+}
+
+fn condition(arg: Arg) -> Result<SeccompCondition, seccompiler::BackendError> {
+    use SeccompCmpArgLen::{Dword, Qword};
+    match arg {
+        Arg::Is(i, value) => SeccompCondition::new(i, Dword, SeccompCmpOp::Eq, value.into()),
+        Arg::IsNot(i, value) => SeccompCondition::new(i, Dword, SeccompCmpOp::Ne, value.into()),
+        Arg::Lacks(i, bits) => SeccompCondition::new(i, Qword, SeccompCmpOp::MaskedEq(bits), 0),
+        Arg::Has(i, bits) => SeccompCondition::new(i, Qword, SeccompCmpOp::MaskedEq(bits), bits),
+    }
+}
+
+/// The root folder is below no rule of any profile.
+fn test_open(profile: &Profile, expected: rustix::io::Errno) -> Result<(), SandboxError> {
+    let opened = rustix::fs::open("/", OFlags::RDONLY | OFlags::DIRECTORY, Mode::empty());
+    match opened {
+        Err(errno) if errno == expected => Ok(()),
+        other => Err(SandboxError::SelfTest {
+            profile: profile.name,
+            probe: "opening /",
+            found: describe(&other.map(drop)),
+            expected: "a refusal",
+        }),
+    }
+}
+
+fn test_sockets(profile: &Profile) -> Result<(), SandboxError> {
+    for (probe, family, kind) in [
+        ("a TCP socket", AddressFamily::INET, SocketType::STREAM),
+        ("a UDP socket", AddressFamily::INET6, SocketType::DGRAM),
+        ("a netlink socket", AddressFamily::NETLINK, SocketType::RAW),
+        ("a vsock socket", AddressFamily::VSOCK, SocketType::STREAM),
+    ] {
+        let made = rustix::net::socket(family, kind, None);
+        if !matches!(made, Err(rustix::io::Errno::PERM)) {
+            return Err(SandboxError::SelfTest {
+                profile: profile.name,
+                probe,
+                found: describe(&made.map(drop)),
+                expected: "a refusal (EPERM)",
+            });
+        }
+    }
+    Ok(())
+}
+
+fn describe(result: &rustix::io::Result<()>) -> String {
+    match result {
+        Ok(()) => "success".to_owned(),
+        Err(errno) => errno.to_string(),
+    }
+}

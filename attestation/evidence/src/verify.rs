@@ -1,0 +1,405 @@
+//! The verdict: does this evidence show that one machine runs one image, policy and bundle, and is its
+//! ledger whole?
+//!
+//! Invariants:
+//! - Every claim is judged, and by itself: one lie refutes the claim that it concerns. A claim that rests on
+//!   another one is not established unless that one is.
+//! - Nothing in the evidence is believed before something that the auditor trusts covers it: the pinned
+//!   Name covers the key, the key's signature the PCRs and the ledger's head, the PCRs the logs.
+//! - The verdict is ESTABLISHED only if every claim is.
+#![warn(clippy::indexing_slicing, clippy::arithmetic_side_effects)]
+
+mod agent;
+mod boot;
+mod reason;
+mod records;
+
+use std::fmt;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use sha2::{Digest as _, Sha256};
+
+pub use agent::AGENT_EVENTS_MAX;
+pub use reason::Reason;
+
+use crate::format::{
+    EVIDENCE_SCHEMA, Evidence, Machine, Policy, QUALIFYING_CONTEXT, REFERENCE_SCHEMA, Reference,
+};
+use crate::key::AttestationKey;
+use crate::quote::{PcrValues, Quote};
+use reason::says;
+
+/// What is claimed. The order is that of the argument: each rests on earlier ones.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum ClaimId {
+    /// The evidence is by the machine that the auditor pinned, and its key cannot sign forgeries.
+    Machine,
+    /// Its TPM signed the quote.
+    Quote,
+    /// The quote answers the auditor's nonce and covers the ledger's head.
+    Fresh,
+    /// The PCR values sent are the quoted ones.
+    Pcrs,
+    /// The logs explain the PCRs.
+    FirmwareLog,
+    /// Secure Boot was on, with the reference's keys.
+    SecureBoot,
+    /// The firmware started the reference's boot files and no others.
+    BootChain,
+    /// The running image is the reference's.
+    Image,
+    /// Nothing was injected beside the image.
+    CommandLine,
+    /// The agent enforces the reference's quorum policy.
+    Policy,
+    /// The model that runs was signed by the quorum.
+    Bundle,
+    /// The ledger's records are under the signed head.
+    Ledger,
+}
+
+impl ClaimId {
+    /// Every claim, in the order of the verdict.
+    pub const ALL: [Self; 12] = [
+        Self::Machine,
+        Self::Quote,
+        Self::Fresh,
+        Self::Pcrs,
+        Self::FirmwareLog,
+        Self::SecureBoot,
+        Self::BootChain,
+        Self::Image,
+        Self::CommandLine,
+        Self::Policy,
+        Self::Bundle,
+        Self::Ledger,
+    ];
+
+    /// The name in machine-readable output.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Machine => "machine",
+            Self::Quote => "quote",
+            Self::Fresh => "fresh",
+            Self::Pcrs => "pcrs",
+            Self::FirmwareLog => "firmware-log",
+            Self::SecureBoot => "secure-boot",
+            Self::BootChain => "boot-chain",
+            Self::Image => "image",
+            Self::CommandLine => "command-line",
+            Self::Policy => "policy",
+            Self::Bundle => "bundle",
+            Self::Ledger => "ledger",
+        }
+    }
+}
+
+impl fmt::Display for ClaimId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+/// How a claim was judged.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Status {
+    /// The evidence proves it.
+    Established,
+    /// The evidence shows the opposite, or was altered.
+    Refuted,
+    /// The evidence does not say, or what it rests on is not established.
+    NotEstablished,
+}
+
+impl Status {
+    /// The name in machine-readable output.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Established => "established",
+            Self::Refuted => "refuted",
+            Self::NotEstablished => "not-established",
+        }
+    }
+}
+
+/// One claim and its judgement.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Claim {
+    /// What is claimed.
+    pub id: ClaimId,
+    /// How it was judged.
+    pub status: Status,
+    /// Why.
+    pub reason: Reason,
+}
+
+/// The judgement of one evidence file.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Verdict {
+    /// One for each of [`ClaimId::ALL`], in that order.
+    pub claims: Vec<Claim>,
+}
+
+impl Verdict {
+    /// Whether every claim is established.
+    #[must_use]
+    pub fn established(&self) -> bool {
+        ClaimId::ALL.into_iter().all(|id| self.status(id) == Status::Established)
+    }
+
+    /// How one claim was judged.
+    #[must_use]
+    pub fn status(&self, id: ClaimId) -> Status {
+        let claim = self.claims.iter().find(|claim| claim.id == id);
+        claim.map_or(Status::NotEstablished, |claim| claim.status)
+    }
+}
+
+/// `extraData` of a quote: `SHA-256("casemate-evidence-v1\0" ‖ nonce ‖ SHA-256(checkpoint note))`.
+#[must_use]
+pub fn qualifying_data(nonce: [u8; 32], checkpoint_note: &str) -> [u8; 32] {
+    Sha256::new()
+        .chain_update(QUALIFYING_CONTEXT)
+        .chain_update(nonce)
+        .chain_update(Sha256::digest(checkpoint_note))
+        .finalize()
+        .into()
+}
+
+/// Judges `evidence`. `reference`, `policy`, `machine` and `nonce` are the auditor's own and trusted.
+#[must_use]
+pub fn verify(
+    evidence: &Evidence,
+    reference: &Reference,
+    policy: &Policy,
+    machine: &Machine,
+    nonce: [u8; 32],
+) -> Verdict {
+    let case = Case { evidence, reference, policy, machine, nonce };
+    if let Err(doubt) = case.check_schemas() {
+        let claim = |id| Claim { id, status: doubt.status, reason: doubt.reason.clone() };
+        return Verdict { claims: ClaimId::ALL.into_iter().map(claim).collect() };
+    }
+    let key = case.machine();
+    let quote = case.quote(&key);
+    let fresh = case.fresh(&quote);
+    let pcrs = case.pcrs(&quote);
+    let bytes = case.log_bytes();
+    let boot = boot::Boot::new(&case, &pcrs, bytes.as_ref());
+    let agent = agent::Agent::new(&case, &pcrs);
+    Verdict {
+        claims: vec![
+            claim(ClaimId::Machine, &key),
+            claim(ClaimId::Quote, &quote),
+            claim(ClaimId::Fresh, &fresh),
+            claim(ClaimId::Pcrs, &pcrs),
+            claim(ClaimId::FirmwareLog, &boot.firmware_log()),
+            claim(ClaimId::SecureBoot, &boot.secure_boot()),
+            claim(ClaimId::BootChain, &boot.boot_chain()),
+            claim(ClaimId::Image, &boot.image()),
+            claim(ClaimId::CommandLine, &boot.command_line()),
+            claim(ClaimId::Policy, &agent.policy()),
+            claim(ClaimId::Bundle, &agent.bundle()),
+            claim(ClaimId::Ledger, &records::ledger(&case, &key)),
+        ],
+    }
+}
+
+/// Something proven, and how.
+#[derive(Debug)]
+struct Proven<T> {
+    value: T,
+    reason: Reason,
+}
+
+/// Why something is not proven.
+#[derive(Clone, Debug)]
+struct Doubt {
+    status: Status,
+    reason: Reason,
+}
+
+type Judged<T> = Result<Proven<T>, Doubt>;
+
+impl Doubt {
+    fn refuted(reason: Reason) -> Self {
+        Self { status: Status::Refuted, reason }
+    }
+
+    fn open(reason: Reason) -> Self {
+        Self { status: Status::NotEstablished, reason }
+    }
+
+    fn rests_on(id: ClaimId) -> Self {
+        Self::open(says!(
+            "rests on the claim {id}, which is not established",
+            "repose sur l'affirmation {id}, qui n'est pas établie"
+        ))
+    }
+}
+
+fn claim<T>(id: ClaimId, judged: &Judged<T>) -> Claim {
+    match judged {
+        Ok(Proven { reason, .. }) => {
+            Claim { id, status: Status::Established, reason: reason.clone() }
+        }
+        Err(Doubt { status, reason }) => Claim { id, status: *status, reason: reason.clone() },
+    }
+}
+
+/// What an earlier claim proved, or that it proved nothing.
+fn rests_on<T>(id: ClaimId, judged: &Judged<T>) -> Result<&T, Doubt> {
+    judged.as_ref().map(|proven| &proven.value).map_err(|_| Doubt::rests_on(id))
+}
+
+/// A PCR value as files have it.
+fn digest_of_hex(text: &str) -> Option<[u8; 32]> {
+    let mut digest = [0; 32];
+    hex::decode_to_slice(text, &mut digest).ok().map(|()| digest)
+}
+
+/// Evidence and what it is judged by.
+#[derive(Clone, Copy, Debug)]
+struct Case<'a> {
+    evidence: &'a Evidence,
+    reference: &'a Reference,
+    policy: &'a Policy,
+    machine: &'a Machine,
+    nonce: [u8; 32],
+}
+
+impl Case<'_> {
+    /// The meaning of every field hangs on the schema; the policy's is checked with the policy.
+    fn check_schemas(&self) -> Result<(), Doubt> {
+        for (found, expected) in
+            [(&self.evidence.schema, EVIDENCE_SCHEMA), (&self.reference.schema, REFERENCE_SCHEMA)]
+        {
+            if found != expected {
+                return Err(Doubt::open(says!(
+                    "the file has schema {found:?}; {expected:?} is expected",
+                    "le fichier a le schéma {found:?} ; {expected:?} est attendu"
+                )));
+            }
+        }
+        Ok(())
+    }
+
+    fn machine(&self) -> Judged<AttestationKey> {
+        let refuted = |error: &dyn fmt::Display| {
+            Doubt::refuted(says!(
+                "the attestation key is not usable: {error}",
+                "la clé d'attestation n'est pas utilisable : {error}"
+            ))
+        };
+        let public = STANDARD.decode(&self.evidence.quote.public).map_err(|e| refuted(&e))?;
+        let key = AttestationKey::parse(&public).map_err(|e| refuted(&e))?;
+        let (name, pinned) = (key.name(), &self.machine.ak_name);
+        if !name.to_string().eq_ignore_ascii_case(pinned) {
+            return Err(Doubt::refuted(says!(
+                "the evidence is by the key {name}; the pinned machine has {pinned:?}",
+                "les preuves viennent de la clé {name} ; la machine épinglée a {pinned:?}"
+            )));
+        }
+        let reason = says!(
+            "restricted attestation key {name}, as pinned",
+            "clé d'attestation restreinte {name}, comme épinglée"
+        );
+        Ok(Proven { value: key, reason })
+    }
+
+    fn quote(&self, key: &Judged<AttestationKey>) -> Judged<Quote> {
+        let key = rests_on(ClaimId::Machine, key)?;
+        let refuted = |error: &dyn fmt::Display| {
+            Doubt::refuted(says!(
+                "the quote does not hold: {error}",
+                "la citation du TPM ne tient pas : {error}"
+            ))
+        };
+        let sent = &self.evidence.quote;
+        let attest = STANDARD.decode(&sent.attest).map_err(|e| refuted(&e))?;
+        let signature = STANDARD.decode(&sent.signature).map_err(|e| refuted(&e))?;
+        let quote = Quote::verify(key, &attest, &signature).map_err(|e| refuted(&e))?;
+        let resets = quote.attest().reset_count;
+        let reason = says!(
+            "signed by the machine's TPM (reset count {resets})",
+            "signée par le TPM de la machine (compteur de redémarrages {resets})"
+        );
+        Ok(Proven { value: quote, reason })
+    }
+
+    fn fresh(&self, quote: &Judged<Quote>) -> Judged<()> {
+        let quote = rests_on(ClaimId::Quote, quote)?;
+        let note = &self.evidence.ledger.checkpoint;
+        let signed = &quote.attest().extra_data;
+        if signed == &qualifying_data(self.nonce, note) {
+            let reason = says!(
+                "the quote answers your nonce and covers the ledger's head",
+                "la citation répond à votre nonce et couvre la tête du registre"
+            );
+            return Ok(Proven { value: (), reason });
+        }
+        let claimed = digest_of_hex(&self.evidence.nonce);
+        let replayed = claimed
+            .is_some_and(|nonce| nonce != self.nonce && signed == &qualifying_data(nonce, note));
+        Err(Doubt::refuted(if replayed {
+            let (found, expected) = (&self.evidence.nonce, hex::encode(self.nonce));
+            says!(
+                "the quote answers the nonce {found:?}; yours is {expected}: it was made for another question",
+                "la citation répond au nonce {found:?} ; le vôtre est {expected} : elle répond à une autre question"
+            )
+        } else {
+            says!(
+                "the quote covers another nonce or another ledger head than those sent",
+                "la citation couvre un autre nonce ou une autre tête de registre que ceux envoyés"
+            )
+        }))
+    }
+
+    fn pcrs(&self, quote: &Judged<Quote>) -> Judged<PcrValues> {
+        let quote = rests_on(ClaimId::Quote, quote)?;
+        let refuted = |error: &dyn fmt::Display| {
+            Doubt::refuted(says!(
+                "the PCR values are not the quoted ones: {error}",
+                "les valeurs des PCR ne sont pas celles citées : {error}"
+            ))
+        };
+        let mut values = PcrValues::new();
+        for (&index, text) in &self.evidence.quote.pcrs {
+            let value = digest_of_hex(text);
+            let value = value.ok_or_else(|| refuted(&format!("PCR {index} is {text:?}")))?;
+            values.insert(index, value);
+        }
+        quote.check_pcrs(&values).map_err(|e| refuted(&e))?;
+        if let Some(missing) = boot::JUDGED.into_iter().find(|index| !values.contains_key(index)) {
+            return Err(Doubt::open(says!(
+                "PCR {missing} is not in the quote",
+                "le PCR {missing} n'est pas dans la citation"
+            )));
+        }
+        let count = values.len();
+        let reason = says!(
+            "{count} values of the SHA-256 bank hash to the quoted digest",
+            "{count} valeurs de la banque SHA-256 donnent l'empreinte citée"
+        );
+        Ok(Proven { value: values, reason })
+    }
+
+    /// The two logs' bytes, firmware's first.
+    fn log_bytes(&self) -> Result<(Vec<u8>, Vec<u8>), Doubt> {
+        let decode = |text: &str| {
+            STANDARD.decode(text).map_err(|error| {
+                Doubt::refuted(says!(
+                    "an event log is not base64: {error}",
+                    "un journal d'événements n'est pas en base64 : {error}"
+                ))
+            })
+        };
+        Ok((decode(&self.evidence.firmware_log)?, decode(&self.evidence.userspace_log)?))
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,151 @@
+//! What the agent measured: its quorum policy, then the bundle that it admitted.
+
+use super::reason::says;
+use super::{Case, ClaimId, Doubt, Judged, Proven, rests_on};
+use crate::bundle;
+use crate::format::{AGENT_PCR, AgentEvent, BundleEvent, BundleStatement, Policy};
+use crate::pcr::{HashAlg, Pcr};
+use crate::quote::PcrValues;
+
+/// Most agent events that are read: one policy, and one bundle for each time that one was loaded.
+pub const AGENT_EVENTS_MAX: usize = 256;
+
+const KIND_POLICY: &str = "policy";
+const KIND_BUNDLE: &str = "bundle";
+
+/// The agent's events, once PCR 14 says that they happened.
+pub(super) struct Agent<'a> {
+    case: &'a Case<'a>,
+    events: Result<&'a [AgentEvent], Doubt>,
+}
+
+impl<'a> Agent<'a> {
+    pub(super) fn new(case: &'a Case<'a>, pcrs: &Judged<PcrValues>) -> Self {
+        let events = rests_on(ClaimId::Pcrs, pcrs).and_then(|pcrs| replay(case, pcrs));
+        Self { case, events }
+    }
+
+    pub(super) fn policy(&self) -> Judged<()> {
+        let events = self.events.as_ref().map_err(Clone::clone)?;
+        let Some((first, rest)) = events.split_first() else {
+            return Err(Doubt::refuted(says!(
+                "the agent measured nothing: it did not start, or it is not this image's agent",
+                "l'agent n'a rien mesuré : il n'a pas démarré, ou ce n'est pas celui de cette image"
+            )));
+        };
+        let kinds = (first.kind.as_str(), rest.iter().all(|event| event.kind == KIND_BUNDLE));
+        if kinds != (KIND_POLICY, true) {
+            let found: Vec<_> = events.iter().map(|event| &event.kind).collect();
+            return Err(Doubt::refuted(says!(
+                "the agent's events are {found:?}; one \"policy\", then \"bundle\" are expected",
+                "les événements de l'agent sont {found:?} ; un « policy », puis « bundle » sont attendus"
+            )));
+        }
+        let measured = HashAlg::Sha256.hash(&[first.content.as_bytes()]).to_string();
+        let expected = &self.case.reference.policy_sha256;
+        if !measured.eq_ignore_ascii_case(expected) {
+            return Err(Doubt::refuted(says!(
+                "the agent enforces the policy {measured}; the reference has {expected:?}",
+                "l'agent applique la politique {measured} ; la référence a {expected:?}"
+            )));
+        }
+        // The auditor's copy judges the bundle below, so it must say what the agent's says.
+        let same = serde_json::from_str::<Policy>(&first.content)
+            .is_ok_and(|policy| policy == *self.case.policy);
+        if !same {
+            return Err(Doubt::refuted(says!(
+                "the agent enforces the reference's policy, but the policy file given here is another one",
+                "l'agent applique la politique de la référence, mais le fichier de politique donné ici est un autre"
+            )));
+        }
+        let (needed, keys) = (self.case.policy.threshold, self.case.policy.keys.len());
+        let reason = says!(
+            "the agent enforces the reference's policy: {needed} of {keys} release keys (PCR 14)",
+            "l'agent applique la politique de la référence : {needed} clés de publication sur {keys} (PCR 14)"
+        );
+        Ok(Proven { value: (), reason })
+    }
+
+    pub(super) fn bundle(&self) -> Judged<()> {
+        let Ok(events) = &self.events else { return Err(Doubt::rests_on(ClaimId::Policy)) };
+        let (event, statement) = self.loaded(events)?;
+        let files: Vec<_> = statement.signatures.iter().map(|s| s.as_bytes().to_vec()).collect();
+        let verified = bundle::quorum(self.case.policy, &files).map_err(|error| {
+            Doubt::refuted(says!(
+                "the bundle's signatures do not meet the policy: {error}",
+                "les signatures du modèle ne satisfont pas la politique : {error}"
+            ))
+        })?;
+        let (found, measured) = (hex::encode(verified.digest()), &event.bundle_digest);
+        if found != *measured {
+            return Err(Doubt::refuted(says!(
+                "the signatures are of bundle {found}; the one that was measured is {measured:?}",
+                "les signatures sont celles du modèle {found} ; celui qui a été mesuré est {measured:?}"
+            )));
+        }
+        let sent = (&statement.model_id, verified.signers());
+        let measured = (&event.model_id, event.signers.as_slice());
+        if sent != measured {
+            return Err(Doubt::refuted(says!(
+                "the statement is of {sent:?}; the measured event says {measured:?}",
+                "la déclaration porte sur {sent:?} ; l'événement mesuré dit {measured:?}"
+            )));
+        }
+        let (model, signers) = (&event.model_id, event.signers.join(", "));
+        let reason = says!(
+            "{model} ({found}), signed by {signers}, was measured before it was read",
+            "{model} ({found}), signé par {signers}, a été mesuré avant d'être lu"
+        );
+        Ok(Proven { value: (), reason })
+    }
+
+    /// The bundle that was measured last, and what was sent about it.
+    fn loaded(&self, events: &[AgentEvent]) -> Result<(BundleEvent, &'a BundleStatement), Doubt> {
+        let measured = events.iter().rev().find(|event| event.kind == KIND_BUNDLE);
+        let (event, statement) = match (measured, &self.case.evidence.bundle) {
+            (Some(event), Some(statement)) => (event, statement),
+            (None, None) => {
+                return Err(Doubt::open(says!("no bundle is loaded", "aucun modèle n'est chargé")));
+            }
+            (Some(_), None) => {
+                return Err(Doubt::refuted(says!(
+                    "a bundle was measured, and its signatures were not sent",
+                    "un modèle a été mesuré, et ses signatures n'ont pas été envoyées"
+                )));
+            }
+            (None, Some(_)) => {
+                return Err(Doubt::refuted(says!(
+                    "a bundle's signatures were sent, and no bundle was measured",
+                    "les signatures d'un modèle ont été envoyées, et aucun modèle n'a été mesuré"
+                )));
+            }
+        };
+        let event = serde_json::from_str(&event.content).map_err(|error| {
+            Doubt::refuted(says!(
+                "the measured bundle event is malformed: {error}",
+                "l'événement mesuré du modèle est mal formé : {error}"
+            ))
+        })?;
+        Ok((event, statement))
+    }
+}
+
+fn replay<'a>(case: &Case<'a>, pcrs: &PcrValues) -> Result<&'a [AgentEvent], Doubt> {
+    let events = case.evidence.agent_log.as_slice();
+    let count = events.len();
+    if count > AGENT_EVENTS_MAX {
+        return Err(Doubt::refuted(says!(
+            "{count} agent events; at most {AGENT_EVENTS_MAX} are read",
+            "{count} événements de l'agent ; au plus {AGENT_EVENTS_MAX} sont lus"
+        )));
+    }
+    let measure = |pcr: Pcr, event: &AgentEvent| pcr.measure(event.content.as_bytes());
+    let replayed = events.iter().fold(Pcr::ZERO, measure);
+    if pcrs.get(&AGENT_PCR) != Some(&replayed.value()) {
+        return Err(Doubt::refuted(says!(
+            "the agent's {count} events give {replayed}, which is not the quoted PCR 14: events are missing, added or changed",
+            "les {count} événements de l'agent donnent {replayed}, qui n'est pas le PCR 14 cité : des événements manquent, sont ajoutés ou modifiés"
+        )));
+    }
+    Ok(events)
+}

@@ -1,0 +1,449 @@
+//! Evidence of a software TPM, and attacks on it: each refutes the claim that it concerns.
+#![allow(clippy::indexing_slicing, clippy::arithmetic_side_effects, reason = "a test may panic")]
+
+use super::*;
+use crate::eventlog::EventKind;
+use crate::fixture::log::{event, measured, spec_id, userspace, variable};
+use crate::fixture::{ATTRIBUTES, Appliance, SoftTpm, policy, reference};
+use crate::format::AgentEvent;
+use crate::pcr::HashAlg;
+
+const NONCE: [u8; 32] = [0xa5; 32];
+
+/// Judges `evidence` as the auditor of [`Appliance::booted`].
+fn judge(evidence: &Evidence) -> Verdict {
+    verify(evidence, &reference(), &policy(), &Appliance::booted().machine(), NONCE)
+}
+
+/// Checks that exactly `refuted` are refuted, exactly `open` not established, and all others established.
+#[track_caller]
+fn check(verdict: &Verdict, refuted: &[ClaimId], open: &[ClaimId]) {
+    let ids: Vec<_> = verdict.claims.iter().map(|claim| claim.id).collect();
+    assert_eq!(ids, ClaimId::ALL);
+    for claim in &verdict.claims {
+        let expected = if refuted.contains(&claim.id) {
+            Status::Refuted
+        } else if open.contains(&claim.id) {
+            Status::NotEstablished
+        } else {
+            Status::Established
+        };
+        assert_eq!(claim.status, expected, "{}: {}", claim.id, claim.reason);
+        assert!(!claim.reason.en().is_empty() && !claim.reason.fr().is_empty());
+    }
+    assert_eq!(verdict.established(), refuted.is_empty() && open.is_empty());
+}
+
+fn reason(verdict: &Verdict, id: ClaimId) -> String {
+    verdict.claims.iter().find(|claim| claim.id == id).unwrap().reason.en().to_owned()
+}
+
+#[track_caller]
+fn says(verdict: &Verdict, id: ClaimId, part: &str) {
+    let reason = reason(verdict, id);
+    assert!(reason.contains(part), "{id}: {reason}");
+}
+
+/// What rests on the quote.
+const ON_QUOTE: [ClaimId; 10] = [
+    ClaimId::Fresh,
+    ClaimId::Pcrs,
+    ClaimId::FirmwareLog,
+    ClaimId::SecureBoot,
+    ClaimId::BootChain,
+    ClaimId::Image,
+    ClaimId::CommandLine,
+    ClaimId::Policy,
+    ClaimId::Bundle,
+    ClaimId::Ledger,
+];
+
+#[test]
+fn honest_evidence_is_established() {
+    let verdict = judge(&Appliance::booted().evidence(NONCE));
+    check(&verdict, &[], &[]);
+    says(&verdict, ClaimId::FirmwareLog, "unexplained: PCR 10");
+    says(&verdict, ClaimId::Image, "casemate 0.1.0, profile release");
+    says(&verdict, ClaimId::Bundle, "release-1, release-2");
+    says(&verdict, ClaimId::Ledger, "newest 4 of 4 records");
+}
+
+#[test]
+fn a_verdict_without_claims_is_not_established() {
+    assert!(!Verdict { claims: Vec::new() }.established());
+}
+
+#[test]
+fn evidence_survives_its_file_format() {
+    let text = serde_json::to_string(&Appliance::booted().evidence(NONCE)).unwrap();
+    check(&judge(&serde_json::from_str(&text).unwrap()), &[], &[]);
+}
+
+#[test]
+fn a_quote_for_another_nonce_is_not_fresh() {
+    let verdict = judge(&Appliance::booted().evidence([1; 32]));
+    check(&verdict, &[ClaimId::Fresh], &[]);
+    says(&verdict, ClaimId::Fresh, "made for another question");
+    // The nonce in the file is no proof of what was quoted.
+    let mut evidence = Appliance::booted().evidence([1; 32]);
+    evidence.nonce = hex::encode(NONCE);
+    check(&judge(&evidence), &[ClaimId::Fresh], &[]);
+}
+
+#[test]
+fn another_machine_is_not_the_pinned_one() {
+    let other = Appliance { tpm: SoftTpm::new(2), ..Appliance::booted() };
+    let open = [&[ClaimId::Quote][..], &ON_QUOTE].concat();
+    check(&judge(&other.evidence(NONCE)), &[ClaimId::Machine], &open);
+}
+
+#[test]
+fn a_key_that_is_not_restricted_is_refused_even_if_pinned() {
+    let appliance = Appliance::booted();
+    let public = appliance.tpm.public_with(ATTRIBUTES ^ 1 << 16);
+    let mut evidence = appliance.evidence(NONCE);
+    evidence.quote.public = STANDARD.encode(&public);
+    let ak_name = format!("000b{}", HashAlg::Sha256.hash(&[&public]));
+    let verdict = verify(&evidence, &reference(), &policy(), &Machine { ak_name }, NONCE);
+    assert_eq!(verdict.status(ClaimId::Machine), Status::Refuted);
+    says(&verdict, ClaimId::Machine, "restricted is not set");
+}
+
+#[test]
+fn a_quote_signed_by_another_key_is_refuted() {
+    let mut evidence = Appliance::booted().evidence(NONCE);
+    let attest = STANDARD.decode(&evidence.quote.attest).unwrap();
+    evidence.quote.signature = STANDARD.encode(SoftTpm::new(2).sign_tpmt(&attest));
+    let open: Vec<_> = ON_QUOTE.into_iter().filter(|&id| id != ClaimId::Ledger).collect();
+    check(&judge(&evidence), &[ClaimId::Quote], &open);
+}
+
+#[test]
+fn a_changed_pcr_value_is_refuted() {
+    let mut evidence = Appliance::booted().evidence(NONCE);
+    evidence.quote.pcrs.insert(12, hex::encode([1; 32]));
+    let on_pcrs = &ON_QUOTE[2..9];
+    check(&judge(&evidence), &[ClaimId::Pcrs], on_pcrs);
+
+    let mut evidence = Appliance::booted().evidence(NONCE);
+    evidence.quote.pcrs.remove(&12);
+    check(&judge(&evidence), &[ClaimId::Pcrs], on_pcrs);
+}
+
+#[test]
+fn a_quote_over_too_few_pcrs_establishes_nothing_about_them() {
+    let appliance = Appliance::booted();
+    let mut evidence = appliance.evidence(NONCE);
+    let mut pcrs = appliance.pcrs();
+    pcrs.remove(&12);
+    let extra_data = qualifying_data(NONCE, &evidence.ledger.checkpoint);
+    let (attest, signature) = appliance.tpm.quote(&pcrs, &extra_data);
+    evidence.quote.attest = STANDARD.encode(attest);
+    evidence.quote.signature = STANDARD.encode(signature);
+    evidence.quote.pcrs.remove(&12);
+    let verdict = judge(&evidence);
+    check(&verdict, &[], &ON_QUOTE[1..9]);
+    says(&verdict, ClaimId::Pcrs, "PCR 12 is not in the quote");
+}
+
+#[test]
+fn a_cut_log_is_refuted() {
+    let whole = Appliance::booted().evidence(NONCE);
+    let bytes = STANDARD.decode(&whole.firmware_log).unwrap();
+    let mut evidence = whole.clone();
+    evidence.firmware_log = STANDARD.encode(&bytes[..bytes.len() - 1]);
+    // PCR 7 is still the reference's, but nothing says any more that SecureBoot is among its events.
+    check(&judge(&evidence), &[ClaimId::FirmwareLog], &[ClaimId::SecureBoot]);
+
+    let mut evidence = whole.clone();
+    evidence.userspace_log = STANDARD.encode("\u{1e}{");
+    check(&judge(&evidence), &[ClaimId::FirmwareLog], &[ClaimId::SecureBoot]);
+
+    let mut evidence = whole;
+    evidence.firmware_log.push('!');
+    check(&judge(&evidence), &[ClaimId::FirmwareLog], &[ClaimId::SecureBoot]);
+}
+
+#[test]
+fn a_log_without_one_of_its_events_is_refuted() {
+    for number in 1..Appliance::booted().firmware.len() {
+        let mut evidence = Appliance::booted().evidence(NONCE);
+        let mut appliance = Appliance::booted();
+        appliance.firmware.remove(number);
+        evidence.firmware_log = STANDARD.encode(appliance.firmware.concat());
+        let verdict = judge(&evidence);
+        assert_eq!(verdict.status(ClaimId::FirmwareLog), Status::Refuted, "event {number}");
+        assert_eq!(verdict.status(ClaimId::BootChain), Status::Established);
+    }
+    let mut evidence = Appliance::booted().evidence(NONCE);
+    let records = &Appliance::booted().userspace;
+    evidence.userspace_log = STANDARD.encode(records[1..].concat());
+    let verdict = judge(&evidence);
+    check(&verdict, &[ClaimId::FirmwareLog], &[]);
+    says(&verdict, ClaimId::FirmwareLog, "PCRs [11]");
+}
+
+#[test]
+fn a_boot_without_secure_boot_is_refuted() {
+    let mut appliance = Appliance::booted();
+    let off = variable("SecureBoot", &[0]);
+    appliance.firmware[2] = measured(7, EventKind::EFI_VARIABLE_DRIVER_CONFIG, &off);
+    check(&judge(&appliance.evidence(NONCE)), &[ClaimId::SecureBoot], &[]);
+}
+
+#[test]
+fn a_secure_boot_event_is_believed_only_if_its_data_was_measured() {
+    // The PCR is right in every case, and so is the digest; only the data that nothing vouches for says 1.
+    let lie = |digest: &[u8], data: &[u8]| {
+        let mut appliance = Appliance::booted();
+        let digests = [HashAlg::Sha256.hash(&[digest])];
+        let kind = EventKind::EFI_VARIABLE_DRIVER_CONFIG;
+        appliance.firmware[2] = event(7, kind, &digests, data);
+        let mut expected = reference();
+        expected.pcrs.insert(7, hex::encode(appliance.pcrs()[&7]));
+        let machine = appliance.machine();
+        verify(&appliance.evidence(NONCE), &expected, &policy(), &machine, NONCE)
+    };
+    let (on, off) = (variable("SecureBoot", &[1]), variable("SecureBoot", &[0]));
+    check(&lie(&on, &on), &[], &[]);
+    check(&lie(&off, &on), &[ClaimId::SecureBoot], &[]);
+    check(&lie(&off, &off), &[ClaimId::SecureBoot], &[]);
+    check(&lie(&on, b"nothing"), &[ClaimId::SecureBoot], &[]);
+}
+
+#[test]
+fn another_boot_application_is_refuted_and_named() {
+    let mut appliance = Appliance::booted();
+    let foreign = HashAlg::Sha256.hash(&[b"another loader"]);
+    let kind = EventKind::EFI_BOOT_SERVICES_APPLICATION;
+    appliance.firmware.insert(16, event(4, kind, &[foreign], b"device path"));
+    let verdict = judge(&appliance.evidence(NONCE));
+    check(&verdict, &[ClaimId::BootChain], &[]);
+    says(&verdict, ClaimId::BootChain, &foreign.to_string());
+}
+
+#[test]
+fn another_image_is_refuted() {
+    let mut appliance = Appliance::booted();
+    appliance.firmware.push(measured(11, EventKind::IPL, b".profile"));
+    check(&judge(&appliance.evidence(NONCE)), &[ClaimId::Image], &[]);
+    // A boot that is not complete has measured fewer phases.
+    let mut appliance = Appliance::booted();
+    appliance.userspace.remove(3);
+    check(&judge(&appliance.evidence(NONCE)), &[ClaimId::Image], &[]);
+    let mut appliance = Appliance::booted();
+    appliance.userspace.push(userspace(11, "phase", "shutdown"));
+    check(&judge(&appliance.evidence(NONCE)), &[ClaimId::Image], &[]);
+}
+
+#[test]
+fn every_value_of_the_reference_is_compared() {
+    let appliance = Appliance::booted();
+    let mut expected = reference();
+    expected.pcrs.insert(9, hex::encode([9; 32]));
+    let evidence = appliance.evidence(NONCE);
+    let verdict = verify(&evidence, &expected, &policy(), &appliance.machine(), NONCE);
+    check(&verdict, &[ClaimId::Image], &[]);
+    for (index, id) in [(4, ClaimId::BootChain), (7, ClaimId::SecureBoot), (11, ClaimId::Image)] {
+        let mut expected = reference();
+        expected.pcrs.remove(&index);
+        expected.machine_pcrs.insert(index, "of the machine".to_owned());
+        let verdict = verify(&evidence, &expected, &policy(), &appliance.machine(), NONCE);
+        check(&verdict, &[], &[id]);
+    }
+}
+
+#[test]
+fn another_profile_is_refuted_and_development_said() {
+    let mut evidence = Appliance::booted().evidence(NONCE);
+    evidence.profile = "development".to_owned();
+    check(&judge(&evidence), &[ClaimId::Image], &[]);
+
+    let mut expected = reference();
+    expected.profile = "development".to_owned();
+    let verdict = verify(&evidence, &expected, &policy(), &Appliance::booted().machine(), NONCE);
+    check(&verdict, &[], &[]);
+    says(&verdict, ClaimId::Image, "development image: not a release");
+}
+
+#[test]
+fn an_injected_command_line_is_refuted_and_shown() {
+    for pcr in [12, 13] {
+        let mut appliance = Appliance::booted();
+        let text: Vec<u8> = "init=/bin/sh\0".encode_utf16().flat_map(u16::to_le_bytes).collect();
+        appliance.firmware.push(measured(pcr, EventKind::IPL, &text));
+        let verdict = judge(&appliance.evidence(NONCE));
+        check(&verdict, &[ClaimId::CommandLine], &[]);
+        says(&verdict, ClaimId::CommandLine, "init=/bin/sh");
+    }
+}
+
+#[test]
+fn another_policy_is_refuted() {
+    let mut weak = policy();
+    weak.threshold = 1;
+    let mut appliance = Appliance::booted();
+    appliance.agent[0].content = serde_json::to_string(&weak).unwrap();
+    check(&judge(&appliance.evidence(NONCE)), &[ClaimId::Policy], &[]);
+    // The auditor's own file is another one than the image's.
+    let evidence = Appliance::booted().evidence(NONCE);
+    let verdict = verify(&evidence, &reference(), &weak, &Appliance::booted().machine(), NONCE);
+    check(&verdict, &[ClaimId::Policy], &[]);
+}
+
+#[test]
+fn an_agent_log_that_is_not_pcr_14_is_refuted() {
+    let edits: [fn(&mut Evidence); 4] = [
+        |evidence| evidence.agent_log[1].content.push(' '),
+        |evidence| evidence.agent_log.truncate(1),
+        |evidence| evidence.agent_log.clear(),
+        |evidence| evidence.agent_log.swap(0, 1),
+    ];
+    for edit in edits {
+        let mut evidence = Appliance::booted().evidence(NONCE);
+        edit(&mut evidence);
+        check(&judge(&evidence), &[ClaimId::Policy], &[ClaimId::Bundle]);
+    }
+}
+
+#[test]
+fn agent_events_of_other_kinds_are_refuted() {
+    let mut appliance = Appliance::booted();
+    let event = AgentEvent { kind: "debug".to_owned(), content: "shell".to_owned() };
+    appliance.agent.push(event);
+    check(&judge(&appliance.evidence(NONCE)), &[ClaimId::Policy], &[]);
+
+    let silent = Appliance { agent: Vec::new(), bundle: None, ..Appliance::booted() };
+    check(&judge(&silent.evidence(NONCE)), &[ClaimId::Policy], &[ClaimId::Bundle]);
+}
+
+#[test]
+fn no_bundle_is_said_and_not_established() {
+    let mut appliance = Appliance { bundle: None, ..Appliance::booted() };
+    appliance.agent.truncate(1);
+    let verdict = judge(&appliance.evidence(NONCE));
+    check(&verdict, &[], &[ClaimId::Bundle]);
+    says(&verdict, ClaimId::Bundle, "no bundle is loaded");
+}
+
+#[test]
+fn a_bundle_and_its_statement_go_together() {
+    let mut evidence = Appliance::booted().evidence(NONCE);
+    evidence.bundle = None;
+    check(&judge(&evidence), &[ClaimId::Bundle], &[]);
+
+    let mut appliance = Appliance::booted();
+    appliance.agent.truncate(1);
+    check(&judge(&appliance.evidence(NONCE)), &[ClaimId::Bundle], &[]);
+}
+
+#[test]
+fn a_bundle_with_a_missing_or_foreign_signature_is_refuted() {
+    let mut evidence = Appliance::booted().evidence(NONCE);
+    evidence.bundle.as_mut().unwrap().signatures.pop();
+    let verdict = judge(&evidence);
+    check(&verdict, &[ClaimId::Bundle], &[]);
+    says(&verdict, ClaimId::Bundle, "1 of 2 needed signatures");
+    // An agent that admits too little measures it, and is found out.
+    let mut appliance = Appliance::booted();
+    appliance.load(&[2]);
+    check(&judge(&appliance.evidence(NONCE)), &[ClaimId::Bundle], &[]);
+    // The signatures are of another pair of keys than the event says.
+    let mut other = Appliance::booted();
+    other.load(&[1, 2]);
+    let mut evidence = Appliance::booted().evidence(NONCE);
+    evidence.bundle = other.bundle;
+    check(&judge(&evidence), &[ClaimId::Bundle], &[]);
+    let mut evidence = Appliance::booted().evidence(NONCE);
+    evidence.bundle.as_mut().unwrap().model_id = "another".to_owned();
+    check(&judge(&evidence), &[ClaimId::Bundle], &[]);
+}
+
+#[test]
+fn a_measured_digest_of_another_bundle_is_refuted() {
+    let mut appliance = Appliance::booted();
+    let event = appliance.agent[1].content.clone();
+    let digest = HashAlg::Sha256.hash(&[b"another"]).to_string();
+    let start = event.find("\":\"").unwrap() + 3;
+    appliance.agent[1].content = event.replace(&event[start..start + 64], &digest);
+    let verdict = judge(&appliance.evidence(NONCE));
+    check(&verdict, &[ClaimId::Bundle], &[]);
+    says(&verdict, ClaimId::Bundle, &digest);
+}
+
+#[test]
+fn an_edited_record_is_refuted_and_named() {
+    let mut evidence = Appliance::booted().evidence(NONCE);
+    let record = &mut evidence.ledger.records[2].record;
+    *record = record.replace("\"prompt_tokens\":12", "\"prompt_tokens\":13");
+    let verdict = judge(&evidence);
+    check(&verdict, &[ClaimId::Ledger], &[]);
+    says(&verdict, ClaimId::Ledger, "record 2 (request \"chatcmpl-2\") does not prove");
+
+    let mut evidence = Appliance::booted().evidence(NONCE);
+    evidence.ledger.records[2].record = "gone\n".to_owned();
+    let verdict = judge(&evidence);
+    check(&verdict, &[ClaimId::Ledger], &[]);
+    says(&verdict, ClaimId::Ledger, "record 2 (no request) does not prove");
+}
+
+#[test]
+fn missing_repeated_and_reordered_records_are_refuted() {
+    let edits: [fn(&mut Vec<crate::format::ProvenRecord>); 6] = [
+        |records| drop(records.remove(1)),
+        |records| drop(records.pop()),
+        |records| records.swap(1, 2),
+        |records| records.insert(1, records[1].clone()),
+        |records| records.clear(),
+        |records| records[0].proof[0] = "zz".to_owned(),
+    ];
+    for (number, edit) in edits.into_iter().enumerate() {
+        let mut evidence = Appliance::booted().evidence(NONCE);
+        edit(&mut evidence.ledger.records);
+        let verdict = judge(&evidence);
+        assert_eq!(verdict.status(ClaimId::Ledger), Status::Refuted, "edit {number}");
+        check(&verdict, &[ClaimId::Ledger], &[]);
+    }
+    // Older records may be left out: only the newest are sent.
+    let mut evidence = Appliance::booted().evidence(NONCE);
+    evidence.ledger.records.remove(0);
+    let verdict = judge(&evidence);
+    check(&verdict, &[], &[]);
+    says(&verdict, ClaimId::Ledger, "newest 3 of 4 records");
+}
+
+#[test]
+fn a_replaced_checkpoint_is_refuted() {
+    // An older head that the TPM did sign: the ledger is whole under it, but it is not what was quoted.
+    let mut old = Appliance::booted();
+    old.records.pop();
+    let mut evidence = Appliance::booted().evidence(NONCE);
+    evidence.ledger = old.evidence(NONCE).ledger;
+    check(&judge(&evidence), &[ClaimId::Fresh], &[]);
+    // A head of somebody else's making.
+    let forged = Appliance { tpm: SoftTpm::new(2), ..Appliance::booted() };
+    let mut evidence = Appliance::booted().evidence(NONCE);
+    evidence.ledger = forged.evidence(NONCE).ledger;
+    check(&judge(&evidence), &[ClaimId::Fresh, ClaimId::Ledger], &[]);
+}
+
+#[test]
+fn an_empty_ledger_is_a_ledger() {
+    let appliance = Appliance { records: Vec::new(), ..Appliance::booted() };
+    check(&judge(&appliance.evidence(NONCE)), &[], &[]);
+}
+
+#[test]
+fn a_file_of_another_schema_establishes_nothing() {
+    let mut evidence = Appliance::booted().evidence(NONCE);
+    evidence.schema = "casemate-evidence-v2".to_owned();
+    check(&judge(&evidence), &[], &ClaimId::ALL);
+}
+
+#[test]
+fn a_log_without_the_sha_256_bank_is_refuted() {
+    let mut evidence = Appliance::booted().evidence(NONCE);
+    let sha1 = event(0, EventKind::SEPARATOR, &[HashAlg::Sha1.hash(&[b""])], b"");
+    evidence.firmware_log = STANDARD.encode([spec_id(&[(4, 20)]), sha1].concat());
+    check(&judge(&evidence), &[ClaimId::FirmwareLog], &[ClaimId::SecureBoot]);
+}

@@ -1,0 +1,25 @@
+//! PCR 4: the programs that firmware starts; TCG PC Client Platform Firmware Profile, "PCR\[4\]".
+
+use super::{Pcr, SEPARATOR};
+
+/// `EV_EFI_ACTION` before the first boot option.
+const CALLING: &[u8] = b"Calling EFI Application from Boot Option";
+
+/// PCR 4 when the first boot option is the UKI; `digests` are the Authenticode digests of the programs that firmware
+/// loaded, in order.
+#[must_use]
+pub fn pcr4(digests: &[[u8; 32]]) -> Pcr {
+    let start = Pcr::default().measure(CALLING).measure(&SEPARATOR);
+    digests.iter().fold(start, |pcr, digest| pcr.extend(*digest))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn programs_count_in_order() {
+        assert_ne!(pcr4(&[[1; 32], [2; 32]]), pcr4(&[[2; 32], [1; 32]]));
+        assert_ne!(pcr4(&[[1; 32]]), pcr4(&[[1; 32], [1; 32]]));
+    }
+}

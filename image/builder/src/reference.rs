@@ -1,0 +1,90 @@
+//! The reference values of one image, for whoever verifies its evidence.
+
+use std::collections::BTreeMap;
+
+use evidence::format::{REFERENCE_SCHEMA, Reference};
+use sha2::{Digest as _, Sha256};
+
+use crate::keys::{KeySet, KeysError};
+use crate::pe::{Pe, PeError};
+use crate::predict::{self, SecureBoot, UkiError};
+
+/// Why some PCRs have no expected value.
+const MACHINE: &[(u8, &str)] = &[
+    (0, "firmware code of the machine"),
+    (1, "firmware configuration of the machine"),
+    (2, "option ROMs of the machine"),
+    (3, "configuration of option ROMs"),
+    (5, "partition table, which gains the state partition at first boot"),
+    (6, "events of the machine's vendor"),
+    (8, "not used without GRUB"),
+    (
+        9,
+        "initrd as the kernel received it: the UKI's, already in PCR 11, and what systemd-stub adds",
+    ),
+    (10, "the kernel's IMA, which adds up PCRs 0 to 9"),
+    (14, "agentd's measurements; the agent log explains them"),
+    (15, "machine id and file systems of this boot"),
+];
+
+/// Why there are no reference values.
+#[derive(Debug, thiserror::Error)]
+pub enum ReferenceError {
+    /// A key or certificate could not be read.
+    #[error(transparent)]
+    Keys(#[from] KeysError),
+    /// The UKI cannot be measured.
+    #[error(transparent)]
+    Uki(#[from] UkiError),
+    /// The UKI is no PE image.
+    #[error(transparent)]
+    Pe(#[from] PeError),
+}
+
+/// What the image says of itself.
+#[derive(Clone, Debug)]
+pub(crate) struct Identity<'a> {
+    pub(crate) image_id: &'a str,
+    pub(crate) image_version: &'a str,
+    pub(crate) profile: &'a str,
+    pub(crate) root_hash: &'a str,
+    pub(crate) cmdline: &'a str,
+}
+
+/// Predicts the boot of `uki` on a machine that trusts the keys of the set.
+pub(crate) fn reference(
+    uki: &[u8],
+    keys: &KeySet,
+    identity: &Identity<'_>,
+) -> Result<Reference, ReferenceError> {
+    let authenticode = Pe::parse(uki)?.authenticode();
+    let (pk, kek, db) = (
+        keys.certificate("secureboot/PK.crt")?,
+        keys.certificate("secureboot/KEK.crt")?,
+        keys.certificate("secureboot/db.crt")?,
+    );
+    let secure_boot = SecureBoot { owner: keys.owner(), pk: &pk, kek: &kek, db: &db };
+    let pcrs = [
+        (4, predict::pcr4(&[authenticode])),
+        (7, predict::pcr7(&secure_boot)),
+        (11, predict::pcr11(uki, predict::PHASES)?),
+        // No command line, credential or extension from outside the UKI.
+        (12, predict::Pcr::default()),
+        (13, predict::Pcr::default()),
+    ];
+    let machine_pcrs: BTreeMap<u8, String> =
+        MACHINE.iter().map(|(index, reason)| (*index, (*reason).to_owned())).collect();
+    Ok(Reference {
+        schema: REFERENCE_SCHEMA.to_owned(),
+        image_id: identity.image_id.to_owned(),
+        image_version: identity.image_version.to_owned(),
+        profile: identity.profile.to_owned(),
+        pcrs: pcrs.into_iter().map(|(index, pcr)| (index, pcr.to_hex())).collect(),
+        machine_pcrs,
+        uki_sha256: hex::encode(Sha256::digest(uki)),
+        uki_authenticode: hex::encode(authenticode),
+        root_hash: identity.root_hash.to_owned(),
+        cmdline: identity.cmdline.to_owned(),
+        policy_sha256: hex::encode(Sha256::digest(keys.policy()?)),
+    })
+}

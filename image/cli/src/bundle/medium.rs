@@ -1,0 +1,145 @@
+//! `casemate bundle pack`: the disk image of a bundle medium.
+//!
+//! GPT with one partition labelled `casemate-bundle`, erofs, holding `model/…` and `signatures/*.sig`.
+//! The same input gives the same image. Packing judges nothing, since the appliance does.
+
+use std::fs::{self, File, Permissions};
+use std::io;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context as _, bail};
+use evidence::bundle::{Claim, Found};
+
+use super::{folder, verify};
+use crate::tool;
+
+/// Seeds the GPT's identifiers and names the file system, so that packing is reproducible.
+const UUID: &str = "7b1f3c4e-5d0a-4c58-9a3e-0c2b6e0f9d71";
+/// What udev on the appliance looks for.
+const LABEL: &str = "casemate-bundle";
+
+#[derive(Debug, clap::Args)]
+pub(super) struct Args {
+    /// The model folder
+    dir: PathBuf,
+    /// Signature files to put on the medium
+    #[arg(long)]
+    signature: Vec<PathBuf>,
+    /// Disk image to make
+    #[arg(long)]
+    out: PathBuf,
+    /// Warn if the signatures do not meet this quorum policy
+    #[arg(long)]
+    policy: Option<PathBuf>,
+}
+
+pub(super) fn run(args: &Args) -> anyhow::Result<()> {
+    let out = std::path::absolute(&args.out)?;
+    if out.exists() {
+        bail!("{} exists already", out.display());
+    }
+    let found = folder::read(&args.dir)?;
+    warn(args, &found)?;
+    let beside = out.parent().context("--out names no file")?;
+    let staging = tempfile::tempdir_in(beside).with_context(|| beside.display().to_string())?;
+    let tree = staging.path().join("tree");
+    copy_model(&args.dir, &found, &tree.join("model"))?;
+    copy_signatures(&args.signature, &tree.join("signatures"))?;
+    seal(&tree)?;
+    let erofs = staging.path().join("bundle.erofs");
+    make_erofs(&tree, &erofs)?;
+    let image = staging.path().join("bundle.img");
+    make_gpt(staging.path(), &erofs, &image)?;
+    fs::rename(&image, &out).with_context(|| out.display().to_string())?;
+    println!("{}: {} files, {} signatures", out.display(), found.len(), args.signature.len());
+    Ok(())
+}
+
+/// Testers pack bad bundles on purpose; everybody else wants to know before the medium travels.
+fn warn(args: &Args, found: &[Found]) -> anyhow::Result<()> {
+    let signatures = super::read_signatures(&args.signature)?;
+    for (path, signature) in args.signature.iter().zip(&signatures) {
+        let problem = match Claim::parse(signature) {
+            Ok(claim) => claim.compare(found).err().map(|differences| differences.to_string()),
+            Err(error) => Some(error.to_string()),
+        };
+        if let Some(problem) = problem {
+            eprintln!("warning: {}: {problem}", path.display());
+        }
+    }
+    if let Some(policy) = &args.policy {
+        if let Err(error) = verify::by_policy(policy, &signatures) {
+            eprintln!("warning: an appliance with this policy refuses the bundle: {error:#}");
+        }
+    } else if signatures.is_empty() {
+        eprintln!("warning: no signature; every appliance refuses this bundle");
+    }
+    Ok(())
+}
+
+fn copy_model(from: &Path, found: &[Found], to: &Path) -> anyhow::Result<()> {
+    fs::create_dir_all(to)?;
+    for file in found {
+        let target = to.join(&file.name);
+        if let Some(parent) = target.parent() {
+            fs::create_dir_all(parent)?;
+        }
+        let mut source = folder::open(&from.join(&file.name))?;
+        io::copy(&mut source, &mut File::create_new(&target)?).context(file.name.clone())?;
+    }
+    Ok(())
+}
+
+fn copy_signatures(from: &[PathBuf], to: &Path) -> anyhow::Result<()> {
+    fs::create_dir_all(to)?;
+    for path in from {
+        let name = path.file_name().with_context(|| format!("{} names no file", path.display()))?;
+        if path.extension().is_none_or(|extension| extension != "sig") {
+            bail!("{}: the appliance reads signatures/*.sig; give it that ending", path.display());
+        }
+        let mut copy = File::create_new(to.join(name))
+            .with_context(|| format!("two signatures are named {}", name.display()))?;
+        io::copy(&mut folder::open(path)?, &mut copy)?;
+    }
+    Ok(())
+}
+
+/// Modes do not depend on the packer's umask: everybody reads, nobody writes.
+fn seal(tree: &Path) -> anyhow::Result<()> {
+    for entry in fs::read_dir(tree)? {
+        let path = entry?.path();
+        if path.is_dir() {
+            seal(&path)?;
+        } else {
+            fs::set_permissions(&path, Permissions::from_mode(0o444))?;
+        }
+    }
+    fs::set_permissions(tree, Permissions::from_mode(0o755)).context("mode")
+}
+
+fn make_erofs(tree: &Path, erofs: &Path) -> anyhow::Result<()> {
+    let options = ["--quiet", "-T0", "--all-root", "-x-1", "-b4096", "-U", UUID, "-L", LABEL];
+    let mut args: Vec<_> = options.map(Into::into).to_vec();
+    args.extend([erofs.as_os_str().to_owned(), tree.as_os_str().to_owned()]);
+    tool::run("mkfs.erofs", &args)
+}
+
+fn make_gpt(staging: &Path, erofs: &Path, image: &Path) -> anyhow::Result<()> {
+    let definitions = staging.join("repart.d");
+    fs::create_dir(&definitions)?;
+    let erofs = erofs.to_str().with_context(|| format!("{erofs:?} is not UTF-8"))?;
+    // A percent sign would start a specifier.
+    let partition = format!(
+        "[Partition]\nType=linux-generic\nLabel={LABEL}\nCopyBlocks={}\n",
+        erofs.replace('%', "%%")
+    );
+    fs::write(definitions.join("10-bundle.conf"), partition)?;
+    let seed = format!("--seed={UUID}");
+    let options =
+        ["--offline=yes", "--empty=create", "--size=auto", "--dry-run=no", "--no-pager", &seed];
+    let mut args: Vec<_> = options.map(Into::into).to_vec();
+    args.push(format!("--definitions={}", definitions.display()).into());
+    args.push(image.as_os_str().to_owned());
+    tool::run("systemd-repart", &args)
+}

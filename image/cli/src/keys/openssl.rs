@@ -1,0 +1,126 @@
+//! Keys that are files: Secure Boot, PCR policy and TLS, made by openssl.
+
+use std::fs::{self, Permissions};
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::Path;
+
+use anyhow::Context as _;
+
+use super::{MODE_PRIVATE, folder, random_uuid, write_private};
+use crate::tool;
+
+/// Ten years: longer than any development image is kept.
+const DAYS: &str = "3650";
+
+/// A certificate to make.
+struct Certificate<'a> {
+    /// File name of the certificate, and of its key.
+    files: (&'a str, &'a str),
+    common_name: &'a str,
+    /// As openssl's `-newkey` and what it needs.
+    key: &'a [&'a str],
+    /// File names of the CA's certificate and key; none is self-signed.
+    issuer: Option<(&'a str, &'a str)>,
+    extensions: &'a [&'a str],
+}
+
+const RSA: &[&str] = &["-newkey", "rsa:2048"];
+const P256: &[&str] = &["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256"];
+const CA: &[&str] = &["basicConstraints=critical,CA:TRUE", "keyUsage=critical,keyCertSign,cRLSign"];
+const CLIENT: &[&str] = &[
+    "basicConstraints=critical,CA:FALSE",
+    "keyUsage=critical,digitalSignature",
+    "extendedKeyUsage=clientAuth",
+];
+const SERVER: &[&str] = &[
+    "basicConstraints=critical,CA:FALSE",
+    "keyUsage=critical,digitalSignature",
+    "extendedKeyUsage=serverAuth",
+    "subjectAltName=DNS:casemate,DNS:localhost,IP:127.0.0.1",
+];
+
+/// PK, KEK and db: RSA-2048, which every firmware takes.
+pub(super) fn secureboot(dir: &Path) -> anyhow::Result<()> {
+    folder(dir)?;
+    for name in ["PK", "KEK", "db"] {
+        let files = (&*format!("{name}.crt"), &*format!("{name}.key"));
+        let common_name = &format!("casemate development {name}");
+        let certificate =
+            Certificate { files, common_name, key: RSA, issuer: None, extensions: &[] };
+        certificate.make(dir)?;
+    }
+    fs::write(dir.join("owner.guid"), random_uuid()? + "\n").context("owner.guid")
+}
+
+/// The key of the signed PCR policy.
+pub(super) fn pcr(dir: &Path) -> anyhow::Result<()> {
+    folder(dir)?;
+    let (key, public) = (path(dir, "pcr.key")?, path(dir, "pcr.pub")?);
+    write_private(key.as_ref(), "")?;
+    let args = ["genpkey", "-algorithm", "RSA", "-pkeyopt", "rsa_keygen_bits:2048", "-out", &key];
+    tool::run("openssl", &args)?;
+    keep_private(key.as_ref())?;
+    tool::run("openssl", &["pkey", "-in", &key, "-pubout", "-out", &public])
+}
+
+/// TLS: a CA with one server and one client, and a client of a CA that nobody trusts, for tests.
+pub(super) fn site(dir: &Path) -> anyhow::Result<()> {
+    folder(dir)?;
+    let authority = |files, common_name| Certificate {
+        files,
+        common_name,
+        key: P256,
+        issuer: None,
+        extensions: CA,
+    };
+    let leaf = |files, common_name, issuer, extensions| Certificate {
+        files,
+        common_name,
+        key: P256,
+        issuer: Some(issuer),
+        extensions,
+    };
+    let (ours, foreign) = (("ca.pem", "ca.key"), ("foreign-ca.pem", "foreign-ca.key"));
+    authority(ours, "casemate development CA").make(dir)?;
+    leaf(("server.pem", "server.key"), "casemate", ours, SERVER).make(dir)?;
+    leaf(("client.pem", "client.key"), "demo-client", ours, CLIENT).make(dir)?;
+    authority(foreign, "foreign CA").make(dir)?;
+    leaf(("foreign.pem", "foreign.key"), "foreign-client", foreign, CLIENT).make(dir)?;
+    fs::remove_file(dir.join(foreign.1)).context("foreign-ca.key")?;
+    fs::copy(dir.join("ca.pem"), dir.join("client-ca.pem")).context("client-ca.pem")?;
+    Ok(())
+}
+
+impl Certificate<'_> {
+    fn make(&self, dir: &Path) -> anyhow::Result<()> {
+        let (certificate, key) = (path(dir, self.files.0)?, path(dir, self.files.1)?);
+        // Made first, so that the key is at no moment readable by others.
+        write_private(key.as_ref(), "")?;
+        let subject = format!("/CN={}/", self.common_name);
+        let mut args = vec!["req", "-x509", "-sha256", "-noenc", "-days", DAYS, "-subj", &subject];
+        args.extend(["-keyout", &key, "-out", &certificate]);
+        args.extend(self.key);
+        let issuer = match self.issuer {
+            Some((certificate, key)) => Some((path(dir, certificate)?, path(dir, key)?)),
+            None => None,
+        };
+        if let Some((certificate, key)) = &issuer {
+            args.extend(["-CA", certificate, "-CAkey", key]);
+        }
+        for extension in self.extensions {
+            args.extend(["-addext", extension]);
+        }
+        tool::run("openssl", &args).with_context(|| format!("make {}", self.files.0))?;
+        keep_private(key.as_ref())
+    }
+}
+
+fn keep_private(path: &Path) -> anyhow::Result<()> {
+    fs::set_permissions(path, Permissions::from_mode(MODE_PRIVATE))
+        .with_context(|| path.display().to_string())
+}
+
+fn path(dir: &Path, name: &str) -> anyhow::Result<String> {
+    let path = dir.join(name);
+    path.to_str().map(str::to_owned).with_context(|| format!("{path:?} is not UTF-8"))
+}

