@@ -11,7 +11,8 @@ use std::path::{Path, PathBuf};
 pub const CONSOLE_BYTES_MAX: usize = 16 << 20;
 
 /// After one of these nothing good follows: a wait for anything else ends at once.
-pub const FATAL: &[&str] = &["Kernel panic", "Access Denied", "emergency mode"];
+/// "Boot failed" is our emergency.service.
+pub const FATAL: &[&str] = &["Kernel panic", "Access Denied", "emergency mode", "Boot failed"];
 
 /// Failures of the console.
 #[derive(Debug, thiserror::Error)]

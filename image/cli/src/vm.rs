@@ -2,12 +2,12 @@
 
 use std::io::Write;
 use std::path::PathBuf;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
 use qemu::{Accel, Config, Machine, accel};
+use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::iterator::Signals;
 
 /// Time that the guest has to power off after the first Ctrl-C.
 const POWER_OFF_LIMIT: Duration = Duration::from_secs(60);
@@ -90,21 +90,17 @@ fn run_image(args: &Run) -> anyhow::Result<()> {
     config.bundles.clone_from(&args.bundle);
     config.port = Some(args.port);
     config.memory_mib = args.memory;
-    let interrupts = Arc::new(AtomicUsize::new(0));
-    let counter = Arc::clone(&interrupts);
-    ctrlc::set_handler(move || {
-        counter.fetch_add(1, Ordering::Relaxed);
-    })
-    .context("handling Ctrl-C")?;
+    let mut signals = Signals::new([SIGINT, SIGTERM]).context("handling Ctrl-C")?;
     let machine = Machine::boot(config)?;
     eprintln!("{accel}; gateway at https://127.0.0.1:{}; Ctrl-C powers off", machine.port());
-    follow(machine, &interrupts)
+    follow(machine, &mut signals)
 }
 
 /// Copies the console until the guest stops, or has to.
-fn follow(mut machine: Machine, interrupts: &AtomicUsize) -> anyhow::Result<()> {
+fn follow(mut machine: Machine, signals: &mut Signals) -> anyhow::Result<()> {
     let mut out = std::io::stdout().lock();
     let mut power_off_deadline: Option<Instant> = None;
+    let mut pressed = 0;
     loop {
         let (text, ended) = machine.poll()?;
         out.write_all(&text).and_then(|()| out.flush()).context("writing the console")?;
@@ -114,14 +110,15 @@ fn follow(mut machine: Machine, interrupts: &AtomicUsize) -> anyhow::Result<()> 
             }
             return Ok(());
         }
-        match (interrupts.load(Ordering::Relaxed), power_off_deadline) {
+        pressed += signals.pending().count();
+        match (pressed, power_off_deadline) {
             (0, _) => {}
             (1, None) => {
                 machine.press_power_button()?;
                 power_off_deadline = Some(Instant::now() + POWER_OFF_LIMIT);
             }
             (1, Some(deadline)) if Instant::now() < deadline => {}
-            (pressed, _) => {
+            _ => {
                 machine.cut_power()?;
                 let why = if pressed > 1 { "on the second Ctrl-C" } else { "it did not power off" };
                 bail!("power cut: {why}");

@@ -2,10 +2,14 @@
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
 use anyhow::{Context, bail};
 use clap::Parser;
 use qemu::{Accel, accel};
+use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::flag;
 use system_tests::bench::{Bench, Bundles, Inputs, Needs};
 use system_tests::media;
 use system_tests::runner::{self, Scenario};
@@ -85,7 +89,11 @@ fn main() -> anyhow::Result<ExitCode> {
     }
     // Needed where this is the first process of a namespace, whose default is to ignore signals. The machines end with
     // the threads that started them.
-    ctrlc::set_handler(|| std::process::exit(130)).context("handling Ctrl-C")?;
+    for signal in [SIGINT, SIGTERM] {
+        let always = Arc::new(AtomicBool::new(true));
+        flag::register_conditional_shutdown(signal, 128 + signal, always)
+            .context("handling signals")?;
+    }
     let chosen = choose(&cli.only)?;
     let jobs = usize::from(cli.jobs);
     let inputs = inputs(cli)?;

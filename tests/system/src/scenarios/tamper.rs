@@ -18,17 +18,8 @@ const EROFS_UUID_OFFSET: u64 = 1024 + 0x30;
 const FIRMWARE_REFUSES: &[&str] = &["Access Denied", "Access denied", "Security Violation"];
 /// What the kernel says of a block that is not the signed one.
 const VERITY_REFUSES: &[&str] = &["is corrupted"];
-/// What systemd says when the TPM does not give the key.
-const UNLOCK_REFUSED: &[&str] = &[
-    "Failed to unseal",
-    "Failed to activate with TPM2",
-    "Failed to acquire TPM2",
-    "TPM2 operation failed",
-    "TPM policy does not match",
-];
-/// What stops a boot with an injected command line.
-const INJECTION_REFUSED: &[&str] =
-    &["emergency mode", "Kernel panic", "Failed to unseal", "TPM policy does not match"];
+/// What the console says when the TPM does not give the key of the state partition.
+const STATE_LOCKED: &[&str] = &["Failed to unseal", "Dependency failed for var-lib-casemate.mount"];
 
 pub(super) fn root_flipped_byte(scene: &Scene<'_>) -> anyhow::Result<()> {
     let image = tampered(scene, |disk| {
@@ -91,7 +82,7 @@ pub(super) fn other_tpm_does_not_unlock(scene: &Scene<'_>) -> anyhow::Result<()>
     let config = ready.snapshot.transplant(&scene.path("other-server"))?;
     let mut machine = Machine::boot(config)?;
     let mut wanted = vec![AGENTD_READY];
-    wanted.extend(UNLOCK_REFUSED);
+    wanted.extend(STATE_LOCKED);
     let (index, line) = machine.wait_for_any(&wanted, scene.within(BOOT_LIMIT)?)?;
     if index == 0 {
         bail!("the state was unlocked by another TPM: {line}");
@@ -109,7 +100,7 @@ pub(super) fn smbios_cmdline_injected(scene: &Scene<'_>) -> anyhow::Result<()> {
     config.smbios.push("io.systemd.stub.kernel-cmdline-extra=systemd.log_color=no".to_owned());
     let mut machine = Machine::boot(config)?;
     let mut wanted = vec![AGENTD_READY];
-    wanted.extend(INJECTION_REFUSED);
+    wanted.extend(STATE_LOCKED);
     let (index, line) = machine.wait_for_any(&wanted, scene.within(BOOT_LIMIT)?)?;
     if index != 0 {
         println!("  (the boot stopped: {line})");
