@@ -215,3 +215,135 @@ impl std::fmt::Debug for Engine {
         f.debug_struct("Engine").field("requests", &self.requests.len()).finish_non_exhaustive()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::blocks::BlockPool;
+    use crate::cpu::Cpu;
+    use crate::gguf::Gguf;
+    use crate::limits::BLOCK_TOKENS;
+    use crate::model::Shape;
+    use crate::scheduler::Limits;
+    use crate::synthetic;
+    use crate::weights::Weights;
+    use kernels::{Isa, Pool};
+    use std::sync::mpsc::channel;
+
+    const BLOCKS: u32 = 24;
+
+    fn engine() -> Engine {
+        let bytes = synthetic::model().build();
+        let gguf = Gguf::parse(&bytes).unwrap();
+        let shape = Shape::read(&gguf).unwrap();
+        let weights = Weights::find(&gguf, &shape, Arc::new(bytes.clone())).unwrap();
+        let cpu = Cpu::new(Isa::detect(), Pool::new(2).unwrap(), shape, weights, BLOCKS, 128);
+        let limits = Limits { step_tokens: 16, running: 3, waiting: 4 };
+        let scheduler = Scheduler::new(limits, BlockPool::new(BLOCKS, BLOCK_TOKENS));
+        Engine::new(Box::new(cpu), scheduler, Arc::new(Tokenizer::read(&gguf).unwrap()))
+    }
+
+    fn job(prompt: u32, temperature: f32) -> (Job, Receiver<Event>) {
+        let (events, receiver) = channel();
+        let job = Job {
+            prompt: (0..prompt).map(|i| 50 + (i + prompt) % 60).collect(),
+            answer_max: 30,
+            sampling: Sampling { temperature, top_p: 0.95, seed: prompt.into() },
+            stops: Vec::new(),
+            events,
+            cancelled: Arc::new(AtomicBool::new(false)),
+        };
+        (job, receiver)
+    }
+
+    fn finish(engine: &mut Engine) {
+        while !engine.scheduler.is_idle() {
+            engine.drop_cancelled();
+            engine.step();
+        }
+        assert_eq!(engine.scheduler.blocks_free(), BLOCKS as usize);
+        assert!(engine.requests.is_empty());
+    }
+
+    #[test]
+    fn answers_are_the_same_alone_and_in_any_company() {
+        let jobs = [(3, 0.0), (40, 0.8), (17, 0.0), (55, 1.5), (1, 0.7)];
+        let mut alone = Vec::new();
+        for (prompt, temperature) in jobs {
+            let mut engine = engine();
+            let (job, events) = job(prompt, temperature);
+            engine.start(job);
+            finish(&mut engine);
+            alone.push(events.iter().collect::<Vec<_>>());
+        }
+        assert!(alone.iter().all(|events| matches!(events.last(), Some(Event::Done { .. }))));
+        let mut engine = engine();
+        let mut receivers = Vec::new();
+        for (prompt, temperature) in jobs {
+            let (job, events) = job(prompt, temperature);
+            engine.start(job);
+            engine.step();
+            receivers.push(events);
+        }
+        finish(&mut engine);
+        let together: Vec<Vec<_>> = receivers.iter().map(|r| r.iter().collect()).collect();
+        assert_eq!(alone, together);
+    }
+
+    #[test]
+    fn one_more_than_the_queue_holds_is_turned_away() {
+        let mut engine = engine();
+        let receivers: Vec<_> = (1..=6)
+            .map(|prompt| {
+                let (job, events) = job(prompt, 0.0);
+                engine.start(job);
+                events
+            })
+            .collect();
+        let firsts: Vec<_> = receivers.iter().map(|r| r.recv().unwrap()).collect();
+        assert_eq!(firsts[..4], [const { Event::Accepted }; 4]);
+        assert_eq!(firsts[4..], [const { Event::Overloaded }; 2]);
+        finish(&mut engine);
+    }
+
+    #[test]
+    fn a_cancelled_request_leaves_at_the_next_step_and_says_no_more() {
+        let mut engine = engine();
+        let (waiting, running): (Vec<_>, Vec<_>) =
+            (1..=4).map(|prompt| job(prompt * 9, 0.0)).partition(|(job, _)| job.prompt.len() > 27);
+        let mut cancels = Vec::new();
+        let mut receivers = Vec::new();
+        for (job, events) in running.into_iter().chain(waiting) {
+            cancels.push(Arc::clone(&job.cancelled));
+            receivers.push(events);
+            engine.start(job);
+        }
+        engine.step();
+        // One that runs, by its flag; one that waits, by its flag; one by its receiver.
+        cancels[0].store(true, Ordering::Relaxed);
+        cancels[3].store(true, Ordering::Relaxed);
+        drop(receivers.remove(1));
+        engine.drop_cancelled();
+        assert_eq!(engine.requests.len(), 2);
+        finish(&mut engine);
+        assert!(receivers[0].iter().all(|event| !matches!(event, Event::Done { .. })));
+        assert!(receivers[1].iter().any(|event| matches!(event, Event::Done { .. })));
+        assert_eq!(receivers[2].iter().collect::<Vec<_>>(), [Event::Accepted]);
+    }
+
+    #[test]
+    fn nothing_of_an_ended_request_stays_in_the_cache() {
+        let mut engine = engine();
+        let first = |engine: &mut Engine| {
+            let (job, events) = job(20, 0.0);
+            engine.start(job);
+            finish(engine);
+            events.iter().collect::<Vec<_>>()
+        };
+        let fresh = first(&mut engine);
+        let (other, _events) = job(55, 1.0);
+        engine.start(other);
+        finish(&mut engine);
+        assert_eq!(first(&mut engine), fresh);
+    }
+}

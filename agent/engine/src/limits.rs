@@ -18,6 +18,9 @@ pub const CACHE_BYTES_MAX: usize = 384 << 20;
 /// Compute threads, however many processors there are.
 pub const THREADS_MAX: usize = 64;
 
+/// Bytes of prompt text per token of context: no real text has more, and what has is not worth encoding, which
+/// takes some 400 times its size.
+pub const PROMPT_BYTES_PER_TOKEN_MAX: usize = 16;
 /// Turns of a conversation.
 pub const MESSAGES_MAX: usize = 1024;
 /// Stop strings of a request.

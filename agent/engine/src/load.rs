@@ -1,8 +1,8 @@
 //! From sealed descriptors to a model that answers.
 
 use std::os::fd::{AsFd, OwnedFd};
-use std::sync::Arc;
 use std::sync::mpsc::{SyncSender, sync_channel};
+use std::sync::{Arc, Mutex};
 
 use ipc::{Load, ModelInfo};
 use kernels::{Isa, Pool};
@@ -34,6 +34,8 @@ pub struct Loaded {
     pub template: Template,
     /// Where jobs go.
     pub jobs: SyncSender<Job>,
+    /// Held while a prompt is encoded, so that many large ones take the memory of one.
+    pub encoding: Mutex<()>,
 }
 
 /// Why a bundle is refused.
@@ -164,7 +166,7 @@ pub fn open(load: &Load, file: FileBytes, machine: Machine) -> Result<Loaded, Lo
         context_tokens_max: u32::try_from(context).unwrap_or(u32::MAX),
         kernels: machine.isa.name().to_owned(),
     };
-    Ok(Loaded { info, tokenizer, template, jobs })
+    Ok(Loaded { info, tokenizer, template, jobs, encoding: Mutex::new(()) })
 }
 
 fn check_names(load: &Load) -> Result<(), LoadError> {

@@ -1,9 +1,12 @@
 //! Checking a conversation and its parameters.
 
+use std::sync::PoisonError;
+
 use ipc::{Chat, EngineErrorKind, Role};
 
 use crate::limits::{
-    MESSAGES_MAX, PARTITION_BYTES_MAX, STOP_BYTES_MAX, STOPS_MAX, TEMPERATURE_MAX,
+    MESSAGES_MAX, PARTITION_BYTES_MAX, PROMPT_BYTES_PER_TOKEN_MAX, STOP_BYTES_MAX, STOPS_MAX,
+    TEMPERATURE_MAX,
 };
 use crate::load::Loaded;
 use crate::sampler::Sampling;
@@ -45,6 +48,18 @@ pub enum RequestError {
         /// Tokens of the context.
         context: usize,
     },
+    /// The prompt is not worth encoding.
+    #[error(
+        "the messages have {found} bytes; the model's context of {context} tokens takes no more than {max}"
+    )]
+    PromptBytes {
+        /// Bytes of all messages.
+        found: usize,
+        /// Tokens of the context.
+        context: usize,
+        /// Bytes that could fit it.
+        max: usize,
+    },
     /// The chat template refuses the conversation.
     #[error("the model's chat template does not take this conversation: {0}")]
     Template(#[from] TemplateError),
@@ -56,7 +71,7 @@ impl RequestError {
     pub fn kind(&self) -> EngineErrorKind {
         match self {
             Self::Range { .. } | Self::Template(_) => EngineErrorKind::Invalid,
-            Self::PromptTooLong { .. } => EngineErrorKind::PromptTooLong,
+            Self::PromptTooLong { .. } | Self::PromptBytes { .. } => EngineErrorKind::PromptTooLong,
         }
     }
 }
@@ -67,13 +82,21 @@ impl RequestError {
 /// If a parameter is out of range, the template refuses, or the prompt is too long.
 pub fn prepare(chat: Chat, model: &Loaded) -> Result<Prepared, RequestError> {
     check(&chat)?;
+    let context = model.info.context_tokens_max as usize;
+    let found = chat.messages.iter().map(|message| message.content.len()).sum();
+    let max = context.saturating_mul(PROMPT_BYTES_PER_TOKEN_MAX);
+    if found > max {
+        return Err(RequestError::PromptBytes { found, context, max });
+    }
     let turns: Vec<Turn<'_>> = chat
         .messages
         .iter()
         .map(|message| Turn { role: role(message.role), content: &message.content })
         .collect();
+    // The lock guards no data, so it cannot be poisoned in any way that matters.
+    let encoding = model.encoding.lock().unwrap_or_else(PoisonError::into_inner);
     let prompt = model.template.prompt(&turns, &model.tokenizer)?;
-    let context = model.info.context_tokens_max as usize;
+    drop(encoding);
     let left = context.saturating_sub(prompt.len());
     if left == 0 || prompt.is_empty() {
         return Err(RequestError::PromptTooLong { found: prompt.len(), context });

@@ -261,13 +261,17 @@ struct Timed<'a> {
 
 impl<'a> Timed<'a> {
     fn new(stream: &'a UnixStream) -> Self {
-        Self { stream, until: Instant::now() + Duration::from_secs(SOCKET_S_MAX) }
+        Self::within(stream, Duration::from_secs(SOCKET_S_MAX))
+    }
+
+    fn within(stream: &'a UnixStream, time: Duration) -> Self {
+        Self { stream, until: Instant::now() + time }
     }
 
     fn left(&self) -> io::Result<Option<Duration>> {
         let left = self.until.saturating_duration_since(Instant::now());
         if left.is_zero() {
-            let late = format!("the connection stood still for {SOCKET_S_MAX} seconds");
+            let late = "a frame took too long";
             return Err(io::Error::new(io::ErrorKind::TimedOut, late));
         }
         Ok(Some(left))
@@ -316,5 +320,58 @@ struct CancelOnDrop(Arc<AtomicBool>);
 impl Drop for CancelOnDrop {
     fn drop(&mut self) {
         self.0.store(true, Ordering::Relaxed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SHORT: Duration = Duration::from_millis(80);
+
+    #[test]
+    fn a_frame_that_trickles_is_given_up() {
+        let (ours, mut theirs) = UnixStream::pair().unwrap();
+        let client = std::thread::spawn(move || {
+            theirs.write_all(&[200, 0, 0, 0]).unwrap();
+            while theirs.write_all(b" ").is_ok() {
+                std::thread::sleep(SHORT / 8);
+            }
+        });
+        let started = Instant::now();
+        let read = read_frame::<EngineRequest>(&mut Timed::within(&ours, SHORT), FRAME_BYTES_MAX);
+        assert!(matches!(read, Err(FrameError::Socket(_))), "{read:?}");
+        assert!(started.elapsed() >= SHORT);
+        drop(ours);
+        client.join().unwrap();
+    }
+
+    #[test]
+    fn a_client_that_takes_nothing_is_given_up() {
+        let (ours, _theirs) = UnixStream::pair().unwrap();
+        let reply = EngineReply::Delta { text: "x".repeat(FRAME_BYTES_MAX - 100) };
+        let sent = write_frame(&mut Timed::within(&ours, SHORT), &reply, FRAME_BYTES_MAX);
+        assert!(matches!(sent, Err(FrameError::Socket(_))), "{sent:?}");
+    }
+
+    #[test]
+    fn a_client_that_left_is_seen() {
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        assert!(!has_left(&ours));
+        theirs.shutdown(std::net::Shutdown::Write).unwrap();
+        assert!(!has_left(&ours), "it may still read");
+        drop(theirs);
+        assert!(has_left(&ours));
+    }
+
+    #[test]
+    fn an_unreadable_request_is_described_without_its_text() {
+        let text = "{\"chat\":{\"secret\":1}}";
+        let mut frame = u32::try_from(text.len()).unwrap().to_le_bytes().to_vec();
+        frame.extend(text.as_bytes());
+        let read = read_frame::<EngineRequest>(&mut frame.as_slice(), FRAME_BYTES_MAX);
+        let error = read.unwrap_err();
+        assert!(error.to_string().contains("secret"), "the JSON parser quotes it");
+        assert!(!what_failed(&error).contains("secret"));
     }
 }

@@ -269,6 +269,16 @@ mod tests {
     }
 
     #[test]
+    fn hostile_texts_are_encoded_like_any_other() {
+        let tokenizer = read(|f| f).unwrap();
+        for unit in ["l", " ", "\n", "7", "🦀", " x", "'s", "\u{5d0}\u{5b8}"] {
+            let hostile = unit.repeat(50_000) + "end";
+            let tokens = tokenizer.encode(&hostile).unwrap();
+            assert!(text(&tokenizer, &tokens) == hostile, "{unit:?}");
+        }
+    }
+
+    #[test]
     fn a_vocabulary_without_ascii_is_refused() {
         let error = read(|f| f.rename_token("a", "aa\u{100}")).unwrap_err();
         assert!(error.contains("byte 0x61"), "{error}");

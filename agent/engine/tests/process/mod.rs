@@ -102,6 +102,11 @@ impl Engine {
         self.child.try_wait().unwrap().is_none()
     }
 
+    /// What the kernel says of the process.
+    pub(crate) fn kernel_status(&self) -> String {
+        std::fs::read_to_string(format!("/proc/{}/status", self.child.id())).unwrap()
+    }
+
     /// Waits until the log has `text`.
     pub(crate) fn expect_log(&self, text: &str) {
         let until = std::time::Instant::now() + WAIT;
