@@ -1,3 +1,44 @@
-//! The inference engine as a process.
+//! `engine`: takes its listening sockets from systemd, confines itself, and waits for a bundle.
 
-fn main() {}
+use std::os::unix::net::UnixListener;
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use engine::limits::THREADS_MAX;
+use engine::load::Machine;
+use engine::log;
+use engine::server::Server;
+use ipc::Activated;
+use kernels::Isa;
+use sandbox::{ENGINE, confine};
+
+fn main() -> ExitCode {
+    match run() {
+        Ok(never) => match never {},
+        Err(error) => {
+            log::line(format_args!("stops: {error}"));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run() -> Result<std::convert::Infallible, Box<dyn std::error::Error>> {
+    let mut activated = Activated::take()?;
+    let control = UnixListener::from(activated.descriptor("control")?);
+    let requests = UnixListener::from(activated.descriptor("requests")?);
+    // Asks the system, which a confined process cannot.
+    let threads = std::thread::available_parallelism()?.get().min(THREADS_MAX);
+    let machine = Machine { isa: Isa::detect(), threads };
+    // Before any byte from a peer is read.
+    let _confined = confine(&ENGINE)?;
+    log::line(format_args!(
+        "confined: no path, no socket but the inherited ones; waits for a bundle ({} kernels, {threads} threads)",
+        machine.isa.name()
+    ));
+    let server = Arc::new(Server::default());
+    let clients = Arc::clone(&server);
+    std::thread::Builder::new()
+        .name("requests".to_owned())
+        .spawn(move || clients.serve_requests(&requests))?;
+    server.serve_control(&control, machine)
+}

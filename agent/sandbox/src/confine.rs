@@ -44,9 +44,10 @@ pub enum SandboxError {
         /// What the kernel said.
         source: io::Error,
     },
-    /// The kernel has no Landlock, or one that is too old.
+    /// The kernel has no Landlock, or one that is too old, or a path of the profile is not there.
     #[error(
-        "{profile}: Landlock ABI {LANDLOCK_ABI_MIN} is needed: {reason}; boot Linux 6.12 or later with Landlock"
+        "{profile}: Landlock does not enforce the profile: {reason}; its paths must exist, and ABI \
+         {LANDLOCK_ABI_MIN} (Linux 6.12) is needed"
     )]
     Landlock {
         /// The process.

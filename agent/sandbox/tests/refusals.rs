@@ -3,7 +3,7 @@
 
 use std::os::unix::net::UnixStream;
 
-use sandbox::{ENGINE, GATEWAY, Profile, SandboxError, confine};
+use sandbox::{AGENTD, ENGINE, GATEWAY, Profile, SandboxError, confine};
 
 /// How a child ended.
 #[derive(Debug, PartialEq, Eq)]
@@ -182,6 +182,39 @@ fn an_accepted_connection_cannot_be_pointed_elsewhere() {
     drop(client);
     // EACCES (13) from Landlock, whether or not the connection was dissolved first.
     assert!(free == End::Code(113) || free == End::Code(114), "{free:?}");
+}
+
+#[test]
+fn a_path_rule_opens_its_path_and_nothing_else() {
+    use sandbox::{Access, PathRule};
+    let folder = std::env::temp_dir().join(format!("casemate-sandbox-{}", std::process::id()));
+    std::fs::create_dir_all(folder.join("kept")).unwrap();
+    std::fs::write(folder.join("other"), b"x").unwrap();
+    let kept: &'static str = Box::leak(folder.join("kept").to_str().unwrap().into());
+    let rules = |access| -> Profile {
+        let rule = PathRule { path: kept, access, why: "the test's folder" };
+        Profile { paths: Box::leak(Box::new([rule])), ..AGENTD }
+    };
+    let (inside, other) = (folder.join("kept/file"), folder.join("other"));
+    let write = || {
+        std::fs::write(&inside, b"record").map_or_else(|e| e.raw_os_error().unwrap_or(-1), |()| 0)
+    };
+    let read = |path: &std::path::Path| {
+        std::fs::read(path).map_or_else(|e| e.raw_os_error().unwrap_or(-1), |_| 0)
+    };
+    assert_eq!(child(&rules(Access::Read), write), End::Code(libc::EACCES));
+    assert_eq!(child(&rules(Access::ReadWrite), write), End::Code(0));
+    assert_eq!(child(&rules(Access::Read), || read(&inside)), End::Code(0));
+    assert_eq!(child(&rules(Access::ReadWrite), || read(&other)), End::Code(libc::EACCES));
+    std::fs::remove_dir_all(folder).unwrap();
+}
+
+#[test]
+fn a_path_that_does_not_exist_stops_the_process() {
+    use sandbox::{Access, PathRule};
+    let rule = PathRule { path: "/nonexistent/casemate", access: Access::Read, why: "a test" };
+    let profile = Profile { paths: Box::leak(Box::new([rule])), ..AGENTD };
+    assert_eq!(child(&profile, || 0), End::Code(NOT_CONFINED));
 }
 
 #[test]

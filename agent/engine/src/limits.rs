@@ -1,0 +1,50 @@
+//! Every maximum of the engine, in one place.
+
+/// Tokens computed in one step, over all requests.
+pub const STEP_TOKENS_MAX: usize = 64;
+/// Requests that are computed at the same time.
+pub const RUNNING_MAX: usize = 16;
+/// Requests that wait for a place; one more is turned away as overloaded.
+pub const WAITING_MAX: usize = 64;
+/// Connections at the same time; each costs a thread.
+pub const CONNECTIONS_MAX: usize = RUNNING_MAX + WAITING_MAX + 16;
+/// Jobs between the connections and the engine; one more is turned away as overloaded.
+pub const JOBS_QUEUED_MAX: usize = CONNECTIONS_MAX;
+
+/// Tokens of a cache block.
+pub const BLOCK_TOKENS: usize = 16;
+/// Bytes of the cache, over all layers.
+pub const CACHE_BYTES_MAX: usize = 384 << 20;
+/// Compute threads, however many processors there are.
+pub const THREADS_MAX: usize = 64;
+
+/// Bytes of prompt text per token of context: no real text has more, and what has is not worth encoding, which
+/// takes some 400 times its size.
+pub const PROMPT_BYTES_PER_TOKEN_MAX: usize = 16;
+/// Turns of a conversation.
+pub const MESSAGES_MAX: usize = 1024;
+/// Stop strings of a request.
+pub const STOPS_MAX: usize = 16;
+/// Bytes of one stop string.
+pub const STOP_BYTES_MAX: usize = 256;
+/// Bytes of a partition key.
+pub const PARTITION_BYTES_MAX: usize = 256;
+/// Highest temperature, as in OpenAI's API.
+pub const TEMPERATURE_MAX: f32 = 2.0;
+
+/// Bytes of a chat template.
+pub const TEMPLATE_BYTES_MAX: usize = 256 << 10;
+/// Instructions that a template may execute.
+pub const TEMPLATE_FUEL: u64 = 1_000_000;
+/// Depth of a template's calls.
+pub const TEMPLATE_DEPTH_MAX: usize = 64;
+/// Bytes that a template may write, message texts not counted.
+pub const TEMPLATE_OUTPUT_BYTES_MAX: usize = 1 << 20;
+
+/// Seconds in which a request must have arrived, and a reply must have been taken.
+pub const SOCKET_S_MAX: u64 = 10;
+/// Milliseconds after which a connection looks whether its client has left.
+pub const PEER_CHECK_MS: u64 = 100;
+
+/// Bytes of a model's name.
+pub const MODEL_ID_BYTES_MAX: usize = 128;

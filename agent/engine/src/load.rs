@@ -1,0 +1,276 @@
+//! From sealed descriptors to a model that answers.
+
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::mpsc::{SyncSender, sync_channel};
+use std::sync::{Arc, Mutex};
+
+use ipc::{Load, ModelInfo};
+use kernels::{Isa, Pool};
+use sandbox::{SealError, map_sealed};
+
+use crate::blocks::BlockPool;
+use crate::cpu::Cpu;
+use crate::engine::{Engine, Job};
+use crate::gguf::{Gguf, GgufError};
+use crate::limits::{
+    BLOCK_TOKENS, CACHE_BYTES_MAX, JOBS_QUEUED_MAX, MODEL_ID_BYTES_MAX, RUNNING_MAX,
+    STEP_TOKENS_MAX, WAITING_MAX,
+};
+use crate::log;
+use crate::model::{Row, Shape, ShapeError, forward};
+use crate::scheduler::{Limits, Scheduler};
+use crate::template::{Template, TemplateError};
+use crate::tokenizer::{Tokenizer, TokenizerError};
+use crate::weights::{FileBytes, Weights, WeightsError};
+
+/// A model that answers jobs.
+#[derive(Debug)]
+pub struct Loaded {
+    /// What clients may know of it.
+    pub info: ModelInfo,
+    /// Its vocabulary.
+    pub tokenizer: Arc<Tokenizer>,
+    /// Its chat template.
+    pub template: Template,
+    /// Where jobs go.
+    pub jobs: SyncSender<Job>,
+    /// Held while a prompt is encoded, so that many large ones take the memory of one.
+    pub encoding: Mutex<()>,
+}
+
+/// Why a bundle is refused.
+#[derive(Debug, thiserror::Error)]
+pub enum LoadError {
+    /// Descriptors and announced files differ.
+    #[error("{found} descriptors came for {announced} announced files")]
+    Descriptors {
+        /// Descriptors found.
+        found: usize,
+        /// Files announced.
+        announced: usize,
+    },
+    /// The bundle's name or digest is not one.
+    #[error("{what} {found:?} is not {expected}")]
+    Name {
+        /// Which.
+        what: &'static str,
+        /// What was found.
+        found: String,
+        /// What was expected.
+        expected: &'static str,
+    },
+    /// Not exactly one GGUF file.
+    #[error("the bundle has {found} files named *.gguf, expected 1")]
+    Files {
+        /// How many.
+        found: usize,
+    },
+    /// A descriptor is not what agentd should send.
+    #[error("file {name:?}: {source}")]
+    Sealed {
+        /// The file.
+        name: String,
+        /// What is wrong.
+        source: SealError,
+    },
+    /// The file is damaged.
+    #[error("the GGUF file is not usable: {0}")]
+    Gguf(#[from] GgufError),
+    /// The model is another one than this engine runs.
+    #[error(transparent)]
+    Shape(#[from] ShapeError),
+    /// The tensors are not those of the model.
+    #[error(transparent)]
+    Weights(#[from] WeightsError),
+    /// The vocabulary is not usable.
+    #[error(transparent)]
+    Tokenizer(#[from] TokenizerError),
+    /// The chat template is not usable.
+    #[error(transparent)]
+    Template(#[from] TemplateError),
+    /// One token's keys and values are larger than the cache.
+    #[error("a cache block takes {block_bytes} bytes, the whole cache has {CACHE_BYTES_MAX}")]
+    Cache {
+        /// Bytes of a block.
+        block_bytes: usize,
+    },
+    /// A trial computation failed.
+    #[error(
+        "a trial step gave no finite logits: the weights are damaged or do not suit this engine"
+    )]
+    Trial,
+    /// No thread.
+    #[error("cannot start a thread: {0}")]
+    Thread(#[from] std::io::Error),
+}
+
+/// How models are computed on this machine.
+#[derive(Clone, Copy, Debug)]
+pub struct Machine {
+    /// Kernels.
+    pub isa: Isa,
+    /// Compute threads.
+    pub threads: usize,
+}
+
+/// Maps the bundle's GGUF file and starts its engine.
+///
+/// # Errors
+/// If anything about the bundle is not as it must be; nothing of it stays.
+pub fn load(load: &Load, fds: &[OwnedFd], machine: Machine) -> Result<Loaded, LoadError> {
+    if fds.len() != load.files.len() {
+        return Err(LoadError::Descriptors { found: fds.len(), announced: load.files.len() });
+    }
+    let mut models = load.files.iter().zip(fds).filter(|(file, _)| file.name.ends_with(".gguf"));
+    let (Some((file, fd)), None) = (models.next(), models.next()) else {
+        let found = load.files.iter().filter(|file| file.name.ends_with(".gguf")).count();
+        return Err(LoadError::Files { found });
+    };
+    let sealed = map_sealed(fd.as_fd(), file.bytes);
+    let sealed = sealed.map_err(|source| LoadError::Sealed { name: file.name.clone(), source })?;
+    open(load, Arc::new(sealed), machine)
+}
+
+/// Starts the engine of a GGUF file that is in memory.
+///
+/// # Errors
+/// As [`load`].
+pub fn open(load: &Load, file: FileBytes, machine: Machine) -> Result<Loaded, LoadError> {
+    check_names(load)?;
+    let gguf = Gguf::parse(&file)?;
+    let shape = Shape::read(&gguf)?;
+    let tokenizer = Arc::new(Tokenizer::read(&gguf)?);
+    let template = Template::new(gguf.text("tokenizer.chat_template")?)?;
+    let weights = Weights::find(&gguf, &shape, Arc::clone(&file))?;
+    let (blocks, context) = cache(&shape)?;
+    let memory = Cpu::memory(&shape, blocks, context);
+    log::line(format_args!(
+        "memory at most: weights {} MiB (mapped), cache {} MiB ({blocks} blocks of {BLOCK_TOKENS} tokens), \
+         buffers {} MiB",
+        file.len() >> 20,
+        memory.cache_bytes >> 20,
+        memory.buffer_bytes >> 20
+    ));
+    let pool = Pool::new(machine.threads)?;
+    let mut cpu = Cpu::new(machine.isa, pool, shape, weights, blocks, context);
+    let mut pool = BlockPool::new(blocks, BLOCK_TOKENS);
+    try_step(&mut cpu, &mut pool)?;
+    let limits =
+        Limits { step_tokens: STEP_TOKENS_MAX, running: RUNNING_MAX, waiting: WAITING_MAX };
+    let engine = Engine::new(Box::new(cpu), Scheduler::new(limits, pool), Arc::clone(&tokenizer));
+    let (jobs, receiver) = sync_channel(JOBS_QUEUED_MAX);
+    std::thread::Builder::new().name("engine".to_owned()).spawn(move || engine.run(&receiver))?;
+    let info = ModelInfo {
+        model_id: load.model_id.clone(),
+        bundle_digest: load.bundle_digest.clone(),
+        context_tokens_max: u32::try_from(context).unwrap_or(u32::MAX),
+        kernels: machine.isa.name().to_owned(),
+    };
+    Ok(Loaded { info, tokenizer, template, jobs, encoding: Mutex::new(()) })
+}
+
+fn check_names(load: &Load) -> Result<(), LoadError> {
+    let name = |what, found: &str, expected| {
+        Err(LoadError::Name { what, found: found.to_owned(), expected })
+    };
+    let id = &load.model_id;
+    if id.is_empty() || id.len() > MODEL_ID_BYTES_MAX || id.chars().any(char::is_control) {
+        return name("model_id", id, "a name of 1 to 128 bytes");
+    }
+    let digest = &load.bundle_digest;
+    let hex = |b: u8| matches!(b, b'0'..=b'9' | b'a'..=b'f');
+    if digest.len() != 64 || !digest.bytes().all(hex) {
+        return name("bundle_digest", digest, "64 lower-case hex digits");
+    }
+    Ok(())
+}
+
+/// Blocks of the cache and the longest sequence that fits it.
+fn cache(shape: &Shape) -> Result<(u32, usize), LoadError> {
+    let block_bytes = shape.cache_token_bytes() * BLOCK_TOKENS;
+    let useful = shape.context.div_ceil(BLOCK_TOKENS) * RUNNING_MAX;
+    let blocks = (CACHE_BYTES_MAX / block_bytes).min(useful);
+    if blocks == 0 {
+        return Err(LoadError::Cache { block_bytes });
+    }
+    Ok((u32::try_from(blocks).unwrap_or(u32::MAX), shape.context.min(blocks * BLOCK_TOKENS)))
+}
+
+/// Computes one token, so that damaged weights are found before a client does.
+fn try_step(cpu: &mut Cpu, pool: &mut BlockPool) -> Result<(), LoadError> {
+    let Some(table) = pool.reserve(1) else { return Err(LoadError::Trial) };
+    let row = Row { token: 0, position: 0, table: table.blocks(), logits: true };
+    let finite = forward(cpu, &[row]).iter().all(|logit| logit.is_finite());
+    let clean = crate::model::Compute::zero(cpu, pool.release(table, 1));
+    pool.recycle(clean);
+    if finite { Ok(()) } else { Err(LoadError::Trial) }
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+    use crate::synthetic::{self, File};
+    use ipc::LoadFile;
+    use std::os::fd::OwnedFd;
+
+    pub(crate) fn message(files: &[(&str, usize)]) -> Load {
+        let files = files.iter();
+        let file =
+            |(name, bytes): &(&str, usize)| LoadFile { name: (*name).into(), bytes: *bytes as u64 };
+        Load {
+            model_id: "tiny".to_owned(),
+            bundle_digest: "ab".repeat(32),
+            files: files.map(file).collect(),
+        }
+    }
+
+    pub(crate) fn machine(threads: usize) -> Machine {
+        Machine { isa: Isa::detect(), threads }
+    }
+
+    fn refusal(change: impl FnOnce(&mut File) -> &mut File) -> String {
+        let mut file = synthetic::model();
+        change(&mut file);
+        open(&message(&[]), Arc::new(file.build()), machine(1)).unwrap_err().to_string()
+    }
+
+    #[test]
+    fn a_model_is_opened() {
+        let loaded = open(&message(&[]), Arc::new(synthetic::model().build()), machine(1)).unwrap();
+        assert_eq!((loaded.info.context_tokens_max, loaded.info.model_id.as_str()), (128, "tiny"));
+    }
+
+    #[test]
+    fn damaged_models_are_refused_with_a_reason() {
+        let missing = refusal(|f| f.rename_tensor("blk.1.attn_q.weight", "blk.1.attn_x.weight"));
+        assert!(missing.contains("lacks tensor \"blk.1.attn_q.weight\""), "{missing}");
+        let extra = refusal(|f| f.tensor("blk.0.attn_q.bias", kernels::Format::F32, &[1], &[0; 4]));
+        assert!(extra.contains("blk.0.attn_q.bias"), "{extra}");
+        let shape = refusal(|f| f.replace_u32("llama.feed_forward_length", 128));
+        assert!(shape.contains("expected 128 of 64"), "{shape}");
+        let nan = refusal(|f| {
+            f.rename_tensor("output_norm.weight", "output.weight.old");
+            let nan: Vec<u8> = [f32::NAN; 64].iter().flat_map(|v| v.to_le_bytes()).collect();
+            f.tensor("output_norm.weight", kernels::Format::F32, &[64], &nan);
+            f.remove_tensor("output.weight.old")
+        });
+        assert!(nan.contains("no finite logits"), "{nan}");
+        assert!(refusal(|f| f.remove("tokenizer.chat_template")).contains("chat_template"));
+    }
+
+    #[test]
+    fn unsealed_or_miscounted_files_are_refused() {
+        let file: OwnedFd = tempfile::tempfile().unwrap().into();
+        let one = message(&[("model/x.gguf", 7)]);
+        let error = load(&one, std::slice::from_ref(&file), machine(1)).unwrap_err().to_string();
+        assert!(error.contains("model/x.gguf") && error.contains("seals"), "{error}");
+        let error = load(&one, &[], machine(1)).unwrap_err().to_string();
+        assert!(error.contains("0 descriptors came for 1"), "{error}");
+        let error = load(&message(&[("a.txt", 7)]), &[file], machine(1)).unwrap_err().to_string();
+        assert!(error.contains("0 files named *.gguf"), "{error}");
+        let mut bad = message(&[]);
+        bad.bundle_digest = "AB".repeat(32);
+        let file = Arc::new(synthetic::model().build());
+        assert!(open(&bad, file, machine(1)).unwrap_err().to_string().contains("lower-case hex"));
+    }
+}

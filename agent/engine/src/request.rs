@@ -1,0 +1,233 @@
+//! Checking a conversation and its parameters.
+
+use std::sync::PoisonError;
+
+use ipc::{Chat, EngineErrorKind, Role};
+
+use crate::limits::{
+    MESSAGES_MAX, PARTITION_BYTES_MAX, PROMPT_BYTES_PER_TOKEN_MAX, STOP_BYTES_MAX, STOPS_MAX,
+    TEMPERATURE_MAX,
+};
+use crate::load::Loaded;
+use crate::sampler::Sampling;
+use crate::template::{TemplateError, Turn};
+
+/// A request that can be computed.
+#[derive(Debug)]
+pub struct Prepared {
+    /// Tokens of the prompt; not empty, and at least one token shorter than the context.
+    pub prompt: Vec<u32>,
+    /// Tokens of the answer at most; at least 1, and what the context leaves.
+    pub answer_max: usize,
+    /// How tokens are chosen.
+    pub sampling: Sampling,
+    /// Stop strings, none empty.
+    pub stops: Vec<String>,
+}
+
+/// Why a request is turned away; shown to the client.
+#[derive(Debug, thiserror::Error)]
+pub enum RequestError {
+    /// A number of something is out of range.
+    #[error("{what} is {found}, expected {expected}")]
+    Range {
+        /// Which parameter.
+        what: &'static str,
+        /// What was found.
+        found: String,
+        /// What is accepted.
+        expected: String,
+    },
+    /// The prompt leaves no room for an answer.
+    #[error(
+        "the prompt has {found} tokens; the model's context is {context} tokens, one of which is left for the answer"
+    )]
+    PromptTooLong {
+        /// Tokens of the prompt.
+        found: usize,
+        /// Tokens of the context.
+        context: usize,
+    },
+    /// The prompt is not worth encoding.
+    #[error(
+        "the messages have {found} bytes; the model's context of {context} tokens takes no more than {max}"
+    )]
+    PromptBytes {
+        /// Bytes of all messages.
+        found: usize,
+        /// Tokens of the context.
+        context: usize,
+        /// Bytes that could fit it.
+        max: usize,
+    },
+    /// The chat template refuses the conversation.
+    #[error("the model's chat template does not take this conversation: {0}")]
+    Template(#[from] TemplateError),
+}
+
+impl RequestError {
+    /// The kind that clients are told.
+    #[must_use]
+    pub fn kind(&self) -> EngineErrorKind {
+        match self {
+            Self::Range { .. } | Self::Template(_) => EngineErrorKind::Invalid,
+            Self::PromptTooLong { .. } | Self::PromptBytes { .. } => EngineErrorKind::PromptTooLong,
+        }
+    }
+}
+
+/// Checks `chat` and encodes its prompt.
+///
+/// # Errors
+/// If a parameter is out of range, the template refuses, or the prompt is too long.
+pub fn prepare(chat: Chat, model: &Loaded) -> Result<Prepared, RequestError> {
+    check(&chat)?;
+    let context = model.info.context_tokens_max as usize;
+    let found = chat.messages.iter().map(|message| message.content.len()).sum();
+    let max = context.saturating_mul(PROMPT_BYTES_PER_TOKEN_MAX);
+    if found > max {
+        return Err(RequestError::PromptBytes { found, context, max });
+    }
+    let turns: Vec<Turn<'_>> = chat
+        .messages
+        .iter()
+        .map(|message| Turn { role: role(message.role), content: &message.content })
+        .collect();
+    // The lock guards no data, so it cannot be poisoned in any way that matters.
+    let encoding = model.encoding.lock().unwrap_or_else(PoisonError::into_inner);
+    let prompt = model.template.prompt(&turns, &model.tokenizer)?;
+    drop(encoding);
+    let left = context.saturating_sub(prompt.len());
+    if left == 0 || prompt.is_empty() {
+        return Err(RequestError::PromptTooLong { found: prompt.len(), context });
+    }
+    let Chat { temperature, top_p, seed, stop, max_tokens, .. } = chat;
+    Ok(Prepared {
+        prompt,
+        answer_max: left.min(max_tokens as usize),
+        sampling: Sampling { temperature, top_p, seed },
+        stops: stop,
+    })
+}
+
+fn check(chat: &Chat) -> Result<(), RequestError> {
+    let within = |good: bool, what, found: String, expected: String| {
+        if good { Ok(()) } else { Err(RequestError::Range { what, found, expected }) }
+    };
+    let (messages, stops) = (chat.messages.len(), chat.stop.len());
+    within(
+        (1..=MESSAGES_MAX).contains(&messages),
+        "the number of messages",
+        messages.to_string(),
+        format!("1 to {MESSAGES_MAX}"),
+    )?;
+    within(chat.max_tokens > 0, "max_tokens", "0".to_owned(), "at least 1".to_owned())?;
+    within(
+        (0.0..=TEMPERATURE_MAX).contains(&chat.temperature),
+        "temperature",
+        chat.temperature.to_string(),
+        format!("0 to {TEMPERATURE_MAX}"),
+    )?;
+    within(
+        chat.top_p > 0.0 && chat.top_p <= 1.0,
+        "top_p",
+        chat.top_p.to_string(),
+        "above 0, at most 1".to_owned(),
+    )?;
+    within(
+        stops <= STOPS_MAX,
+        "the number of stop strings",
+        stops.to_string(),
+        format!("at most {STOPS_MAX}"),
+    )?;
+    for stop in &chat.stop {
+        within(
+            (1..=STOP_BYTES_MAX).contains(&stop.len()),
+            "the length of a stop string",
+            format!("{} bytes", stop.len()),
+            format!("1 to {STOP_BYTES_MAX} bytes"),
+        )?;
+    }
+    within(
+        chat.partition.len() <= PARTITION_BYTES_MAX,
+        "the length of the partition key",
+        format!("{} bytes", chat.partition.len()),
+        format!("at most {PARTITION_BYTES_MAX} bytes"),
+    )
+}
+
+fn role(role: Role) -> &'static str {
+    match role {
+        Role::System => "system",
+        Role::User => "user",
+        Role::Assistant => "assistant",
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+    use crate::load::tests::{machine, message};
+    use crate::synthetic;
+    use ipc::Message;
+    use std::sync::Arc;
+
+    pub(crate) fn chat(text: &str) -> Chat {
+        Chat {
+            messages: vec![Message { role: Role::User, content: text.to_owned() }],
+            max_tokens: 10,
+            temperature: 0.0,
+            top_p: 1.0,
+            seed: 0,
+            stop: Vec::new(),
+            partition: "bank".to_owned(),
+        }
+    }
+
+    fn tiny() -> Loaded {
+        let file = Arc::new(synthetic::model().build());
+        crate::load::open(&message(&[]), file, machine(1)).unwrap()
+    }
+
+    #[test]
+    fn the_answer_is_lowered_to_what_the_context_leaves() {
+        let model = tiny();
+        let asked =
+            |n: usize, max_tokens| prepare(Chat { max_tokens, ..chat(&"x".repeat(n)) }, &model);
+        // The template adds 19 tokens.
+        let prepared = asked(59, 10).unwrap();
+        let rest = 128 - prepared.prompt.len();
+        assert_eq!(prepared.answer_max, 10);
+        assert_eq!(asked(59, u32::MAX).unwrap().answer_max, rest);
+        assert_eq!(asked(59 + rest - 1, 10).unwrap().answer_max, 1);
+        let error = asked(59 + rest, 10).unwrap_err();
+        assert_eq!(error.kind(), EngineErrorKind::PromptTooLong);
+        assert!(
+            error.to_string().contains("has 128 tokens; the model's context is 128"),
+            "{error}"
+        );
+    }
+
+    #[test]
+    fn parameters_out_of_range_are_refused() {
+        let model = tiny();
+        let good = || chat("hello");
+        for (bad, word) in [
+            (Chat { messages: Vec::new(), ..good() }, "messages"),
+            (Chat { max_tokens: 0, ..good() }, "max_tokens"),
+            (Chat { temperature: -0.1, ..good() }, "temperature"),
+            (Chat { temperature: f32::NAN, ..good() }, "temperature"),
+            (Chat { temperature: f32::INFINITY, ..good() }, "temperature"),
+            (Chat { top_p: 0.0, ..good() }, "top_p"),
+            (Chat { top_p: 1.01, ..good() }, "top_p"),
+            (Chat { stop: vec![String::new()], ..good() }, "stop"),
+            (Chat { stop: vec!["x".into(); 17], ..good() }, "stop"),
+            (Chat { stop: vec!["x".repeat(257)], ..good() }, "stop"),
+            (Chat { partition: "x".repeat(257), ..good() }, "partition"),
+        ] {
+            let error = prepare(bad, &model).unwrap_err();
+            assert_eq!(error.kind(), EngineErrorKind::Invalid);
+            assert!(error.to_string().contains(word), "{error}");
+        }
+    }
+}
