@@ -25,7 +25,7 @@ pub(crate) struct Args {
     /// What is kept between builds [default: casemate/build in the user's cache folder]
     #[arg(long, value_name = "DIR")]
     cache: Option<PathBuf>,
-    /// Debian mirror
+    /// Debian mirror; security updates come from URL-security
     #[arg(long, value_name = "URL", default_value = "http://deb.debian.org/debian")]
     mirror: String,
     /// Repository with image/config, kernel-config and systemd
