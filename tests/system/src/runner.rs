@@ -137,6 +137,19 @@ fn remove(folder: &Path) -> anyhow::Result<()> {
     fs::remove_dir_all(folder).with_context(|| folder.display().to_string())
 }
 
+/// Takes what is large out of the results: the frozen machines and the media. The logs of the shared boot stay.
+pub fn slim(results: &Path) -> anyhow::Result<()> {
+    for entry in fs::read_dir(results).with_context(|| results.display().to_string())? {
+        let path = entry?.path();
+        if path.file_name().is_some_and(|name| name.to_string_lossy().starts_with("shared-")) {
+            keep_logs(&path)?;
+        } else if path.ends_with("media") {
+            remove(&path)?;
+        }
+    }
+    Ok(())
+}
+
 /// Of a failure the logs stay; disks, memory and TPM secrets go.
 fn keep_logs(folder: &Path) -> anyhow::Result<()> {
     const KEPT: &[&str] = &["log", "json", "txt"];
@@ -213,6 +226,13 @@ mod tests {
         assert!(!dir.join("fails/1-disk.qcow2").exists());
         assert!(!dir.join("passes").exists());
         assert!(table(&outcomes).ends_with("1 passed, 4 failed\n"));
+        fs::create_dir_all(dir.join("media")).unwrap();
+        fs::create_dir_all(dir.join("shared-ready")).unwrap();
+        fs::write(dir.join("shared-ready/vm.state"), "secret").unwrap();
+        fs::write(dir.join("shared-ready/serial-1.log"), "text").unwrap();
+        slim(&dir).unwrap();
+        assert!(dir.join("shared-ready/serial-1.log").exists());
+        assert!(!dir.join("shared-ready/vm.state").exists() && !dir.join("media").exists());
         fs::remove_dir_all(&dir).unwrap();
     }
 }

@@ -105,6 +105,7 @@ fn main() -> anyhow::Result<ExitCode> {
     std::fs::write(results.join("results.txt"), &table)
         .with_context(|| results.display().to_string())?;
     print!("{table}");
+    runner::slim(&results)?;
     let passed = outcomes.iter().all(|outcome| outcome.result.is_ok());
     Ok(if passed { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
