@@ -14,6 +14,7 @@ use gateway::listener::serve;
 use gateway::routes::App;
 use gateway::stop;
 use gateway::tls::Credentials;
+use sandbox::{GATEWAY, confine};
 use tokio::signal::unix::{SignalKind, signal};
 
 /// Name of the inherited listening socket (`FileDescriptorName=`).
@@ -44,7 +45,8 @@ fn run() -> Result<()> {
         let mut terminate = signal(SignalKind::terminate())?;
         let (caller, stop) = stop::pair();
         let app = App::new(peers, stop.clone());
-        confine()?;
+        // All files are read and all descriptors are here: from now on only sockets are used.
+        let _confined = confine(&GATEWAY)?;
         sd_notify::notify(&[sd_notify::NotifyState::Ready])?;
         log("ready", &[("address", &listener.local_addr()?)]);
         tokio::spawn(async move {
@@ -56,13 +58,6 @@ fn run() -> Result<()> {
         app.finish().await;
         Ok(())
     })
-}
-
-/// The last step before the first byte from the network is read. All files are read, all descriptors are
-/// here and the signal handler is installed; from now on only sockets are used.
-/// Until `sandbox::confine(&sandbox::GATEWAY)` stands here, the unit alone confines this process.
-fn confine() -> Result<()> {
-    Ok(())
 }
 
 /// `--engine PATH` and `--agent PATH`, for tests; the appliance uses the defaults.

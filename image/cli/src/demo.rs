@@ -83,8 +83,11 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let mut serving = acts.play("a stick with a signed model is plugged in", || {
         let mut machine = booted.fork(&work.path().join("serving"))?;
         machine.plug_bundle(&args.bundle)?;
-        println!("{}", machine.wait_for("agentd: bundle admitted", BUNDLE_LIMIT)?);
-        println!("{}", machine.wait_for("engine: ready", BUNDLE_LIMIT)?);
+        let outcomes = ["agentd: bundle admitted", "agentd: bundle refused"];
+        let (outcome, line) = machine.wait_for_any(&outcomes, BUNDLE_LIMIT)?;
+        println!("{line}");
+        ensure!(outcome == 0, "the bundle was not admitted");
+        println!("{}", machine.wait_for("engine: loaded", BUNDLE_LIMIT)?);
         Ok(machine)
     })?;
     acts.play("an unchanged OpenAI client asks, streamed", || ask(args, serving.port()))?;
@@ -261,7 +264,7 @@ fn refuse(args: &Args, booted: &Snapshot, bundle: &Path, state: &Path) -> Result
     println!("{}", machine.wait_for("agentd: bundle refused", BUNDLE_LIMIT)?);
     println!("{}", wait_healthy(args, machine.port(), "503")?);
     machine.forbid("agentd: bundle admitted")?;
-    machine.forbid("engine: ready")?;
+    machine.forbid("engine: loaded")?;
     machine.quit()?;
     Ok(())
 }
