@@ -135,9 +135,7 @@ fn add_scaled_f16(factor: f32, row: &[u8], sums: &mut [f32]) {
     let factors = _mm256_set1_ps(factor);
     for (row, sums) in rows.iter().zip(octets) {
         let product = _mm256_mul_ps(factors, _mm256_cvtph_ps(load_16(row)));
-        let sum = _mm256_add_ps(load_floats(sums), product);
-        // SAFETY: the array is eight floats; the store takes any alignment.
-        unsafe { _mm256_storeu_ps(sums.as_mut_ptr(), sum) };
+        *sums = floats(_mm256_add_ps(load_floats(sums), product));
     }
     for (bytes, sum) in rest.chunks_exact(2).zip(sums_rest) {
         *sum += factor * half_at(bytes, 0);
@@ -147,8 +145,8 @@ fn add_scaled_f16(factor: f32, row: &[u8], sums: &mut [f32]) {
 #[target_feature(enable = "avx2")]
 #[inline]
 fn load_floats_le(bytes: &[u8; 32]) -> __m256 {
-    // SAFETY: the array is 32 bytes; the load takes any alignment, and x86 is little-endian.
-    unsafe { _mm256_loadu_ps(bytes.as_ptr().cast()) }
+    // x86 is little-endian.
+    _mm256_castsi256_ps(load_bytes(bytes))
 }
 
 #[cfg(test)]

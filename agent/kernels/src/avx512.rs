@@ -1,6 +1,7 @@
 //! AVX-512: VNNI dot products on 256-bit vectors (one block), 512-bit vectors for plain numbers.
 
 use core::arch::x86_64::*;
+use core::mem::transmute;
 
 use crate::activations::{GROUP, QuantisedRow};
 use crate::dot::{Dot, LANES, checked_blocks, reduce};
@@ -91,8 +92,9 @@ fn dot_signed(weights: __m256i, quants: __m256i) -> __m256i {
 #[target_feature(enable = "avx2,f16c,avx512f,avx512bw,avx512vl")]
 fn f32(row: &[u8], x: &[f32]) -> f32 {
     let value = |bytes: &[u8]| f32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]);
-    // SAFETY: the array is 64 bytes; the load takes any alignment, and x86 is little-endian.
-    plain::<64>(row, x, |bytes| unsafe { _mm512_loadu_ps(bytes.as_ptr().cast()) }, value)
+    // SAFETY: both are 64 bytes without padding, any bits are valid, and x86 is little-endian.
+    let widen = |bytes: &[u8; 64]| unsafe { transmute::<[u8; 64], __m512>(*bytes) };
+    plain::<64>(row, x, widen, value)
 }
 
 #[target_feature(enable = "avx2,f16c,avx512f,avx512bw,avx512vl")]
@@ -120,13 +122,12 @@ fn plain<const CHUNK: usize>(
     let (weights, values) = (row.as_chunks::<CHUNK>().0, x.as_chunks::<LANES>().0);
     let mut lanes = _mm512_setzero_ps();
     for (weights, values) in weights.iter().zip(values) {
-        // SAFETY: the array is sixteen floats; the load takes any alignment.
-        let values = unsafe { _mm512_loadu_ps(values.as_ptr()) };
+        // SAFETY: both are sixteen floats.
+        let values = unsafe { transmute::<[f32; 16], __m512>(*values) };
         lanes = _mm512_add_ps(lanes, _mm512_mul_ps(widen(weights), values));
     }
-    let mut all = [0.0; LANES];
-    // SAFETY: the array is sixteen floats; the store takes any alignment.
-    unsafe { _mm512_storeu_ps(all.as_mut_ptr(), lanes) };
+    // SAFETY: both are sixteen floats.
+    let all = unsafe { transmute::<__m512, [f32; LANES]>(lanes) };
     finish_plain(all, row, x, values.len() * LANES, value)
 }
 

@@ -1,6 +1,7 @@
 //! What AVX2 and AVX-512 share: loads, and the quantised dot products but for their inner product.
 
 use core::arch::x86_64::*;
+use core::mem::transmute;
 
 use crate::activations::GROUP;
 
@@ -42,8 +43,8 @@ macro_rules! quantised_dots {
         }
 
         /// Eight blocks at a time, one per lane; `terms` makes scales and offsets of a block's two leading
-        /// halves, `weights` its 32 bytes, `dot` eight partial integer sums. Missing blocks of the last group
-        /// are zeros, which leave a lane as it is: lanes start at +0.0 and so are never −0.0.
+        /// halves, `weights` its 32 bytes, `dot` eight partial integer sums. The last group
+        /// is filled up with zero blocks, which leave a lane as it is: it starts at +0.0 and so is never −0.0.
         #[target_feature(enable = $features)]
         #[inline]
         fn groups<const BYTES: usize, const N: usize>(
@@ -53,21 +54,21 @@ macro_rules! quantised_dots {
             weights: impl Fn(&[u8; BYTES]) -> __m256i,
             dot: impl Fn(__m256i, __m256i) -> __m256i,
         ) -> [f32; N] {
-            let (blocks, _) = row.as_chunks::<BYTES>();
+            let (groups, rest) = row.as_chunks::<BYTES>().0.as_chunks::<GROUP>();
+            let mut last = [[0; BYTES]; GROUP];
+            last[..rest.len()].copy_from_slice(rest);
             let mut lanes = [_mm256_setzero_ps(); N];
-            for (g, group) in blocks.chunks(GROUP).enumerate() {
-                let mut halves = ([0; GROUP], [0; GROUP]);
+            for (g, group) in groups.iter().chain((!rest.is_empty()).then_some(&last)).enumerate() {
+                let half = |at: usize| group.map(|b| u16::from_le_bytes([b[at], b[at + 1]]));
+                let (scales, offsets) = terms(widen_halves(half(0)), widen_halves(half(2)));
                 let mut sums = [[_mm256_setzero_si256(); GROUP]; N];
                 for (b, block) in group.iter().enumerate() {
-                    halves.0[b] = u16::from_le_bytes([block[0], block[1]]);
-                    halves.1[b] = u16::from_le_bytes([block[2], block[3]]);
                     let weights = weights(block);
                     for (sums, x) in sums.iter_mut().zip(xs) {
                         let at = (g * GROUP + b) * $crate::BLOCK;
                         sums[b] = dot(weights, load_quants(array(&x.quants[at..])));
                     }
                 }
-                let (scales, offsets) = terms(widen_halves(halves.0), widen_halves(halves.1));
                 for ((lanes, sums), x) in lanes.iter_mut().zip(sums).zip(xs) {
                     let sums = _mm256_cvtepi32_ps(sum_each(sums));
                     let scales = _mm256_mul_ps(scales, load_floats(array(&x.scales[g * GROUP..])));
@@ -86,8 +87,7 @@ pub(crate) use quantised_dots;
 #[target_feature(enable = "avx2")]
 #[inline]
 pub(crate) fn nibbles(bytes: &[u8; 16]) -> __m256i {
-    // SAFETY: the array is 16 bytes; the load takes any alignment.
-    let bytes = unsafe { _mm_loadu_si128(bytes.as_ptr().cast()) };
+    let bytes = load_16(bytes);
     let both = _mm256_set_m128i(_mm_srli_epi16::<4>(bytes), bytes);
     _mm256_and_si256(both, _mm256_set1_epi8(15))
 }
@@ -115,43 +115,43 @@ pub(crate) fn array<T, const L: usize>(slice: &[T]) -> &[T; L] {
 #[target_feature(enable = "avx2,f16c")]
 #[inline]
 pub(crate) fn widen_halves(halves: [u16; GROUP]) -> __m256 {
-    // SAFETY: the array is 16 bytes; the load takes any alignment.
-    _mm256_cvtph_ps(unsafe { _mm_loadu_si128(halves.as_ptr().cast()) })
+    // SAFETY: both are 16 bytes without padding, and any bits are valid.
+    _mm256_cvtph_ps(unsafe { transmute::<[u16; 8], __m128i>(halves) })
 }
+
+// Values rather than pointers: a build with debug assertions checks each pointer load, at several times its cost.
 
 #[target_feature(enable = "avx2")]
 #[inline]
 pub(crate) fn load_16(bytes: &[u8; 16]) -> __m128i {
-    // SAFETY: the array is 16 bytes; the load takes any alignment.
-    unsafe { _mm_loadu_si128(bytes.as_ptr().cast()) }
+    // SAFETY: both are 16 bytes without padding, and any bits are valid.
+    unsafe { transmute::<[u8; 16], __m128i>(*bytes) }
 }
 
 #[target_feature(enable = "avx2")]
 #[inline]
 pub(crate) fn load_bytes(bytes: &[u8; 32]) -> __m256i {
-    // SAFETY: the array is 32 bytes; the load takes any alignment.
-    unsafe { _mm256_loadu_si256(bytes.as_ptr().cast()) }
+    // SAFETY: both are 32 bytes without padding, and any bits are valid.
+    unsafe { transmute::<[u8; 32], __m256i>(*bytes) }
 }
 
 #[target_feature(enable = "avx2")]
 #[inline]
 pub(crate) fn load_quants(quants: &[i8; 32]) -> __m256i {
-    // SAFETY: the array is 32 bytes; the load takes any alignment.
-    unsafe { _mm256_loadu_si256(quants.as_ptr().cast()) }
+    // SAFETY: both are 32 bytes without padding, and any bits are valid.
+    unsafe { transmute::<[i8; 32], __m256i>(*quants) }
 }
 
 #[target_feature(enable = "avx2")]
 #[inline]
 pub(crate) fn load_floats(floats: &[f32; 8]) -> __m256 {
-    // SAFETY: the array is eight floats; the load takes any alignment.
-    unsafe { _mm256_loadu_ps(floats.as_ptr()) }
+    // SAFETY: both are eight floats.
+    unsafe { transmute::<[f32; 8], __m256>(*floats) }
 }
 
 #[target_feature(enable = "avx2")]
 #[inline]
 pub(crate) fn floats(vector: __m256) -> [f32; 8] {
-    let mut out = [0.0; 8];
-    // SAFETY: the array is eight floats; the store takes any alignment.
-    unsafe { _mm256_storeu_ps(out.as_mut_ptr(), vector) };
-    out
+    // SAFETY: both are eight floats.
+    unsafe { transmute::<__m256, [f32; 8]>(vector) }
 }

@@ -9,7 +9,7 @@ use crate::tree::Tree;
 /// Prepares everything, then shows the appliance at work.
 pub(crate) fn run(tree: &Tree, steps: &mut Steps) -> Result<()> {
     let material = material::prepare(tree, steps)?;
-    steps.run("demonstration", || {
+    steps.show("demonstration", || {
         let mut command = tree.enter(material.binaries.join("casemate"));
         command.arg("demo");
         command.arg("--image").arg(&material.image).arg("--keys").arg(&material.keys);

@@ -16,24 +16,18 @@ const HEARTBEAT: Duration = Duration::from_secs(15);
 pub(crate) struct Steps(Vec<(String, Duration, bool)>);
 
 impl Steps {
-    /// Runs `work` under `name`; prints its beginning, a heartbeat and its end.
-    pub(crate) fn run<T>(&mut self, name: &str, work: impl FnOnce() -> Result<T>) -> Result<T> {
+    /// Runs `work`, which prints its own progress, under `name`.
+    pub(crate) fn show<T>(&mut self, name: &str, work: impl FnOnce() -> Result<T>) -> Result<T> {
         eprintln!("==> {name}");
         let begin = Instant::now();
-        let (done, ended) = channel::<()>();
-        let label = name.to_owned();
-        let heart = thread::spawn(move || {
-            while ended.recv_timeout(HEARTBEAT) == Err(RecvTimeoutError::Timeout) {
-                eprintln!("    … {label}: {} s", begin.elapsed().as_secs());
-            }
-        });
         let outcome = work();
-        drop(done);
-        if heart.join().is_err() {
-            bail!("the heartbeat of step {name} died");
-        }
         self.0.push((name.to_owned(), begin.elapsed(), outcome.is_ok()));
         outcome.with_context(|| format!("step \"{name}\" failed"))
+    }
+
+    /// Runs `work` under `name`, with a heartbeat.
+    pub(crate) fn run<T>(&mut self, name: &str, work: impl FnOnce() -> Result<T>) -> Result<T> {
+        self.show(name, || with_heartbeat(name, work))
     }
 
     /// Prints the table of steps with their times.
@@ -50,6 +44,23 @@ impl Steps {
         // Nothing is left to tell it to when standard error is gone.
         drop(out.write_all(table.as_bytes()));
     }
+}
+
+fn with_heartbeat<T>(name: &str, work: impl FnOnce() -> Result<T>) -> Result<T> {
+    let begin = Instant::now();
+    let (done, ended) = channel::<()>();
+    let label = name.to_owned();
+    let heart = thread::spawn(move || {
+        while ended.recv_timeout(HEARTBEAT) == Err(RecvTimeoutError::Timeout) {
+            eprintln!("    … {label}: {} s", begin.elapsed().as_secs());
+        }
+    });
+    let outcome = work();
+    drop(done);
+    if heart.join().is_err() {
+        bail!("the heartbeat of step {name} died");
+    }
+    outcome
 }
 
 /// Runs a command to its end, its output shown.

@@ -37,7 +37,7 @@ pub(crate) fn run(tree: &Tree, steps: &mut Steps, long: bool, only: Option<&str>
             sh(&mut command)
         })?;
     }
-    steps.run("boot scenarios", || scenarios(tree, &material, long, only))
+    steps.show("boot scenarios", || scenarios(tree, &material, long, only))
 }
 
 /// Builds cargo-deny once for this cache.
@@ -56,11 +56,11 @@ fn scenarios(tree: &Tree, material: &Material, long: bool, only: Option<&str>) -
     let mut command = tree.enter(material.binaries.join("scenarios"));
     command.arg("--image").arg(&material.image).arg("--keys").arg(&material.keys);
     command.arg("--bundle").arg(&material.bundles.good);
-    command.arg("--bundle-flipped").arg(&material.bundles.flipped_byte);
+    command.arg("--bundle-flipped-byte").arg(&material.bundles.flipped_byte);
     command.arg("--bundle-one-signature").arg(&material.bundles.one_signature);
     command.arg("--bundle-extra-file").arg(&material.bundles.extra_file);
-    command.arg("--verifier").arg(material.binaries.join("casemate-verify"));
     command.arg("--python").arg(&material.python);
+    command.arg("--results").arg(tree.cache().join("scenarios"));
     if long {
         command.arg("--long");
     }
