@@ -10,7 +10,7 @@ use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 
 /// Time that the guest has to power off after the first Ctrl-C.
-const POWER_OFF_LIMIT: Duration = Duration::from_secs(60);
+const POWER_OFF_LIMIT: Duration = Duration::from_secs(20);
 const POLL: Duration = Duration::from_millis(50);
 
 /// Arguments.
@@ -114,6 +114,10 @@ fn follow(mut machine: Machine, signals: &mut Signals) -> anyhow::Result<()> {
         match (pressed, power_off_deadline) {
             (0, _) => {}
             (1, None) => {
+                let limit_s = POWER_OFF_LIMIT.as_secs();
+                eprintln!(
+                    "power button pressed; in {limit_s} s, or on another Ctrl-C, the power is cut"
+                );
                 machine.press_power_button()?;
                 power_off_deadline = Some(Instant::now() + POWER_OFF_LIMIT);
             }

@@ -4,7 +4,7 @@ use anyhow::{Context, ensure};
 use qemu::Machine;
 
 use crate::auditor::{self, Verdict};
-use crate::bench::{Scene, wait_ready};
+use crate::bench::{HEALTH_LIMIT, Scene, wait_ready};
 
 /// Evidence of a fork that has answered once.
 struct Fetched {
@@ -73,7 +73,9 @@ pub(super) fn other_machine(scene: &Scene<'_>) -> anyhow::Result<()> {
     let verdict = fetched.verify(scene, &fetched.text, &other, &fetched.nonce)?;
     verdict.expect_refuted(&["REFUTED", "machine"])?;
     let nonce = auditor::nonce()?;
-    let text = scene.api(&second).evidence(&nonce)?;
+    let api = scene.api(&second);
+    api.wait_health(503, scene.within(HEALTH_LIMIT)?)?;
+    let text = api.evidence(&nonce)?;
     let verdict = fetched.verify(scene, &text, &fetched.ak_name, &nonce)?;
     verdict.expect_refuted(&["REFUTED", "machine"])
 }
