@@ -71,6 +71,15 @@ pub(crate) enum StoreError {
     Failed,
 }
 
+/// Makes `folder` if it is not there.
+pub(crate) fn make_folder(folder: &Path) -> Result<(), StoreError> {
+    disk::make_folder(folder).map_err(|source| StoreError::Disk {
+        folder: folder.display().to_string(),
+        doing: "made",
+        source,
+    })
+}
+
 /// What was found at start, before a checkpoint judged it.
 #[derive(Debug)]
 pub(crate) struct Unjudged {
@@ -81,12 +90,11 @@ pub(crate) struct Unjudged {
 }
 
 impl Unjudged {
-    /// Reads the ledger in `folder`, which is made if it is not there.
+    /// Reads the ledger in `folder`; an empty folder is an empty ledger.
     pub(crate) fn read(folder: &Path, boot: &str) -> Result<Self, StoreError> {
         let failed = |doing| {
             move |source| StoreError::Disk { folder: folder.display().to_string(), doing, source }
         };
-        disk::make_folder(folder).map_err(failed("made"))?;
         let note = disk::read_checkpoint(folder).map_err(failed("read"))?;
         // Only where to look: the claim is worth nothing until the signature is judged.
         let claimed = note.as_deref().and_then(claimed_size);

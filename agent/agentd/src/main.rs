@@ -2,12 +2,14 @@
 //!
 //! Invariants: an unmeasured boot, a ledger that does not fit its checkpoint, or a register that somebody else
 //! extended stops the agent before it serves; a bundle is measured and on record before any byte of it reaches
-//! the engine; nothing here opens an IP socket.
+//! the engine; nothing here opens an IP socket; the process is confined before it has a second thread and before
+//! it reads a byte that a medium, the gateway or the state partition chose.
 
 mod admission;
 mod agent;
 mod attestor;
 mod boot;
+mod confinement;
 mod engine;
 mod files;
 mod gateway;
@@ -59,10 +61,11 @@ fn run(options: &Options) -> anyhow::Result<()> {
     let listener = UnixListener::from(passed.descriptor("gateway")?);
     let logs =
         EventLogs::new(passed.descriptor("firmware-log")?, passed.descriptor("userspace-log")?);
+    // Made now: a confined agent makes sockets to peers only.
+    let (stop, stopper) = UnixStream::pair().context("cannot make a socket pair")?;
     let (agent, route) = start(options, logs)?;
     let agent = Arc::new(agent);
     // The handler only writes a byte; the loop that serves reads it.
-    let (stop, stopper) = UnixStream::pair().context("cannot make a socket pair")?;
     signal_hook::low_level::pipe::register(signal_hook::consts::SIGTERM, stopper)
         .context("cannot handle SIGTERM")?;
     let importer = Importer::new(Arc::clone(&agent), route);
@@ -91,9 +94,14 @@ fn start(options: &Options, logs: EventLogs) -> anyhow::Result<(Agent, Route)> {
     let (text, policy) = read_policy(options)?;
     let quorum = Quorum::parse(&policy)?;
     let image = read_image(options)?;
+    // Asks the system, which a confined process cannot.
+    let bytes_max = options.bundle_bytes_max.unwrap_or_else(memory_share);
     let mut attestor = Attestor::start(&options.tcti, &options.runtime)?;
     say(&format!("image {} profile {}", image.version, image.profile));
     say(&format!("attestation key {}", attestor.key_name()));
+    ledger::make_folder(&options.state)?;
+    let _confined = confinement::confine(options)?;
+    say("confined: the ledger, the medium, what was measured; no program, no IP socket");
     let ledger = Unjudged::read(&options.state, &options.boot)?
         .judge(attestor.origin(), |note| attestor.open_checkpoint(note))?;
     say(&format!("ledger opened with {} records", ledger.size()));
@@ -104,7 +112,7 @@ fn start(options: &Options, logs: EventLogs) -> anyhow::Result<(Agent, Route)> {
         engine: options.engine_control.clone(),
         policy,
         quorum,
-        bytes_max: options.bundle_bytes_max.unwrap_or_else(memory_share),
+        bytes_max,
     };
     Ok((agent, route))
 }

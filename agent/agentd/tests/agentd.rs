@@ -216,6 +216,20 @@ fn a_bundle_that_the_engine_refuses_is_not_pressed_on_it() {
 }
 
 #[test]
+fn every_thread_of_the_agent_is_confined() {
+    let Some(appliance) = Appliance::boot() else { return };
+    let agentd = appliance.start_ready();
+    let threads = agentd.threads();
+    assert!(threads.len() >= 2, "the server and the importer: {threads:?}");
+    for thread in threads {
+        // A filter is in force, for good, and there is no capability to lose.
+        for line in ["Seccomp:\t2", "NoNewPrivs:\t1", "CapPrm:\t0000000000000000"] {
+            assert!(thread.lines().any(|found| found == line), "no {line:?} in:\n{thread}");
+        }
+    }
+}
+
+#[test]
 fn a_boot_that_was_not_measured_serves_nobody() {
     let Some(mut appliance) = Appliance::boot_unmeasured() else { return };
     appliance.start().wait_refused("PCR 7 is all zero");

@@ -81,7 +81,7 @@ pub enum SandboxError {
 ///
 /// # Errors
 /// If any part of the profile is not enforced. The process may be confined in part by then and must end.
-pub fn confine(profile: &Profile) -> Result<Confined, SandboxError> {
+pub fn confine(profile: &Profile<'_>) -> Result<Confined, SandboxError> {
     let step = |step, result: rustix::io::Result<()>| {
         result.map_err(|source| SandboxError::Step {
             profile: profile.name,
@@ -119,7 +119,7 @@ pub fn confine(profile: &Profile) -> Result<Confined, SandboxError> {
     Ok(Confined(()))
 }
 
-fn require_one_thread(profile: &Profile) -> Result<(), SandboxError> {
+fn require_one_thread(profile: &Profile<'_>) -> Result<(), SandboxError> {
     let threads = std::fs::read_dir("/proc/self/task").map_err(|source| SandboxError::Step {
         profile: profile.name,
         step: "count threads in /proc/self/task",
@@ -131,7 +131,7 @@ fn require_one_thread(profile: &Profile) -> Result<(), SandboxError> {
     }
 }
 
-fn restrict_paths(profile: &Profile) -> Result<(), SandboxError> {
+fn restrict_paths(profile: &Profile<'_>) -> Result<(), SandboxError> {
     let fail = |reason: String| SandboxError::Landlock { profile: profile.name, reason };
     let restrict = || -> Result<_, Box<dyn std::error::Error>> {
         let abi = ABI::V6;
@@ -163,25 +163,28 @@ fn rights(access: Access) -> BitFlags<AccessFs> {
                 | AccessFs::WriteFile
                 | AccessFs::Truncate
                 | AccessFs::MakeReg
-                | AccessFs::MakeDir
                 | AccessFs::RemoveFile
-                | AccessFs::RemoveDir
         }
-        Access::Device => AccessFs::ReadFile | AccessFs::WriteFile | AccessFs::IoctlDev,
     }
 }
 
 /// Several filters, of which the kernel takes the strictest verdict: the first ones turn refusals into
 /// error numbers, the last one kills at anything that no list names.
-fn install(profile: &Profile) -> Result<(), SandboxError> {
+fn install(profile: &Profile<'_>) -> Result<(), SandboxError> {
     let fail = |reason: String| SandboxError::Seccomp { profile: profile.name, reason };
     let mut known: BTreeMap<i64, Vec<SeccompRule>> = BTreeMap::new();
     for rule in profile.allow {
         known.insert(rule.syscall, rules(rule.when).map_err(fail)?);
     }
+    // What is refused passes the last filter too, for an earlier one to answer: to be killed is stricter.
     for rule in profile.refuse {
-        // Passed by the last filter, for an earlier one to answer.
-        known.entry(rule.syscall).or_default();
+        let refused = rules(rule.when).map_err(fail)?;
+        match known.get_mut(&rule.syscall) {
+            // No rules: it passes whatever its arguments are.
+            Some(passed) if passed.is_empty() => {}
+            Some(passed) if !refused.is_empty() => passed.extend(refused),
+            _ => drop(known.insert(rule.syscall, refused)),
+        }
     }
     // A filter has one verdict, so each error number needs its own.
     let mut refused: BTreeMap<u32, BTreeMap<i64, Vec<SeccompRule>>> = BTreeMap::new();
@@ -228,7 +231,7 @@ fn condition(arg: Arg) -> Result<SeccompCondition, seccompiler::BackendError> {
 }
 
 /// The root folder is below no rule of any profile.
-fn test_open(profile: &Profile, expected: rustix::io::Errno) -> Result<(), SandboxError> {
+fn test_open(profile: &Profile<'_>, expected: rustix::io::Errno) -> Result<(), SandboxError> {
     let opened = rustix::fs::open("/", OFlags::RDONLY | OFlags::DIRECTORY, Mode::empty());
     match opened {
         Err(errno) if errno == expected => Ok(()),
@@ -241,7 +244,7 @@ fn test_open(profile: &Profile, expected: rustix::io::Errno) -> Result<(), Sandb
     }
 }
 
-fn test_sockets(profile: &Profile) -> Result<(), SandboxError> {
+fn test_sockets(profile: &Profile<'_>) -> Result<(), SandboxError> {
     for (probe, family, kind) in [
         ("a TCP socket", AddressFamily::INET, SocketType::STREAM),
         ("a UDP socket", AddressFamily::INET6, SocketType::DGRAM),

@@ -1,16 +1,19 @@
 //! A process's confinement as data: one line per permission, each with its reason.
 
+use std::path::Path;
+
 /// Everything that [`crate::confine`] enforces for one process.
 #[derive(Clone, Copy, Debug)]
-pub struct Profile {
+pub struct Profile<'a> {
     /// Name of the process.
     pub name: &'static str,
     /// System calls that work. Anything in neither list kills the process.
     pub allow: &'static [Allow],
     /// System calls that fail with an error number, because libraries try them and cope.
     pub refuse: &'static [Refuse],
-    /// The only paths that can be opened; none if empty.
-    pub paths: &'static [PathRule],
+    /// The only paths that can be opened; none if empty. Where they are is known to the process, not to the table:
+    /// `Profile { paths: &paths, ..AGENTD }`.
+    pub paths: &'a [PathRule<'a>],
     /// Resource limits.
     pub limits: &'static [Limit],
 }
@@ -26,7 +29,8 @@ pub struct Allow {
     pub why: &'static str,
 }
 
-/// A system call that fails with `errno`, if every condition holds; otherwise [`Profile::allow`] decides.
+/// A system call that fails with `errno` if every condition holds, whatever [`Profile::allow`] says; otherwise that
+/// decides.
 #[derive(Clone, Copy, Debug)]
 pub struct Refuse {
     /// Number on this architecture.
@@ -54,9 +58,10 @@ pub enum Arg {
 
 /// A path that can be opened, and everything below it.
 #[derive(Clone, Copy, Debug)]
-pub struct PathRule {
-    /// Absolute path; it must exist when the process is confined.
-    pub path: &'static str,
+pub struct PathRule<'a> {
+    /// It must exist when the process is confined. A rule on a mount point does not reach what is mounted there
+    /// later; one on a folder above it does.
+    pub path: &'a Path,
     /// What for.
     pub access: Access,
     /// What it is needed for.
@@ -68,10 +73,8 @@ pub struct PathRule {
 pub enum Access {
     /// Read files and list folders.
     Read,
-    /// Also write, create and remove regular files and folders.
+    /// Also write, create, replace and remove regular files.
     ReadWrite,
-    /// Read and write one device, its `ioctl`s included.
-    Device,
 }
 
 /// One resource limit, soft and hard.

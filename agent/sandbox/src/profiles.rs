@@ -3,12 +3,12 @@
 //! x86-64 only: a port adds its own numbers and tests.
 
 use libc::{
-    AF_UNIX, CLONE_THREAD, CLONE_VM, EACCES, ENOSYS, EPERM, MSG_FASTOPEN, PR_SET_NAME, PROT_EXEC,
+    AF_UNIX, CLONE_THREAD, CLONE_VM, ENOSYS, EPERM, MSG_FASTOPEN, PR_SET_NAME, PROT_EXEC,
     SOL_SOCKET,
 };
 use rustix::process::Resource;
 
-use crate::profile::{Access, Allow, Arg, Limit, PathRule, Profile, Refuse};
+use crate::profile::{Allow, Arg, Limit, Profile, Refuse};
 
 /// Shortens a line of a table.
 const fn allow(syscall: i64, why: &'static str) -> Allow {
@@ -65,7 +65,7 @@ macro_rules! runtime {
             allow(libc::SYS_write, "replies, and the log on standard error"),
             allow(libc::SYS_writev, "as write"),
             allow(libc::SYS_close, "connections end"),
-            allow(libc::SYS_fcntl, "seals are read, descriptors duplicated and made non-blocking"),
+            allow(libc::SYS_fcntl, "seals are set and read, descriptors duplicated and made non-blocking"),
             allow(libc::SYS_fstat, "lengths of inherited descriptors"),
             allow(libc::SYS_poll, "a peer that leaves is noticed; the TPM answers"),
             allow(libc::SYS_ppoll, "as poll"),
@@ -98,7 +98,7 @@ const NO_CORE: Limit =
 const NO_LOCKED: Limit = Limit { resource: Resource::Memlock, max: 0, why: "nothing locks memory" };
 
 /// The engine, from its start: it reads inherited descriptors and those that come by the control socket.
-pub const ENGINE: Profile = Profile {
+pub const ENGINE: Profile<'static> = Profile {
     name: "engine",
     allow: runtime!(),
     refuse: &[
@@ -121,7 +121,7 @@ pub const ENGINE: Profile = Profile {
 };
 
 /// The gateway, once it holds its listening socket and has read its TLS material.
-pub const GATEWAY: Profile = Profile {
+pub const GATEWAY: Profile<'static> = Profile {
     name: "gateway",
     allow: runtime![
         allow(libc::SYS_epoll_create1, "the event loop"),
@@ -166,47 +166,36 @@ pub const GATEWAY: Profile = Profile {
     ],
 };
 
-/// The agent, once its TPM library is loaded.
-pub const AGENTD: Profile = Profile {
+/// The agent, once its TPM is open: that takes libraries, the device and files of settings. Its paths are options.
+pub const AGENTD: Profile<'static> = Profile {
     name: "agentd",
     allow: runtime![
-        allow(
-            libc::SYS_openat,
-            "the bundle medium, the ledger and the TPM; Landlock names the paths"
-        ),
-        allow(libc::SYS_open, "as openat, by the TPM library"),
-        allow(libc::SYS_newfstatat, "files of the bundle"),
-        allow(libc::SYS_statx, "files of the bundle"),
-        allow(libc::SYS_getdents64, "the bundle's folders are listed"),
-        allow(libc::SYS_lseek, "event logs and the ledger"),
-        allow(libc::SYS_pread64, "files of the bundle and the ledger"),
-        allow(libc::SYS_pwrite64, "the ledger"),
-        allow(libc::SYS_readlink, "paths of the bundle are resolved"),
-        allow(libc::SYS_fsync, "a record is on disk before it is acknowledged"),
+        allow(libc::SYS_openat, "the ledger, the log of measurements; Landlock names the paths"),
+        allow(libc::SYS_open, "as openat: the medium's root, sealed memory to be read"),
+        allow(libc::SYS_openat2, "files of the medium, beneath its root; Landlock names the paths"),
+        allow(libc::SYS_newfstatat, "fstat of the C library: its folder reader, the TPM library"),
+        allow(libc::SYS_statx, "lengths and kinds of files, which medium it is"),
+        allow(libc::SYS_getdents64, "the medium's folders are listed"),
+        allow(libc::SYS_lseek, "what is left of a file, before it is read whole"),
+        allow(libc::SYS_pread64, "event logs, and sealed memory as it is hashed"),
+        allow(libc::SYS_fsync, "a checkpoint is on disk before it replaces the last one"),
         allow(libc::SYS_fdatasync, "a record is on disk before it is acknowledged"),
-        allow(libc::SYS_ftruncate, "memfds get their length; a torn record is cut off"),
+        allow(libc::SYS_ftruncate, "a torn record is cut off"),
         allow(libc::SYS_rename, "files are replaced at once or not at all"),
-        allow(libc::SYS_renameat, "as rename"),
-        allow(libc::SYS_renameat2, "as rename"),
-        allow(libc::SYS_unlink, "temporary files"),
-        allow(libc::SYS_unlinkat, "temporary files"),
-        allow(libc::SYS_mkdir, "folders of the ledger"),
-        allow(libc::SYS_mkdirat, "folders of the ledger"),
         allow(libc::SYS_flock, "one agent writes the ledger"),
-        allow(libc::SYS_memfd_create, "weights are copied into sealed memory"),
-        allow(libc::SYS_copy_file_range, "weights are copied"),
-        allow(libc::SYS_sendfile, "weights are copied"),
-        allow(libc::SYS_nanosleep, "the TPM is asked again"),
-        allow(libc::SYS_socket, "Unix sockets to the engine; see the refusals"),
-        allow(libc::SYS_connect, "the engine; Landlock denies TCP"),
-        allow(libc::SYS_getsockopt, "credentials of the peer"),
-        allow(libc::SYS_getuid, "the TPM library"),
-        allow(libc::SYS_geteuid, "the TPM library"),
+        allow(libc::SYS_memfd_create, "a bundle's files are copied into sealed memory"),
+        allow(libc::SYS_ioctl, "non-blocking sockets; see the refusals"),
+        allow(libc::SYS_socket, "Unix sockets to the engine and to init; see the refusals"),
+        allow(libc::SYS_connect, "the engine and init; Landlock denies TCP"),
     ],
     refuse: &[
         CLONE3,
-        refuse(libc::SYS_openat2, EACCES, OPEN_FAILS),
-        refuse(libc::SYS_ioctl, libc::ENOTTY, "libraries ask whether a file is a terminal"),
+        Refuse {
+            syscall: libc::SYS_ioctl,
+            when: &[Arg::IsNot(1, FIONBIO)],
+            errno: libc::ENOTTY,
+            why: "libraries ask whether a file is a terminal",
+        },
         Refuse {
             syscall: libc::SYS_socket,
             when: &[Arg::IsNot(0, AF_UNIX as u32)],
@@ -214,19 +203,15 @@ pub const AGENTD: Profile = Profile {
             why: "no address family but Unix: nothing can be reached over a network",
         },
     ],
-    paths: &[
-        PathRule {
-            path: "/run/casemate",
-            access: Access::Read,
-            why: "the bundle is mounted below it; a rule on a mount point does not reach what is mounted later",
-        },
-        PathRule { path: "/var/lib/casemate", access: Access::ReadWrite, why: "the ledger" },
-        PathRule { path: "/dev/tpmrm0", access: Access::Device, why: "the TPM" },
-    ],
+    paths: &[],
     limits: &[
         NO_CORE,
         NO_LOCKED,
-        Limit { resource: Resource::Nofile, max: 256, why: "a bundle's files, twice" },
+        Limit {
+            resource: Resource::Nofile,
+            max: 1024,
+            why: "256 connections, a bundle's files as memory and as descriptors in flight",
+        },
     ],
 };
 
@@ -235,7 +220,7 @@ mod tests {
     use super::*;
     use std::collections::BTreeSet;
 
-    const ALL: [Profile; 3] = [ENGINE, GATEWAY, AGENTD];
+    const ALL: [Profile<'static>; 3] = [ENGINE, GATEWAY, AGENTD];
 
     #[test]
     fn no_rule_is_redundant_and_each_has_a_reason() {

@@ -1,9 +1,10 @@
 //! What a confined process is refused, each seen in a forked child of its own.
 #![expect(unsafe_code, reason = "fork and raw system calls are what is tested")]
 
+use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
 
-use sandbox::{AGENTD, ENGINE, GATEWAY, Profile, SandboxError, confine};
+use sandbox::{AGENTD, Access, ENGINE, GATEWAY, PathRule, Profile, SandboxError, confine};
 
 /// How a child ended.
 #[derive(Debug, PartialEq, Eq)]
@@ -18,13 +19,15 @@ enum End {
 const NOT_CONFINED: i32 = 250;
 
 /// Confines a child by `profile`, runs `probe` in it and says how it ended.
-fn child(profile: &Profile, probe: impl FnOnce() -> i32) -> End {
+fn child(profile: &Profile<'_>, probe: impl FnOnce() -> i32) -> End {
+    let (mut confined, mut to_parent) = UnixStream::pair().unwrap();
     // SAFETY: the child only makes system calls and small allocations, and leaves by _exit.
     let pid = unsafe { libc::fork() };
     assert!(pid >= 0, "fork failed");
     if pid == 0 {
         let code = match confine(profile) {
-            Ok(_) => probe(),
+            Ok(_) if to_parent.write_all(b"c").is_ok() => probe(),
+            Ok(_) => NOT_CONFINED,
             Err(error) => {
                 let text = format!("not confined: {error}\n");
                 // SAFETY: the buffer is valid for its length.
@@ -38,7 +41,9 @@ fn child(profile: &Profile, probe: impl FnOnce() -> i32) -> End {
     let mut status = 0;
     // SAFETY: `status` is a valid place for the result.
     assert_eq!(unsafe { libc::waitpid(pid, &raw mut status, 0) }, pid);
+    drop(to_parent);
     if libc::WIFSIGNALED(status) {
+        confined.read_exact(&mut [0]).expect("the child was killed before it was confined");
         End::Signal(libc::WTERMSIG(status))
     } else {
         End::Code(libc::WEXITSTATUS(status))
@@ -127,13 +132,10 @@ fn the_engine_still_starts_threads_and_talks_over_inherited_sockets() {
     });
     assert_eq!(end, End::Code(0));
     let (mut ours, mut theirs) = UnixStream::pair().unwrap();
-    let end = child(&ENGINE, move || {
-        use std::io::Write;
-        i32::from(theirs.write_all(b"hello").is_err())
-    });
+    let end = child(&ENGINE, move || i32::from(theirs.write_all(b"hello").is_err()));
     assert_eq!(end, End::Code(0));
     let mut text = [0; 5];
-    std::io::Read::read_exact(&mut ours, &mut text).unwrap();
+    ours.read_exact(&mut text).unwrap();
     assert_eq!(&text, b"hello");
 }
 
@@ -185,36 +187,110 @@ fn an_accepted_connection_cannot_be_pointed_elsewhere() {
 }
 
 #[test]
+fn a_refusal_wins_over_the_end_of_the_process() {
+    let tcp = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let set = |level: i32| {
+        use std::os::fd::AsRawFd;
+        [tcp.as_raw_fd().into(), level.into(), libc::TCP_NODELAY.into(), 0, 0, 0]
+    };
+    let probe = || raw(libc::SYS_setsockopt, set(libc::IPPROTO_TCP));
+    assert_eq!(child(&GATEWAY, probe), End::Code(libc::EPERM));
+    assert_eq!(child(&AGENTD, probe), End::Signal(libc::SIGSYS), "the agent has no TCP sockets");
+}
+
+#[test]
+fn the_agent_opens_nothing_outside_its_paths() {
+    let (read, write) = (i64::from(libc::O_RDONLY), i64::from(libc::O_WRONLY));
+    let at = i64::from(libc::AT_FDCWD);
+    for (file, flags) in [
+        (c"/etc/passwd", read),
+        (c"/proc/self/mem", read),
+        (c"/proc/self/status", read),
+        (c"/dev/null", write),
+        (c"/tmp", read),
+    ] {
+        let open = || raw(libc::SYS_openat, [at, path(file), flags, 0, 0, 0]);
+        assert_eq!(child(&AGENTD, open), End::Code(libc::EACCES), "{file:?}");
+        let how = [flags, 0, 0];
+        let beneath = || {
+            let how = how.as_ptr() as i64;
+            raw(libc::SYS_openat2, [at, path(file), how, 24, 0, 0])
+        };
+        assert_eq!(child(&AGENTD, beneath), End::Code(libc::EACCES), "{file:?}");
+    }
+}
+
+#[test]
+fn the_agent_starts_no_program_and_reaches_no_network() {
+    for number in [
+        libc::SYS_execve,
+        libc::SYS_execveat,
+        libc::SYS_fork,
+        libc::SYS_ptrace,
+        libc::SYS_process_vm_readv,
+        libc::SYS_mount,
+        libc::SYS_unlink,
+        libc::SYS_mkdir,
+        libc::SYS_symlink,
+        libc::SYS_chmod,
+        libc::SYS_bind,
+        libc::SYS_listen,
+        libc::SYS_io_uring_setup,
+        libc::SYS_kill,
+    ] {
+        assert_eq!(child(&AGENTD, || raw(number, [0; 6])), End::Signal(libc::SIGSYS), "{number}");
+    }
+    for family in [libc::AF_INET, libc::AF_INET6, libc::AF_NETLINK, libc::AF_PACKET, libc::AF_VSOCK]
+    {
+        let args = [family.into(), libc::SOCK_STREAM.into(), 0, 0, 0, 0];
+        let probe = || raw(libc::SYS_socket, args);
+        assert_eq!(child(&AGENTD, probe), End::Code(libc::EPERM), "{family}");
+    }
+}
+
+#[test]
+fn the_agent_reopens_its_sealed_memory_to_read_it() {
+    let end = child(&AGENTD, || {
+        use std::os::fd::AsRawFd;
+        let Ok(memory) = rustix::fs::memfd_create("w", rustix::fs::MemfdFlags::CLOEXEC) else {
+            return 1;
+        };
+        let path = format!("/proc/self/fd/{}", memory.as_raw_fd());
+        i32::from(std::fs::File::open(path).is_err())
+    });
+    assert_eq!(end, End::Code(0));
+}
+
+#[test]
 fn a_path_rule_opens_its_path_and_nothing_else() {
-    use sandbox::{Access, PathRule};
     let folder = std::env::temp_dir().join(format!("casemate-sandbox-{}", std::process::id()));
-    std::fs::create_dir_all(folder.join("kept")).unwrap();
+    let kept = folder.join("kept");
+    std::fs::create_dir_all(&kept).unwrap();
     std::fs::write(folder.join("other"), b"x").unwrap();
-    let kept: &'static str = Box::leak(folder.join("kept").to_str().unwrap().into());
-    let rules = |access| -> Profile {
-        let rule = PathRule { path: kept, access, why: "the test's folder" };
-        Profile { paths: Box::leak(Box::new([rule])), ..AGENTD }
+    let (inside, other) = (kept.join("file"), folder.join("other"));
+    let run = |access, probe: &dyn Fn() -> std::io::Result<()>| {
+        let paths = [PathRule { path: &kept, access, why: "the test's folder" }];
+        child(&Profile { paths: &paths, ..AGENTD }, || {
+            probe().map_or_else(|error| error.raw_os_error().unwrap_or(-1), |()| 0)
+        })
     };
-    let (inside, other) = (folder.join("kept/file"), folder.join("other"));
-    let write = || {
-        std::fs::write(&inside, b"record").map_or_else(|e| e.raw_os_error().unwrap_or(-1), |()| 0)
-    };
-    let read = |path: &std::path::Path| {
-        std::fs::read(path).map_or_else(|e| e.raw_os_error().unwrap_or(-1), |_| 0)
-    };
-    assert_eq!(child(&rules(Access::Read), write), End::Code(libc::EACCES));
-    assert_eq!(child(&rules(Access::ReadWrite), write), End::Code(0));
-    assert_eq!(child(&rules(Access::Read), || read(&inside)), End::Code(0));
-    assert_eq!(child(&rules(Access::ReadWrite), || read(&other)), End::Code(libc::EACCES));
+    let write = || std::fs::write(&inside, b"record");
+    let replace = || std::fs::rename(&inside, kept.join("replaced"));
+    let read = |path: &std::path::Path| std::fs::read(path).map(drop);
+    assert_eq!(run(Access::Read, &write), End::Code(libc::EACCES));
+    assert_eq!(run(Access::ReadWrite, &write), End::Code(0));
+    assert_eq!(run(Access::Read, &|| read(&inside)), End::Code(0));
+    assert_eq!(run(Access::Read, &replace), End::Code(libc::EACCES));
+    assert_eq!(run(Access::ReadWrite, &replace), End::Code(0));
+    assert_eq!(run(Access::ReadWrite, &|| read(&other)), End::Code(libc::EACCES));
     std::fs::remove_dir_all(folder).unwrap();
 }
 
 #[test]
 fn a_path_that_does_not_exist_stops_the_process() {
-    use sandbox::{Access, PathRule};
-    let rule = PathRule { path: "/nonexistent/casemate", access: Access::Read, why: "a test" };
-    let profile = Profile { paths: Box::leak(Box::new([rule])), ..AGENTD };
-    assert_eq!(child(&profile, || 0), End::Code(NOT_CONFINED));
+    let path = std::path::Path::new("/nonexistent/casemate");
+    let paths = [PathRule { path, access: Access::Read, why: "a test" }];
+    assert_eq!(child(&Profile { paths: &paths, ..AGENTD }, || 0), End::Code(NOT_CONFINED));
 }
 
 #[test]

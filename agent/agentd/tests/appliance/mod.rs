@@ -2,7 +2,6 @@
 
 pub(crate) mod engine;
 pub(crate) mod medium;
-#[path = "../../../../attestation/tpm/tests/swtpm/mod.rs"]
 mod swtpm;
 
 use std::fs::{self, File};
@@ -16,7 +15,6 @@ use evidence::format::Policy;
 use ipc::{AgentReply, AgentRequest, AgentStatus};
 use rustix::process::{Pid, Signal, kill_process};
 use swtpm::Swtpm;
-use tpm::Tpm;
 
 /// Longest that anything here may take on a busy machine.
 const WAIT_MAX: Duration = Duration::from_secs(60);
@@ -77,13 +75,9 @@ impl Appliance {
         serde_json::from_str(&self.policy_text()).unwrap()
     }
 
-    pub(crate) fn tcti(&self) -> String {
-        self.swtpm.tcti()
-    }
-
     /// What somebody else than agentd does to the TPM; agentd must not run meanwhile.
     pub(crate) fn extend(&self, pcr: u8) {
-        Tpm::open(&self.tcti()).unwrap().extend(pcr, [1; 32]).unwrap();
+        self.swtpm.extend(pcr, [1; 32]);
     }
 
     /// Starts agentd with the descriptors that its unit passes.
@@ -95,7 +89,7 @@ impl Appliance {
         let listener = OwnedFd::from(UnixListener::bind(&socket).unwrap());
         let mut command = Command::new("sh");
         command.args(["-c", START, "sh", env!("CARGO_BIN_EXE_agentd")]);
-        command.args(["--boot", "00112233445566778899aabbccddeeff", "--tcti", &self.tcti()]);
+        command.args(["--boot", "00112233445566778899aabbccddeeff", "--tcti", &self.swtpm.tcti()]);
         for (option, name) in [
             ("--policy", "policy.json"),
             ("--os-release", "os-release"),
@@ -108,6 +102,7 @@ impl Appliance {
         }
         let process = command
             .env("FIRMWARE_LOG", &self.firmware_log)
+            .env("LD_LIBRARY_PATH", self.swtpm.libraries())
             .env("USERSPACE_LOG", self.path("userspace-log"))
             .stdin(Stdio::from(listener))
             .stderr(File::create(&console).unwrap())
@@ -125,6 +120,12 @@ impl Appliance {
 }
 
 impl Agentd {
+    /// What the kernel says of each thread: proc_pid_status(5).
+    pub(crate) fn threads(&self) -> Vec<String> {
+        let tasks = fs::read_dir(format!("/proc/{}/task", self.process.id())).unwrap();
+        tasks.map(|task| fs::read_to_string(task.unwrap().path().join("status")).unwrap()).collect()
+    }
+
     pub(crate) fn console(&self) -> String {
         fs::read_to_string(&self.console).unwrap()
     }

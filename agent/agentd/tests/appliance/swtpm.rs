@@ -1,0 +1,100 @@
+//! A TPM for one test: swtpm on Unix sockets of its own, killed when dropped.
+//!
+//! A confined agentd has no other sockets, and the transport for swtpm connects anew for each command. tss-esapi
+//! cannot name a Unix socket to that transport but passes any path to the one for devices. So agentd is started
+//! with a library folder in which the one stands in for the other; agentd itself knows nothing of it.
+
+use std::io::{Read, Write};
+use std::os::unix::fs::symlink;
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+/// Longest that swtpm may take to listen.
+const START_MAX: Duration = Duration::from_secs(20);
+/// Debian's package libtss2-tcti-swtpm0.
+const TRANSPORT: &str = "/usr/lib/x86_64-linux-gnu/libtss2-tcti-swtpm.so.0";
+/// What tpm2-tss loads for `device:`.
+const STAND_IN: &str = "libtss2-tcti-device.so.0";
+
+#[derive(Debug)]
+pub(crate) struct Swtpm {
+    process: Child,
+    folder: tempfile::TempDir,
+}
+
+impl Swtpm {
+    /// Starts one, or says loudly why the test is skipped.
+    pub(crate) fn start() -> Option<Self> {
+        if let Err(error) = Command::new("swtpm").arg("--version").stdout(Stdio::null()).status() {
+            eprintln!("SKIPPED: swtpm does not start ({error}); run in the tools tree");
+            return None;
+        }
+        let folder = tempfile::tempdir().unwrap();
+        let path = |name: &str| folder.path().join(name);
+        assert!(Path::new(TRANSPORT).exists(), "{TRANSPORT} is not there; run in the tools tree");
+        std::fs::create_dir(path("lib")).unwrap();
+        symlink(TRANSPORT, path("lib").join(STAND_IN)).unwrap();
+        let process = Command::new("swtpm")
+            .args(["socket", "--tpm2", "--flags", "not-need-init,startup-clear"])
+            .arg(format!("--tpmstate=dir={}", folder.path().display()))
+            .arg(format!("--server=type=unixio,path={}", path("tpm").display()))
+            .arg(format!("--ctrl=type=unixio,path={}", path("tpm.ctrl").display()))
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        let mut swtpm = Self { process, folder };
+        let deadline = Instant::now() + START_MAX;
+        // Only the control channel: the data channel serves one connection at a time.
+        while UnixStream::connect(swtpm.folder.path().join("tpm.ctrl")).is_err() {
+            let left = swtpm.process.try_wait().unwrap();
+            let late = Instant::now() > deadline;
+            assert!(
+                left.is_none() && !late,
+                "swtpm does not listen within {START_MAX:?}: {left:?}"
+            );
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        Some(swtpm)
+    }
+
+    /// What opens it, by a process that has [`Self::libraries`] as `LD_LIBRARY_PATH`.
+    pub(crate) fn tcti(&self) -> String {
+        format!("device:path={}", self.folder.path().join("tpm").display())
+    }
+
+    pub(crate) fn libraries(&self) -> PathBuf {
+        self.folder.path().join("lib")
+    }
+
+    /// TPM2_PCR_Extend with SHA-256 (TPM 2.0 Library Part 3), by nobody's library.
+    pub(crate) fn extend(&self, pcr: u8, digest: [u8; 32]) {
+        let mut command = Vec::new();
+        // TPM_ST_SESSIONS, the command's length, TPM_CC_PCR_Extend, the register's handle.
+        command.extend_from_slice(&[0x80, 0x02, 0, 0, 0, 65, 0, 0, 0x01, 0x82, 0, 0, 0, pcr]);
+        // One password session (TPM_RS_PW) with an empty password.
+        command.extend_from_slice(&[0, 0, 0, 9, 0x40, 0, 0, 0x09, 0, 0, 0, 0, 0]);
+        // One digest, TPM_ALG_SHA256.
+        command.extend_from_slice(&[0, 0, 0, 1, 0, 0x0b]);
+        command.extend_from_slice(&digest);
+        assert_eq!(command.len(), 65);
+        let mut tpm = UnixStream::connect(self.folder.path().join("tpm")).unwrap();
+        tpm.write_all(&command).unwrap();
+        let mut header = [0; 10];
+        tpm.read_exact(&mut header).unwrap();
+        assert_eq!(header[6..], [0; 4], "TPM_RC_SUCCESS");
+    }
+}
+
+impl Drop for Swtpm {
+    fn drop(&mut self) {
+        // By its id; an error means that it is gone already.
+        if let Err(error) = self.process.kill() {
+            eprintln!("swtpm was gone before the end of the test: {error}");
+        }
+        if let Err(error) = self.process.wait() {
+            eprintln!("swtpm left no status: {error}");
+        }
+    }
+}
