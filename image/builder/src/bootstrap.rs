@@ -1,33 +1,56 @@
 //! The Debian part of the image: a bootstrapped tree and an unpacked kernel, kept in the cache.
+//! Invariant: both are made of the lock's packages and nothing else, without a network.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
+use sha2::{Digest as _, Sha256};
+
 use crate::cache::{self, Key};
-use crate::reasoned::{self, ListError};
+use crate::fetch::{self, FetchError};
+use crate::lock::{self, Lock, LockError, Locked};
+use crate::prune;
+use crate::repository::{self, RepositoryError};
 use crate::tool::{Tool, ToolError};
 
 /// Debian release of the target.
 pub const SUITE: &str = "trixie";
 /// Meta-package of the development profile's kernel.
-const KERNEL: &str = "linux-image-cloud-amd64";
+pub(crate) const KERNEL: &str = "linux-image-cloud-amd64";
 /// Change when the steps below change, so that no tree of older steps is used.
-const STEPS_VERSION: &[u8] = b"bootstrap-1";
-const KERNEL_DOWNLOAD: &str = include_str!("kernel-download.sh");
+const STEPS_VERSION: &[u8] = b"bootstrap-2";
 /// What dpkg does not unpack.
 const EXCLUDED: &[&str] = &["doc", "info", "lintian", "locale", "man"];
 
 /// Why there is no bootstrapped tree.
 #[derive(Debug, thiserror::Error)]
 pub enum BootstrapError {
-    /// The package list is wrong.
+    /// The lock is wrong.
     #[error(transparent)]
-    List(#[from] ListError),
+    Lock(#[from] LockError),
+    /// The packages are not all there.
+    #[error(transparent)]
+    Fetch(#[from] FetchError),
+    /// The packages make no repository.
+    #[error(transparent)]
+    Repository(#[from] RepositoryError),
     /// A tool failed.
     #[error(transparent)]
     Tool(#[from] ToolError),
     /// A file could not be read or written.
     #[error("the bootstrap's folder: {0}")]
     File(#[from] std::io::Error),
+    /// apt installed something else than what is locked.
+    #[error(
+        "installed, but not locked: {extra:?}; locked, but not installed: {absent:?}; \
+         the lock file does not fit packages.list: run `casemate lock --update`"
+    )]
+    Installed {
+        /// In the tree only.
+        extra: Vec<String>,
+        /// In the lock only.
+        absent: Vec<String>,
+    },
     /// The kernel package is not as expected.
     #[error("kernel package in {folder}: {found} kernels under boot/, expected 1")]
     Kernel {
@@ -43,6 +66,8 @@ pub enum BootstrapError {
 pub(crate) struct Bootstrap {
     folder: PathBuf,
     pub(crate) kernel_version: String,
+    /// SHA-256 of the lock file.
+    pub(crate) lock_sha256: String,
 }
 
 impl Bootstrap {
@@ -62,86 +87,90 @@ impl Bootstrap {
     }
 }
 
-/// Returns the bootstrap for the package list and mirror, making it if the cache has none; and whether it had.
-pub(crate) fn bootstrap(
-    packages_list: &Path,
-    mirror: &str,
-    cache: &Path,
-    logs: &Path,
-) -> Result<(Bootstrap, bool), BootstrapError> {
-    let packages: Vec<String> = reasoned::read(packages_list, "package")?
+/// What a bootstrap is made of.
+#[derive(Debug)]
+pub(crate) struct Inputs<'a> {
+    /// Repository with image/config.
+    pub(crate) source: &'a Path,
+    /// Asked for the packages that `debs` lacks.
+    pub(crate) mirror: &'a str,
+    pub(crate) debs: &'a Path,
+    pub(crate) cache: &'a Path,
+    /// Date that packages' scripts write into files.
+    pub(crate) source_date_s: u32,
+    pub(crate) logs: &'a Path,
+}
+
+impl Inputs<'_> {
+    /// Returns the bootstrap of the lock file, making it if the cache has none; and whether it had.
+    pub(crate) fn bootstrap(&self) -> Result<(Bootstrap, bool), BootstrapError> {
+        let lock_text = lock::text(self.source)?;
+        let lock = Lock::parse(&lock_text)?;
+        lock.check_list(self.source)?;
+        let key = [STEPS_VERSION, lock_text.as_bytes(), &self.source_date_s.to_le_bytes()]
+            .into_iter()
+            .fold(Key::default(), Key::input);
+        let (folder, cached) = cache::entry(self.cache, "bootstrap", key, |aside| {
+            fetch::fetch(&lock, self.mirror, self.debs)?;
+            self.make_tree(&lock, aside)?;
+            self.unpack_kernel(lock.kernel()?, aside)
+        })?;
+        let kernel_version = kernel_version(&folder.join("kernel"))?;
+        let lock_sha256 = hex::encode(Sha256::digest(&lock_text));
+        Ok((Bootstrap { folder, kernel_version, lock_sha256 }, cached))
+    }
+
+    fn make_tree(&self, lock: &Lock, aside: &Path) -> Result<(), BootstrapError> {
+        let (tree, folder) = (aside.join("tree"), aside.join("repository"));
+        let repository = repository::make(lock, self.debs, &folder, self.logs)?;
+        let names: Vec<&str> = lock.installed().map(|package| package.name.as_str()).collect();
+        Tool::new("mmdebstrap", "mmdebstrap", self.logs)
+            .args(["--mode=root", "--variant=essential", "--format=directory"])
+            .arg("--aptopt=APT::Install-Recommends \"false\"")
+            .arg("--aptopt=APT::Sandbox::User \"root\"")
+            .args(EXCLUDED.iter().map(|name| format!("--dpkgopt=path-exclude=/usr/share/{name}/*")))
+            .arg(format!("--include={}", names.join(",")))
+            .env("SOURCE_DATE_EPOCH", self.source_date_s.to_string())
+            // No suite: whatever the repository has.
+            .arg("")
+            .arg(&tree)
+            .arg(repository)
+            .run()?;
+        std::fs::remove_dir_all(folder)?;
+        check_installed(lock, &std::fs::read_to_string(tree.join(prune::DPKG_STATUS))?)
+    }
+
+    fn unpack_kernel(&self, package: &Locked, aside: &Path) -> Result<(), BootstrapError> {
+        let kernel = aside.join("kernel");
+        Tool::new("dpkg-deb", "kernel-unpack", self.logs)
+            .arg("--extract")
+            .arg(fetch::deb(self.debs, package))
+            .arg(&kernel)
+            .run()?;
+        // depmod looks under lib/modules.
+        std::os::unix::fs::symlink("usr/lib", kernel.join("lib"))?;
+        Tool::new("depmod", "kernel-depmod", self.logs)
+            .path_arg("--basedir=", &kernel)
+            .arg(kernel_version(&kernel)?)
+            .run()?;
+        Ok(())
+    }
+}
+
+/// Compares dpkg's status file with the lock.
+fn check_installed(lock: &Lock, status: &str) -> Result<(), BootstrapError> {
+    let installed: BTreeSet<String> = prune::installed(status)
         .into_iter()
-        .flat_map(|entry| entry.fields)
+        .map(|package| format!("{} {}", package.name, package.version))
         .collect();
-    let include = packages.join(",");
-    let key = [STEPS_VERSION, SUITE.as_bytes(), KERNEL.as_bytes(), KERNEL_DOWNLOAD.as_bytes()]
-        .into_iter()
-        .fold(Key::default(), Key::input)
-        .input(mirror.as_bytes())
-        .input(include.as_bytes());
-    let debs = cache.join("debs");
-    std::fs::create_dir_all(&debs)?;
-    let (folder, cached) = cache::entry(cache, "bootstrap", key, |aside| {
-        make_tree(aside, &include, mirror, &debs, logs)?;
-        unpack_kernel(aside, &debs, logs)
-    })?;
-    let kernel_version = kernel_version(&folder.join("kernel"))?;
-    Ok((Bootstrap { folder, kernel_version }, cached))
-}
-
-fn make_tree(
-    aside: &Path,
-    include: &str,
-    mirror: &str,
-    debs: &Path,
-    logs: &Path,
-) -> Result<(), BootstrapError> {
-    let script = aside.join("kernel-download.sh");
-    std::fs::write(&script, KERNEL_DOWNLOAD)?;
-    let archives = "\"$1\"/var/cache/apt/archives/";
-    let debs_text = format!("'{}'", debs.display());
-    let copy = |from: &str, to: &str| {
-        format!("find {from} -name '*.deb' -exec cp --update=none --target-directory={to} {{}} +")
-    };
-    let fill = format!("mkdir -p {archives} && {}", copy(&debs_text, archives));
-    let keep = copy(archives, &debs_text);
-    Tool::new("mmdebstrap", "mmdebstrap", logs)
-        .args(["--mode=root", "--variant=essential", "--format=directory"])
-        .args(["--skip=download/empty", "--skip=essential/unlink"])
-        .arg("--aptopt=APT::Install-Recommends \"false\"")
-        .arg("--aptopt=APT::Sandbox::User \"root\"")
-        .args(EXCLUDED.iter().map(|name| format!("--dpkgopt=path-exclude=/usr/share/{name}/*")))
-        .arg(format!("--include={include}"))
-        .arg(format!("--setup-hook={fill}"))
-        .arg(format!("--customize-hook={keep}"))
-        .arg(format!("--customize-hook=sh '{}' \"$1\"", script.display()))
-        .env("CASEMATE_KERNEL", KERNEL)
-        .env("CASEMATE_DEBS", debs)
-        .env("CASEMATE_OUT", aside)
-        .arg(SUITE)
-        .arg(aside.join("tree"))
-        .arg(format!("deb {mirror} {SUITE} main"))
-        .arg(format!("deb {mirror}-security {SUITE}-security main"))
-        .run()?;
-    Ok(())
-}
-
-fn unpack_kernel(aside: &Path, debs: &Path, logs: &Path) -> Result<(), BootstrapError> {
-    let deb = std::fs::read_to_string(aside.join("kernel-deb"))?;
-    let kernel = aside.join("kernel");
-    Tool::new("dpkg-deb", "kernel-unpack", logs)
-        .arg("--extract")
-        .arg(debs.join(deb.trim()))
-        .arg(&kernel)
-        .run()?;
-    // depmod looks under lib/modules.
-    std::os::unix::fs::symlink("usr/lib", kernel.join("lib"))?;
-    let version = kernel_version(&kernel)?;
-    Tool::new("depmod", "kernel-depmod", logs)
-        .path_arg("--basedir=", &kernel)
-        .arg(version)
-        .run()?;
-    Ok(())
+    let locked: BTreeSet<String> = lock.installed().map(ToString::to_string).collect();
+    if installed == locked {
+        return Ok(());
+    }
+    Err(BootstrapError::Installed {
+        extra: installed.difference(&locked).cloned().collect(),
+        absent: locked.difference(&installed).cloned().collect(),
+    })
 }
 
 fn kernel_version(kernel: &Path) -> Result<String, BootstrapError> {
@@ -155,5 +184,30 @@ fn kernel_version(kernel: &Path) -> Result<String, BootstrapError> {
         Err(versions) => {
             Err(BootstrapError::Kernel { folder: kernel.to_owned(), found: versions.len() })
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::lock::Role;
+    use crate::lock::tests::locked;
+
+    #[test]
+    fn what_is_installed_is_what_is_locked_without_the_kernel() {
+        let packages = vec![
+            locked(Role::Needed, "a", "1"),
+            locked(Role::Kernel, "k", "1"),
+            locked(Role::Listed, "z", "2"),
+        ];
+        let lock = Lock { releases: Vec::new(), packages };
+        let status = "Package: a\nVersion: 1\n\nPackage: z\nVersion: 2\n";
+        check_installed(&lock, status).unwrap();
+        let error =
+            check_installed(&lock, &status.replace("Version: 2", "Version: 3")).unwrap_err();
+        assert!(
+            matches!(&error, BootstrapError::Installed { extra, absent } if *extra == ["z 3"] && *absent == ["z 2"]),
+            "{error}"
+        );
     }
 }

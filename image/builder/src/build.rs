@@ -40,6 +40,8 @@ pub struct Options {
     pub agent: Option<PathBuf>,
     /// Folder for what is kept between builds.
     pub cache: PathBuf,
+    /// Folder with Debian packages, each named for its SHA-256; filled from the mirror.
+    pub debs: PathBuf,
     /// Debian mirror, such as `http://deb.debian.org/debian`; `-security` is appended for security updates.
     pub mirror: String,
     /// Repository with image/config, kernel-config and systemd.
@@ -131,7 +133,7 @@ pub fn build(options: &Options) -> Result<Built> {
     build.disk()?;
     build.firmware_variables()?;
     build.reference_values(&root_hash, &cmdline)?;
-    let record = build.record(&bootstrap.kernel_version, packages)?;
+    let record = build.record(&bootstrap, packages)?;
     write_json(&build.work.join("build.json"), &record)?;
     let outputs = publish(&build.work, &options.out)?;
     Ok(Built { steps: build.steps, root_hash, outputs })
@@ -172,11 +174,16 @@ impl<'a> Build<'a> {
     }
 
     fn bootstrap(&mut self) -> Result<Bootstrap> {
-        let (options, logs) = (self.options, &self.logs);
-        let list = options.source.join("image/config/packages.list");
+        let inputs = bootstrap::Inputs {
+            source: &self.options.source,
+            mirror: &self.options.mirror,
+            debs: &self.options.debs,
+            cache: &self.options.cache,
+            source_date_s: self.options.source_date_s,
+            logs: &self.logs,
+        };
         self.steps.step("Debian packages", || {
-            let (value, cached) =
-                bootstrap::bootstrap(&list, &options.mirror, &options.cache, logs)?;
+            let (value, cached) = inputs.bootstrap()?;
             Ok(Done { value, cached })
         })
     }
@@ -272,7 +279,7 @@ impl<'a> Build<'a> {
         })
     }
 
-    fn record(&self, kernel: &str, packages: Vec<Package>) -> Result<Record> {
+    fn record(&self, bootstrap: &Bootstrap, packages: Vec<Package>) -> Result<Record> {
         let mut configuration = BTreeMap::new();
         for folder in ["image/config", "kernel-config", "systemd"] {
             digest_folder(&self.options.source.join(folder), folder, &mut configuration)?;
@@ -284,9 +291,9 @@ impl<'a> Build<'a> {
         Ok(Record {
             profile: self.options.profile.clone(),
             suite: bootstrap::SUITE,
-            mirror: self.options.mirror.clone(),
+            packages_lock_sha256: bootstrap.lock_sha256.clone(),
             source_date_s: self.options.source_date_s,
-            kernel: kernel.to_owned(),
+            kernel: bootstrap.kernel_version.clone(),
             packages,
             configuration_sha256: configuration,
             agent_sha256: agent,
@@ -320,7 +327,7 @@ fn os_release(profile: &str) -> String {
 struct Record {
     profile: String,
     suite: &'static str,
-    mirror: String,
+    packages_lock_sha256: String,
     source_date_s: u32,
     kernel: String,
     packages: Vec<Package>,

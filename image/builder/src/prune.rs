@@ -17,6 +17,8 @@ const LINK_FOLDERS: &[&str] =
     &["usr/lib/systemd", "etc/systemd", "usr/lib/x86_64-linux-gnu", "etc"];
 /// Where dpkg keeps what it knows; needed until the packages are removed.
 const DPKG: &str = "var/lib/dpkg";
+/// Every installed package.
+pub(crate) const DPKG_STATUS: &str = "var/lib/dpkg/status";
 /// set-user-ID and set-group-ID.
 const SETID: u32 = 0o6000;
 
@@ -56,7 +58,7 @@ pub(crate) struct Package {
 /// Prunes `tree` by the lists in `config`; returns the packages that stay, wholly or in part.
 pub(crate) fn prune(tree: &Path, config: &Path) -> Result<Vec<Package>> {
     let removed = reasoned::read(&config.join("removed.list"), "kind name")?;
-    let status = read_text(&tree.join(DPKG).join("status"))?;
+    let status = read_text(&tree.join(DPKG_STATUS))?;
     let mut packages = installed(&status);
     let mut patterns = Vec::new();
     for entry in removed {
@@ -87,7 +89,7 @@ fn unknown_kind(config: &Path, found: String, entry: String) -> PruneError {
 }
 
 /// Packages of dpkg's status file.
-fn installed(status: &str) -> Vec<Package> {
+pub(crate) fn installed(status: &str) -> Vec<Package> {
     let field = |paragraph: &str, name: &str| {
         paragraph
             .lines()

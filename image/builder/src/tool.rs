@@ -18,9 +18,13 @@ const TAIL_BYTES: u64 = 2000;
 
 /// Where each tool comes from.
 const PACKAGES: &[(&str, &str)] = &[
+    ("apt-cache", "apt"),
+    ("apt-get", "apt"),
     ("cp", "coreutils"),
+    ("cpio", "cpio"),
     ("depmod", "kmod"),
     ("dpkg-deb", "dpkg"),
+    ("fsck.erofs", "erofs-utils"),
     ("mkfs.erofs", "erofs-utils"),
     ("mkfs.vfat", "dosfstools"),
     ("mcopy", "mtools"),

@@ -1,11 +1,15 @@
 //! `casemate build`.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
 
 /// Date of the image's files where SOURCE_DATE_EPOCH is not set: 2026-01-01.
 const SOURCE_DATE_S: u32 = 1_767_225_600;
+/// Debian's own mirror network.
+pub(crate) const MIRROR: &str = "http://deb.debian.org/debian";
+/// The repository that this program was built from.
+pub(crate) const SOURCE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../..");
 
 /// Arguments.
 #[derive(Debug, clap::Args)]
@@ -25,32 +29,38 @@ pub(crate) struct Args {
     /// What is kept between builds [default: casemate/build in the user's cache folder]
     #[arg(long, value_name = "DIR")]
     cache: Option<PathBuf>,
+    /// Debian packages by SHA-256; if all are there, no mirror is asked [default: debs in the cache]
+    #[arg(long, value_name = "DIR")]
+    debs: Option<PathBuf>,
     /// Debian mirror; security updates come from URL-security
-    #[arg(long, value_name = "URL", default_value = "http://deb.debian.org/debian")]
+    #[arg(long, value_name = "URL", default_value = MIRROR)]
     mirror: String,
     /// Repository with image/config, kernel-config and systemd
-    #[arg(long, value_name = "DIR", default_value = concat!(env!("CARGO_MANIFEST_DIR"), "/../.."))]
+    #[arg(long, value_name = "DIR", default_value = SOURCE)]
     source: PathBuf,
     /// Date of the image's files, seconds since 1970 [default: SOURCE_DATE_EPOCH, or a fixed date]
     #[arg(long, value_name = "SECONDS")]
     source_date: Option<u32>,
+    /// An earlier build's folder: fail unless this build is the same outside its signatures
+    #[arg(long, value_name = "DIR")]
+    reproduces: Option<PathBuf>,
 }
 
 pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
-    let cache = match &args.cache {
-        Some(folder) => folder.clone(),
-        None => default_cache().context("no HOME; say --cache DIR")?,
-    };
-    std::fs::create_dir_all(&args.out).with_context(|| args.out.display().to_string())?;
-    std::fs::create_dir_all(&cache).with_context(|| cache.display().to_string())?;
-    let absolute = |path: &PathBuf| path.canonicalize().with_context(|| path.display().to_string());
+    let cache = cache_folder(args.cache.as_deref())?;
+    let debs = args.debs.clone().unwrap_or_else(|| cache.join("debs"));
+    for folder in [&args.out, &debs] {
+        std::fs::create_dir_all(folder).with_context(|| folder.display().to_string())?;
+    }
+    let reproduces = args.reproduces.as_deref().map(absolute).transpose()?;
     let options = builder::Options {
         keys: absolute(&args.keys)?,
         out: absolute(&args.out)?,
         profile: args.profile.clone(),
-        agent: args.agent.as_ref().map(absolute).transpose()?,
-        cache: absolute(&cache)?,
-        mirror: args.mirror.trim_end_matches('/').to_owned(),
+        agent: args.agent.as_deref().map(absolute).transpose()?,
+        cache,
+        debs: absolute(&debs)?,
+        mirror: mirror(&args.mirror).to_owned(),
         source: absolute(&args.source)?,
         source_date_s: source_date_s(args.source_date)?,
     };
@@ -60,6 +70,13 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
         println!("{}", output.display());
     }
     println!("{}", built.steps.table());
+    if let Some(other) = reproduces {
+        builder::compare(&options.out, &other, &options.out.join(".compare"))?;
+        println!(
+            "same as {}: partition table, partitions, UKI, firmware variables",
+            other.display()
+        );
+    }
     Ok(())
 }
 
@@ -69,6 +86,25 @@ fn source_date_s(argument: Option<u32>) -> anyhow::Result<u32> {
         (None, Ok(text)) => text.parse().with_context(|| format!("SOURCE_DATE_EPOCH={text}")),
         (None, Err(_)) => Ok(SOURCE_DATE_S),
     }
+}
+
+pub(crate) fn absolute(path: &Path) -> anyhow::Result<PathBuf> {
+    path.canonicalize().with_context(|| path.display().to_string())
+}
+
+/// A mirror's URL as the builder joins it.
+pub(crate) fn mirror(url: &str) -> &str {
+    url.trim_end_matches('/')
+}
+
+/// The cache folder that was asked for, or the user's; made if it is not there.
+pub(crate) fn cache_folder(argument: Option<&Path>) -> anyhow::Result<PathBuf> {
+    let folder = match argument {
+        Some(folder) => folder.to_owned(),
+        None => default_cache().context("no HOME; say --cache DIR")?,
+    };
+    std::fs::create_dir_all(&folder).with_context(|| folder.display().to_string())?;
+    absolute(&folder)
 }
 
 fn default_cache() -> Option<PathBuf> {

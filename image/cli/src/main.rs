@@ -4,6 +4,7 @@ mod build;
 mod bundle;
 mod demo;
 mod keys;
+mod lock;
 mod tool;
 mod vm;
 
@@ -21,6 +22,8 @@ struct Cli {
 enum Command {
     /// Make a key set.
     Keys(keys::Args),
+    /// Lock the image's Debian packages to exact versions.
+    Lock(lock::Args),
     /// Build the signed image and its reference values.
     Build(build::Args),
     /// Make, sign, verify and pack model bundles.
@@ -34,6 +37,7 @@ enum Command {
 fn main() -> anyhow::Result<()> {
     match Cli::parse().command {
         Command::Keys(args) => keys::run(&args),
+        Command::Lock(args) => lock::run(&args),
         Command::Build(args) => build::run(&args),
         Command::Bundle(args) => bundle::run(&args),
         Command::Vm(args) => vm::run(&args),
