@@ -17,6 +17,9 @@ const DISK: &str = "casemate.raw";
 const UKI: &str = "casemate.efi";
 /// Holds signed certificates, but is not signed itself.
 const VARIABLES: &str = "OVMF_VARS.fd";
+const ESP_FOLDER: &str = "esp";
+/// The UKI in the ESP.
+const ESP_UKI: &str = "EFI/BOOT/BOOTX64.EFI";
 const CHUNK_BYTES: usize = 1 << 20;
 /// Deepest folder of an image.
 const DEPTH_MAX: usize = 64;
@@ -81,29 +84,36 @@ struct Comparison<'a> {
 }
 
 impl Comparison<'_> {
-    /// Compares partition tables, partitions and what is between them; the ESP only where the UKIs are the same to their
-    /// signatures, since it holds nothing else.
+    /// Compares partitions, the table and what is between them; the ESP file by file, since a UKI is in it.
     fn disks(&self) -> Result<()> {
         let (ours, theirs) = (Disk::open(self.ours)?, Disk::open(self.theirs)?);
-        let same_uki = self.read(self.ours, UKI)? == self.read(self.theirs, UKI)?;
         if ours.bytes != theirs.bytes {
             return self.differs("disk", format!("{} and {} bytes", ours.bytes, theirs.bytes));
         }
-        let mut end = 0;
+        for (ours, theirs) in ours.partitions.iter().zip(&theirs.partitions) {
+            if ours != theirs {
+                return self.differs("partition table", format!("{ours:?}, not {theirs:?}"));
+            }
+        }
+        // Content first: the identifiers in the table come from the root hash.
         for partition in &ours.partitions {
-            let label = &partition.label;
-            self.ranges(&ours, &theirs, (end, partition.start), &format!("disk before `{label}`"))?;
-            end = partition.end;
-            let range = (partition.start, partition.end);
-            if partition.is_esp && !same_uki {
+            if partition.is_esp {
+                self.esps(partition)?;
                 continue;
             }
+            let range = (partition.start, partition.end);
             let Some(offset) = ours.first_difference(&theirs, range)? else { continue };
             let first = match self.first_file(partition)? {
                 Some(file) => file,
                 None => format!("byte {} of it", offset - partition.start),
             };
-            return self.differs(&format!("partition `{label}`"), first);
+            return self.differs(&format!("partition `{}`", partition.label), first);
+        }
+        let mut end = 0;
+        for partition in &ours.partitions {
+            let part = format!("disk before partition `{}`", partition.label);
+            self.ranges(&ours, &theirs, (end, partition.start), &part)?;
+            end = partition.end;
         }
         self.ranges(&ours, &theirs, (end, ours.bytes), "disk after the last partition")
     }
@@ -115,20 +125,49 @@ impl Comparison<'_> {
         }
     }
 
+    /// Compares what is in two ESPs beside the UKI, which must be the one that [`Self::ukis`] compares.
+    fn esps(&self, partition: &Partition) -> Result<()> {
+        for (name, build) in [("ours", self.ours), ("theirs", self.theirs)] {
+            let (disk, folder) = (build.join(DISK), self.work.join(name).join(ESP_FOLDER));
+            fs::create_dir_all(&folder)
+                .map_err(|source| CompareError::File { path: folder.clone(), source })?;
+            let mut image = disk.into_os_string();
+            image.push(format!("@@{}", partition.start));
+            Tool::new("mcopy", &format!("{name}-esp"), self.work)
+                .args(["-s", "-n", "-i"])
+                .arg(image)
+                .arg("::/")
+                .arg(&folder)
+                .run()?;
+            if self.read(&folder, ESP_UKI)? != self.read(build, UKI)? {
+                let first = format!("{ESP_UKI} is not {UKI} of the same build");
+                return self.differs(&format!("ESP of {}", build.display()), first);
+            }
+            let uki = folder.join(ESP_UKI);
+            fs::remove_file(&uki).map_err(|source| CompareError::File { path: uki, source })?;
+        }
+        match self.unpacked(ESP_FOLDER)? {
+            Some(first) => self.differs("ESP", first),
+            None => Ok(()),
+        }
+    }
+
     /// The first file that differs in two root partitions.
     fn first_file(&self, partition: &Partition) -> Result<Option<String>> {
         if !partition.label.starts_with("root-") || partition.label.ends_with("-verity") {
             return Ok(None);
         }
-        let sides = [("ours", self.ours), ("theirs", self.theirs)];
-        for (name, build) in sides {
+        for (name, build) in [("ours", self.ours), ("theirs", self.theirs)] {
+            let folder = self.work.join(name);
+            fs::create_dir_all(&folder)
+                .map_err(|source| CompareError::File { path: folder, source })?;
             Tool::new("fsck.erofs", &format!("{name}-extract"), self.work)
-                .path_arg("--extract=", &self.work.join(name))
+                .path_arg("--extract=", &self.work.join(name).join("root"))
                 .arg(format!("--offset={}", partition.start))
                 .arg(build.join(DISK))
                 .run()?;
         }
-        self.unpacked()
+        self.unpacked("root")
     }
 
     fn ukis(&self) -> Result<()> {
@@ -159,6 +198,9 @@ impl Comparison<'_> {
     fn initrds(&self, ours: &[u8], theirs: &[u8]) -> Result<Option<String>> {
         for (name, bytes) in [("ours", ours), ("theirs", theirs)] {
             let at = |end: &str| self.work.join(format!("{name}{end}"));
+            let folder = self.work.join(name).join("initrd");
+            fs::create_dir_all(&folder)
+                .map_err(|source| CompareError::File { path: folder.clone(), source })?;
             fs::write(at(".zst"), bytes)
                 .map_err(|source| CompareError::File { path: at(".zst"), source })?;
             Tool::new("zstd", &format!("{name}-zstd"), self.work)
@@ -169,14 +211,15 @@ impl Comparison<'_> {
             Tool::new("cpio", &format!("{name}-cpio"), self.work)
                 .args(["--extract", "--make-directories", "--no-absolute-filenames", "--quiet"])
                 .path_arg("--file=", &at(".cpio"))
-                .path_arg("--directory=", &at(""))
+                .path_arg("--directory=", &folder)
                 .run()?;
         }
-        self.unpacked()
+        self.unpacked("initrd")
     }
 
-    fn unpacked(&self) -> Result<Option<String>> {
-        let (ours, theirs) = (self.work.join("ours"), self.work.join("theirs"));
+    fn unpacked(&self, folder: &str) -> Result<Option<String>> {
+        let (ours, theirs) =
+            (self.work.join("ours").join(folder), self.work.join("theirs").join(folder));
         first_difference(&ours, &theirs, Path::new(""), 0)
             .map_err(|source| CompareError::File { path: self.work.to_owned(), source })
     }

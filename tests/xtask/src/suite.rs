@@ -37,6 +37,9 @@ pub(crate) fn run(tree: &Tree, steps: &mut Steps, long: bool, only: Option<&str>
             sh(&mut command)
         })?;
     }
+    if only.is_none() {
+        steps.run("reproducible image", || material::reproduce(tree, &material))?;
+    }
     steps.show("boot scenarios", || scenarios(tree, &material, long, only))
 }
 
