@@ -151,14 +151,14 @@ const ENTER: &str = r#"
 PATH=/usr/sbin:/usr/bin:/sbin:/bin
 root=$1; count=$2; shift 2
 mount --make-rprivate /
+mount -t tmpfs -o mode=0755 tmpfs "$root/run"
+mount -t tmpfs -o mode=1777 tmpfs "$root/tmp"
 while [ "$count" -gt 0 ]; do
     mkdir -p "$root$1"; mount --rbind "$1" "$root$1"; shift; count=$((count - 1))
 done
 mount -t proc proc "$root/proc"
 mount --rbind /dev "$root/dev"
 mount --rbind /sys "$root/sys"
-mount -t tmpfs -o mode=0755 tmpfs "$root/run"
-mount -t tmpfs -o mode=1777 tmpfs "$root/tmp"
 for file in /etc/resolv.conf /etc/hosts /etc/ssl/certs/ca-certificates.crt; do
     if [ -e "$file" ]; then touch "$root$file"; mount --bind "$(readlink -f "$file")" "$root$file"; fi
 done
