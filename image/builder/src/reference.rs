@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use evidence::format::{REFERENCE_SCHEMA, Reference};
+use evidence::pcr::Pcr;
 use sha2::{Digest as _, Sha256};
 
 use crate::keys::{KeySet, KeysError};
@@ -69,8 +70,8 @@ pub(crate) fn reference(
         (7, predict::pcr7(&secure_boot)),
         (11, predict::pcr11(uki, predict::PHASES)?),
         // No command line, credential or extension from outside the UKI.
-        (12, predict::Pcr::default()),
-        (13, predict::Pcr::default()),
+        (12, Pcr::ZERO),
+        (13, Pcr::ZERO),
     ];
     let machine_pcrs: BTreeMap<u8, String> =
         MACHINE.iter().map(|(index, reason)| (*index, (*reason).to_owned())).collect();
@@ -79,7 +80,7 @@ pub(crate) fn reference(
         image_id: identity.image_id.to_owned(),
         image_version: identity.image_version.to_owned(),
         profile: identity.profile.to_owned(),
-        pcrs: pcrs.into_iter().map(|(index, pcr)| (index, pcr.to_hex())).collect(),
+        pcrs: pcrs.into_iter().map(|(index, pcr)| (index, pcr.to_string())).collect(),
         machine_pcrs,
         uki_sha256: hex::encode(Sha256::digest(uki)),
         uki_authenticode: hex::encode(authenticode),

@@ -1,6 +1,8 @@
 //! PCR 4: the programs that firmware starts; TCG PC Client Platform Firmware Profile, "PCR\[4\]".
 
-use super::{Pcr, SEPARATOR};
+use evidence::pcr::Pcr;
+
+use super::SEPARATOR;
 
 /// `EV_EFI_ACTION` before the first boot option.
 const CALLING: &[u8] = b"Calling EFI Application from Boot Option";
@@ -9,7 +11,7 @@ const CALLING: &[u8] = b"Calling EFI Application from Boot Option";
 /// loaded, in order.
 #[must_use]
 pub fn pcr4(digests: &[[u8; 32]]) -> Pcr {
-    let start = Pcr::default().measure(CALLING).measure(&SEPARATOR);
+    let start = Pcr::ZERO.measure(CALLING).measure(&SEPARATOR);
     digests.iter().fold(start, |pcr, digest| pcr.extend(*digest))
 }
 

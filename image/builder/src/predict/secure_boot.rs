@@ -2,7 +2,9 @@
 
 use sha2::{Digest as _, Sha256};
 
-use super::{Pcr, SEPARATOR};
+use evidence::pcr::Pcr;
+
+use super::SEPARATOR;
 use crate::keys::Guid;
 
 /// `EFI_GLOBAL_VARIABLE`.
@@ -58,7 +60,7 @@ impl SecureBoot<'_> {
 /// PCR 7 after a UKI signed by db was started, Secure Boot being on.
 #[must_use]
 pub fn pcr7(keys: &SecureBoot<'_>) -> Pcr {
-    Pcr::default()
+    Pcr::ZERO
         .measure(&variable_data(GLOBAL, "SecureBoot", &[1]))
         .measure(&variable_data(GLOBAL, "PK", &keys.pk()))
         .measure(&variable_data(GLOBAL, "KEK", &keys.kek()))

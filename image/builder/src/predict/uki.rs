@@ -1,6 +1,7 @@
 //! PCR 11: the UKI's sections, then the boot phases.
 
-use super::Pcr;
+use evidence::pcr::Pcr;
+
 use crate::pe::{Pe, PeError};
 
 /// Sections that systemd-stub measures, in its order (systemd 257, src/fundamental/uki.h); `.pcrsig` is left out,
@@ -46,7 +47,7 @@ pub fn pcr11(uki: &[u8], phases: &[&str]) -> Result<Pcr, UkiError> {
             return Err(UkiError::Missing { name });
         }
     }
-    let mut pcr = Pcr::default();
+    let mut pcr = Pcr::ZERO;
     for name in MEASURED {
         if let Some(content) = pe.section(name) {
             let name_and_nul = [name.as_bytes(), b"\0"].concat();
@@ -119,6 +120,6 @@ mod tests {
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
         let report: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
         let expected = report["sha256"][0]["hash"].as_str().unwrap();
-        assert_eq!(pcr11(&image(SECTIONS), PHASES).unwrap().to_hex(), expected);
+        assert_eq!(pcr11(&image(SECTIONS), PHASES).unwrap().to_string(), expected);
     }
 }
