@@ -1,5 +1,8 @@
-//! Writes one honest input for each target to `corpus/TARGET/honest`: mutation finds the rest. Made by our
-//! own code, so that the repository holds no foreign bytes.
+//! Writes honest inputs for each target to `corpus/TARGET/`: mutation finds the rest. Made by our own code, so that
+//! the repository holds no foreign bytes.
+
+#[path = "../../../agent/engine/tests/synthetic/mod.rs"]
+mod synthetic;
 
 use std::error::Error;
 use std::fs;
@@ -9,6 +12,10 @@ use evidence::bundle::{SignedFile, statement_json};
 use evidence::fixture::Appliance;
 
 const NONCE: [u8; 32] = [0xa5; 32];
+/// A request with every parameter that has an effect.
+const REQUEST: &str = r#"{"model":"m","messages":[{"role":"system","content":"a"},
+{"role":"user","content":[{"type":"text","text":"b"}]}],"max_tokens":5,"temperature":0.5,"top_p":0.9,
+"seed":7,"stop":["x","y"],"stream":true,"stream_options":{"include_usage":true},"n":1,"user":"u"}"#;
 
 fn main() -> Result<(), Box<dyn Error>> {
     let appliance = Appliance::booted();
@@ -20,6 +27,9 @@ fn main() -> Result<(), Box<dyn Error>> {
         ("eventlog", "honest", appliance.firmware.concat()),
         ("userspace", "honest", appliance.userspace.concat().into_bytes()),
         ("evidence", "honest", serde_json::to_vec(&appliance.evidence(NONCE))?),
+        ("gguf", "model", synthetic::model().build()),
+        ("gguf", "tensor", tensor()),
+        ("request", "honest", REQUEST.as_bytes().to_vec()),
     ];
     for ((kind, bytes), name) in kinds.into_iter().zip(["attest", "signature", "public"]) {
         seeds.push(("quote", name, [&[kind], &bytes[..]].concat()));
@@ -30,4 +40,11 @@ fn main() -> Result<(), Box<dyn Error>> {
         fs::write(folder.join(name), bytes)?;
     }
     Ok(())
+}
+
+/// A file so small that most mutations hit its structure.
+fn tensor() -> Vec<u8> {
+    let mut file = synthetic::File::default();
+    file.text("general.architecture", "llama").u32("general.alignment", 32);
+    file.tensor("t", kernels::Format::F32, &[8, 1], &[0; 32]).build()
 }
