@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use anyhow::Result;
 
 use crate::material::{self, Material};
+use crate::peer;
 use crate::steps::{Steps, sh};
 use crate::tree::Tree;
 
@@ -28,6 +29,9 @@ pub(crate) fn run(tree: &Tree, steps: &mut Steps, long: bool, only: Option<&str>
             sh(command.args(["--offline", "check", "bans", "licenses", "sources"]))
         })?;
     }
+    if long && only.is_some_and(|name| !name.is_empty() && peer::AGREES.starts_with(name)) {
+        return peer::agrees(tree, steps);
+    }
     let material = material::prepare(tree, steps)?;
     if only.is_none() {
         steps.run("unit and integration tests", || {
@@ -36,6 +40,9 @@ pub(crate) fn run(tree: &Tree, steps: &mut Steps, long: bool, only: Option<&str>
             command.args(["cargo", "test", "--workspace", "--locked", "--offline"]);
             sh(&mut command)
         })?;
+    }
+    if long && only.is_none() {
+        peer::agrees(tree, steps)?;
     }
     steps.show("boot scenarios", || scenarios(tree, &material, long, only))
 }
