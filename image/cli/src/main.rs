@@ -8,6 +8,8 @@ mod lock;
 mod tool;
 mod vm;
 
+use std::process::ExitCode;
+
 use clap::{Parser, Subcommand};
 
 /// Builds, signs and tries sealed AI appliances.
@@ -34,8 +36,18 @@ enum Command {
     Demo(Box<demo::Args>),
 }
 
-fn main() -> anyhow::Result<()> {
-    match Cli::parse().command {
+fn main() -> ExitCode {
+    match run(Cli::parse().command) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("casemate: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(command: Command) -> anyhow::Result<()> {
+    match command {
         Command::Keys(args) => keys::run(&args),
         Command::Lock(args) => lock::run(&args),
         Command::Build(args) => build::run(&args),
