@@ -81,7 +81,7 @@ fn main() -> ExitCode {
     let mut steps = Steps::default();
     let outcome = run(&cli, &mut steps);
     if matches!(cli.command, Command::Demo | Command::Test { .. } | Command::Bench { .. }) {
-        steps.print();
+        eprint!("\n{}", steps.table());
     }
     match outcome {
         Ok(code) => code,
@@ -105,7 +105,15 @@ fn run(cli: &Cli, steps: &mut Steps) -> Result<ExitCode> {
     match &cli.command {
         Command::Demo => demo::run(&tree, steps).map(|()| ExitCode::SUCCESS),
         Command::Test { long, only } => {
-            suite::run(&tree, steps, *long, only.as_deref()).map(|()| ExitCode::SUCCESS)
+            let outcome = suite::run(&tree, steps, *long, only.as_deref());
+            let results = cache.join("results.txt");
+            std::fs::write(&results, steps.table())
+                .with_context(|| format!("cannot write {}", results.display()))?;
+            eprintln!(
+                "    times: {}; scenarios: scenarios/results.txt beside it",
+                results.display()
+            );
+            outcome.map(|()| ExitCode::SUCCESS)
         }
         Command::Bench { part: Bench::Engine { rounds } } => {
             peer::bench(&tree, steps, *rounds).map(|()| ExitCode::SUCCESS)

@@ -1,6 +1,5 @@
 //! Named steps: what runs now, for how long, and a table at the end.
 
-use std::io::Write;
 use std::process::{Command, ExitCode, Stdio};
 use std::sync::mpsc::{RecvTimeoutError, channel};
 use std::thread;
@@ -30,19 +29,16 @@ impl Steps {
         self.show(name, || with_heartbeat(name, work))
     }
 
-    /// Prints the table of steps with their times.
-    pub(crate) fn print(&self) {
-        let mut out = std::io::stderr().lock();
+    /// The steps with their times.
+    pub(crate) fn table(&self) -> String {
         let width = self.0.iter().map(|(name, ..)| name.chars().count()).max().unwrap_or(0);
         let total: Duration = self.0.iter().map(|(_, time, _)| *time).sum();
-        let mut table = String::from("\n");
+        let mut table = String::new();
         for (name, time, good) in &self.0 {
             let outcome = if *good { "ok" } else { "FAILED" };
-            table.push_str(&format!("  {name:width$}  {:7.1} s  {outcome}\n", time.as_secs_f64()));
+            table += &format!("  {name:width$}  {:7.1} s  {outcome}\n", time.as_secs_f64());
         }
-        table.push_str(&format!("  {:width$}  {:7.1} s\n", "total", total.as_secs_f64()));
-        // Nothing is left to tell it to when standard error is gone.
-        drop(out.write_all(table.as_bytes()));
+        table + &format!("  {:width$}  {:7.1} s\n", "total", total.as_secs_f64())
     }
 }
 
