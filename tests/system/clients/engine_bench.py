@@ -80,7 +80,8 @@ class Machine:
     def _now() -> tuple[float, float, float, float]:
         """Seconds since boot; proc_stat(5): user nice system idle iowait irq softirq steal."""
         line = pathlib.Path("/proc/stat").read_text().splitlines()[0]
-        user, nice, system, idle, iowait, irq, softirq, steal = (int(f) / os.sysconf("SC_CLK_TCK") for f in line.split()[1:9])
+        ticks_per_s = os.sysconf("SC_CLK_TCK")
+        user, nice, system, idle, iowait, irq, softirq, steal = (int(f) / ticks_per_s for f in line.split()[1:9])
         children = resource.getrusage(resource.RUSAGE_CHILDREN)
         busy = user + nice + system + irq + softirq
         return busy + idle + iowait + steal, busy, steal, children.ru_utime + children.ru_stime
