@@ -1,5 +1,5 @@
-//! `logits MODEL FROM TOKEN…`: the logits after each token from number FROM on, on standard output, as 32-bit floats of
-//! little endian, for a comparison with another engine.
+//! `logits MODEL FROM TOKEN…`: the logits after each token from number FROM on, on standard output, as 32-bit
+//! little-endian floats, for a comparison with another engine.
 
 use std::error::Error;
 use std::io::Write;

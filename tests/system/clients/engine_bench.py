@@ -17,6 +17,8 @@ import statistics
 import subprocess
 import sys
 
+import llama_cpp
+
 TESTS = ["pp64", "pp512", "tg64"]
 THREADS = [1, 2]
 # Seconds: longest run of one program.
@@ -37,11 +39,13 @@ class Llama:
         self.command = [program, "-m", model, "-r", "1", "-o", "jsonl"]
         for test in TESTS:
             self.command += ["-p" if test.startswith("pp") else "-n", test[2:]]
-        self.about = ""
+        # "CPU : SSE3 = 1 | AVX2 = 1 | …": the library that the program uses, too.
+        features = llama_cpp.llama_print_system_info().decode().replace("CPU :", "").split("|")
+        uses = " ".join(name.split("=")[0].strip() for name in features if name.strip().endswith("= 1"))
+        self.about = f"llama-cpp-python {llama_cpp.__version__} built for this processor, with {uses}"
 
     def speeds(self, threads: int) -> dict[str, float]:
         lines = run([*self.command, "-t", str(threads)])
-        self.about = "build {build_commit}, {backends}, {model_type}".format(**lines[0])
         name = {True: "pp{n_prompt}", False: "tg{n_gen}"}
         return {name[line["n_prompt"] > 0].format(**line): line["avg_ts"] for line in lines}
 
@@ -76,7 +80,8 @@ class Machine:
     def _now() -> tuple[float, float, float, float]:
         """Seconds since boot; proc_stat(5): user nice system idle iowait irq softirq steal."""
         line = pathlib.Path("/proc/stat").read_text().splitlines()[0]
-        user, nice, system, idle, iowait, irq, softirq, steal = (int(f) / os.sysconf("SC_CLK_TCK") for f in line.split()[1:9])
+        ticks_per_s = os.sysconf("SC_CLK_TCK")
+        user, nice, system, idle, iowait, irq, softirq, steal = (int(f) / ticks_per_s for f in line.split()[1:9])
         children = resource.getrusage(resource.RUSAGE_CHILDREN)
         busy = user + nice + system + irq + softirq
         return busy + idle + iowait + steal, busy, steal, children.ru_utime + children.ru_stime
@@ -114,10 +119,11 @@ def main() -> int:
                 for test, speed in speeds.items():
                     measured[program.name][threads, test].append(speed)
                 shown = ", ".join(f"{test} {speed:.1f}" for test, speed in speeds.items())
-                print(f"    round {number + 1}, {threads} threads, {program.name}: {shown} tokens/s", file=sys.stderr)
+                print(f"    round {number + 1}, threads {threads}, {program.name}: {shown} tokens/s", file=sys.stderr)
     others, stolen = machine.others()
     print(f"{args.model.name} on {processor()}")
-    print(f"engine: {programs[0].about}; llama.cpp: {programs[1].about}, built for this processor")
+    print(f"engine: {programs[0].about}")
+    print(f"llama.cpp: {programs[1].about}")
     print(f"{args.rounds} rounds: median (lowest – highest), tokens per second; ratio above 1: the engine is faster")
     print(f"{'threads':7} {'test':6} {'engine':>28} {'llama.cpp':>28} {'ratio':>24}")
     for threads, test in shapes:

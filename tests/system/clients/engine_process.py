@@ -7,6 +7,7 @@ import pathlib
 import signal
 import socket
 import struct
+import sys
 import tempfile
 
 # Seconds: longest wait for any reply.
@@ -20,27 +21,31 @@ class EngineProcess:
     def __init__(self, program: pathlib.Path, model: pathlib.Path):
         self.folder = tempfile.TemporaryDirectory(prefix="casemate-peer-")
         listening = [self._listen(name) for name in ("control", "requests")]
+        self.log = pathlib.Path(self.folder.name, "log")
         self.pid = os.fork()
         if self.pid == 0:
-            _become(program, listening)
+            _become(program, listening, self.log)
         for end in listening:
             end.close()
         try:
             self.control = self._connect("control")
             self.info = self._load(model)
         except BaseException:
-            self.close()
+            self.close(failed=True)
             raise
 
     def __enter__(self) -> "EngineProcess":
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self.close()
+    def __exit__(self, kind: object, *_: object) -> None:
+        self.close(failed=kind is not None)
 
-    def close(self) -> None:
+    def close(self, failed: bool) -> None:
+        """Ends the engine; shows its log if something failed."""
         os.kill(self.pid, signal.SIGKILL)
         os.waitpid(self.pid, 0)
+        if failed and self.log.exists():
+            print(self.log.read_text(errors="replace"), end="", file=sys.stderr)
         self.folder.cleanup()
 
     def chat(self, content: str, max_tokens: int) -> dict:
@@ -99,9 +104,10 @@ class EngineProcess:
         return stream
 
 
-def _become(program: pathlib.Path, listening: list[socket.socket]) -> None:
+def _become(program: pathlib.Path, listening: list[socket.socket], log: pathlib.Path) -> None:
     """Turns this (forked) process into the engine; sd_listen_fds(3): descriptors begin at 3, the PID is its own."""
     try:
+        os.dup2(os.open(log, os.O_WRONLY | os.O_CREAT, 0o600), 2)
         # Out of the way first: 3 and 4 may be in use by what is moved there.
         high = [fcntl.fcntl(end.fileno(), fcntl.F_DUPFD, 64) for end in listening]
         for target, source in enumerate(high, start=3):
@@ -132,6 +138,6 @@ def _exactly(stream: socket.socket, count: int) -> bytes:
     while len(parts) < count:
         part = stream.recv(count - len(parts))
         if not part:
-            raise RuntimeError("the engine closed the connection; its log is above")
+            raise RuntimeError("the engine closed the connection; its log follows")
         parts += part
     return parts

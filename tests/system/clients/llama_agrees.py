@@ -201,8 +201,9 @@ def compare(peer: Peer, engine: EngineProcess, examples: Examples, question: str
     rms = distance(logits, steps)
     agree = next((i for i, step in enumerate(steps) if step.gap > 0), len(steps))
     equal, worst = sum(step.gap == 0 for step in steps), max(step.gap for step in steps)
-    row = f"{label:40}  {len(theirs):6}  {agree:3} of {len(steps):2}  {equal:3} of {len(steps):2}  {worst:7.3f}  {rms:5.3f}"
-    if agree < len(steps):
+    count = len(steps)
+    row = f"{label:40}  {len(theirs):6}  {agree:3} of {count:2}  {equal:3} of {count:2}  {worst:7.3f}  {rms:5.3f}"
+    if agree < count:
         step = steps[agree]
         row += f"  ours {step.ours}, llama.cpp's {step.best} is {step.gap:.3f} above it"
     print(row, flush=True)
@@ -229,8 +230,8 @@ def main() -> int:
         print(f"{'':40}  tokens  that agree  that agree  gap      apart   logits")
         for question, ours in zip(QUESTIONS, prompts, strict=True):
             wrong += compare(peer, engine, examples, question, ours)
-    print("'In all' and 'apart' give llama.cpp our own beginning each time. Both programs round activations to 8 bits, so")
-    print(f"logits may be {RMS_MAX} apart (root mean square), and a gap of up to {GAP_MAX} is a tie.")
+    print("'In all' and 'apart' give llama.cpp our own beginning each time. Both programs round activations to 8 bits,")
+    print(f"so logits may be {RMS_MAX} apart (root mean square), and a gap of up to {GAP_MAX} is a tie.")
     for line in wrong:
         print(f"FAILED {line}", file=sys.stderr)
     return 1 if wrong else 0
