@@ -27,6 +27,7 @@ pub(crate) fn run(tree: &Tree, steps: &mut Steps, long: bool, only: Option<&str>
     steps.run("unit and integration tests", || {
         let mut command = tree.enter("/usr/bin/env");
         command.arg(format!("CASEMATE_TEST_MODEL={}", material.model.display()));
+        command.arg(format!("CASEMATE_OPENAI_PYTHON={}", material.python.display()));
         command.args(["cargo", "test", "--workspace", "--locked", "--offline"]);
         sh(&mut command)
     })?;
