@@ -93,6 +93,13 @@ const NO_OPEN: [Refuse; 3] = [
     refuse(libc::SYS_openat2, EPERM, OPEN_FAILS),
 ];
 
+const ONLY_UNIX_SOCKETS: Refuse = Refuse {
+    syscall: libc::SYS_socket,
+    when: &[Arg::IsNot(0, AF_UNIX as u32)],
+    errno: EPERM,
+    why: "no address family but Unix: nothing can be reached over a network",
+};
+
 const NO_CORE: Limit =
     Limit { resource: Resource::Core, max: 0, why: "memory holds prompts and keys" };
 const NO_LOCKED: Limit = Limit { resource: Resource::Memlock, max: 0, why: "nothing locks memory" };
@@ -145,12 +152,7 @@ pub const GATEWAY: Profile<'static> = Profile {
         NO_OPEN[0],
         NO_OPEN[1],
         NO_OPEN[2],
-        Refuse {
-            syscall: libc::SYS_socket,
-            when: &[Arg::IsNot(0, AF_UNIX as u32)],
-            errno: EPERM,
-            why: "no address family but Unix: nothing can be reached over a network",
-        },
+        ONLY_UNIX_SOCKETS,
         Refuse {
             syscall: libc::SYS_setsockopt,
             when: &[Arg::IsNot(1, SOL_SOCKET as u32)],
@@ -196,12 +198,7 @@ pub const AGENTD: Profile<'static> = Profile {
             errno: libc::ENOTTY,
             why: "libraries ask whether a file is a terminal",
         },
-        Refuse {
-            syscall: libc::SYS_socket,
-            when: &[Arg::IsNot(0, AF_UNIX as u32)],
-            errno: EPERM,
-            why: "no address family but Unix: nothing can be reached over a network",
-        },
+        ONLY_UNIX_SOCKETS,
     ],
     paths: &[],
     limits: &[
