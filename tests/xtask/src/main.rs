@@ -102,6 +102,11 @@ fn run(cli: &Cli, steps: &mut Steps) -> Result<ExitCode> {
     let cache = cache.canonicalize()?;
     steps.run("host packages", || host::prepare(cli.no_install))?;
     let tree = steps.run("tools tree", || Tree::prepare(&cache))?;
+    // On the host: inside the tree cargo works offline.
+    steps.run("Rust dependencies", || {
+        let mut command = std::process::Command::new("cargo");
+        steps::sh(command.args(["fetch", "--locked"]).current_dir(tree.workspace()))
+    })?;
     match &cli.command {
         Command::Demo => demo::run(&tree, steps).map(|()| ExitCode::SUCCESS),
         Command::Test { long, only } => {

@@ -59,7 +59,6 @@ pub(crate) fn prepare(tree: &Tree, steps: &mut Steps) -> Result<Material> {
 
 /// Builds the programs of the appliance and of the integrator; returns their folder.
 pub(crate) fn binaries(tree: &Tree, steps: &mut Steps) -> Result<PathBuf> {
-    steps.run("Rust dependencies", || fetch_crates(tree))?;
     steps.run("programs (release)", || {
         let mut command = tree.enter("cargo");
         command.args(["build", "--release", "--locked", "--offline"]);
@@ -69,11 +68,6 @@ pub(crate) fn binaries(tree: &Tree, steps: &mut Steps) -> Result<PathBuf> {
         sh(&mut command)?;
         Ok(tree.cache().join("target/release"))
     })
-}
-
-/// Downloads the locked crates on the host; inside the tree cargo works offline.
-pub(crate) fn fetch_crates(tree: &Tree) -> Result<()> {
-    sh(Command::new("cargo").args(["fetch", "--locked"]).current_dir(tree.workspace()))
 }
 
 fn keys(tree: &Tree, binaries: &Path, folder: &Path) -> Result<PathBuf> {

@@ -137,7 +137,6 @@ fn build(tree: &Tree, folder: &Path) -> Result<()> {
 
 /// Builds the engine and its examples as the appliance's programs are built; returns their folder.
 fn engine(tree: &Tree, steps: &mut Steps) -> Result<PathBuf> {
-    steps.run("Rust dependencies", || material::fetch_crates(tree))?;
     steps.run("engine and its examples (release)", || {
         let mut command = tree.enter("cargo");
         command.args(["build", "--release", "--locked", "--offline", "--package", "engine"]);

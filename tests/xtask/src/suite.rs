@@ -40,7 +40,6 @@ pub(crate) fn run(tree: &Tree, steps: &mut Steps, long: bool, only: Option<&str>
 }
 
 fn static_checks(tree: &Tree, steps: &mut Steps) -> Result<()> {
-    steps.run("Rust dependencies", || material::fetch_crates(tree))?;
     steps.run("rustfmt", || sh(tree.enter("cargo").args(["fmt", "--all", "--check"])))?;
     steps.run("clippy", || {
         let mut command = tree.enter("cargo");
