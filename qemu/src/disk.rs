@@ -181,16 +181,12 @@ impl Disk {
         Ok(found)
     }
 
-    /// Copies a file into a FAT file system, making the folders of `to`.
-    pub fn add_file(&self, within: &Partition, from: &Path, to: &str) -> Result<(), DiskError> {
+    /// Copies a file into a new folder of a FAT file system.
+    pub fn add_file(&self, within: &Partition, folder: &str, file: &Path) -> Result<(), DiskError> {
         let image = format!("{}@@{}", self.path.display(), within.offset);
-        for (end, _) in to.match_indices('/') {
-            let folder = format!("::{}", &to[..end]);
-            // -D s: a folder that is there is skipped.
-            process::run("mmd", &["-i", &image, "-D", "s", &folder])?;
-        }
-        let from = from.display().to_string();
-        Ok(process::run("mcopy", &["-i", &image, "-o", &from, &format!("::{to}")])?)
+        let folder = format!("::{folder}");
+        process::run("mmd", &["-i", &image, &folder])?;
+        Ok(process::run("mcopy", &["-i", &image, &file.display().to_string(), &folder])?)
     }
 
     /// Overwrites the start of a partition.

@@ -3,7 +3,7 @@
 //! Each is either without effect, and then evidence is as ever, or the state partition stays closed, and then nothing
 //! of ours runs.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, bail, ensure};
@@ -37,7 +37,7 @@ pub(super) fn credentials(scene: &Scene<'_>) -> anyhow::Result<()> {
 }
 
 pub(super) fn esp_addon(scene: &Scene<'_>) -> anyhow::Result<()> {
-    let addon = scene.path("stranger.addon.efi");
+    let addon = scene.path("addon.efi");
     let made = Command::new("ukify")
         .args(["build", "--cmdline", "systemd.log_color=no", "--output"])
         .arg(&addon)
@@ -45,7 +45,7 @@ pub(super) fn esp_addon(scene: &Scene<'_>) -> anyhow::Result<()> {
         .context("ukify, Debian's package systemd-ukify")?;
     ensure!(made.status.success(), "ukify: {}", String::from_utf8_lossy(&made.stderr));
     let mut config = scene.bench.config(&scene.path("machine"));
-    config.image = with_companion(scene, &addon, "stranger.addon.efi")?;
+    config.image = with_companion(scene, "stranger.addon.efi", &std::fs::read(addon)?)?;
     serves_as_ever(scene, config)
 }
 
@@ -69,29 +69,22 @@ fn serves_as_ever(scene: &Scene<'_>, mut config: qemu::Config) -> anyhow::Result
 }
 
 pub(super) fn esp_credential(scene: &Scene<'_>) -> anyhow::Result<()> {
-    let credential = scene.path("tmpfiles.extra.cred");
-    std::fs::write(&credential, line())?;
-    let image = with_companion(scene, &credential, "tmpfiles.extra.cred")?;
+    let image = with_companion(scene, "tmpfiles.extra.cred", line().as_bytes())?;
     state_stays_closed(scene, &image)
 }
 
 pub(super) fn esp_sysext(scene: &Scene<'_>) -> anyhow::Result<()> {
-    let extension = scene.path("stranger.sysext.raw");
     // The stub measures and passes on whatever lies there; what is in it is not looked at before that.
-    std::fs::write(&extension, vec![0; 1 << 20])?;
-    let image = with_companion(scene, &extension, "stranger.sysext.raw")?;
+    let image = with_companion(scene, "stranger.sysext.raw", &[0; 1 << 20])?;
     state_stays_closed(scene, &image)
 }
 
-fn with_companion(
-    scene: &Scene<'_>,
-    file: &Path,
-    name: &str,
-) -> anyhow::Result<std::path::PathBuf> {
-    tampered(scene, |disk| {
-        let esp = disk.partition(TYPE_ESP)?;
-        Ok(disk.add_file(&esp, file, &format!("{COMPANIONS}/{name}"))?)
-    })
+fn with_companion(scene: &Scene<'_>, name: &str, content: &[u8]) -> anyhow::Result<PathBuf> {
+    let folder = scene.path("companion");
+    std::fs::create_dir(&folder)?;
+    let file = folder.join(name);
+    std::fs::write(&file, content)?;
+    tampered(scene, |disk| Ok(disk.add_file(&disk.partition(TYPE_ESP)?, COMPANIONS, &file)?))
 }
 
 fn state_stays_closed(scene: &Scene<'_>, image: &Path) -> anyhow::Result<()> {

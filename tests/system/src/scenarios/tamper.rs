@@ -65,7 +65,8 @@ pub(super) fn refuses_to_boot(
     let mut config = scene.bench.config(&scene.path("machine"));
     config.image = image;
     let mut machine = Machine::boot(config)?;
-    machine.wait_for_any(refusal, scene.within(BOOT_LIMIT)?)?;
+    let (_, line) = machine.wait_for_any(refusal, scene.within(BOOT_LIMIT)?)?;
+    println!("  (the boot stopped: {line})");
     never_goes_on(scene, &mut machine, forbidden)
 }
 
