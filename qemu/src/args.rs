@@ -57,6 +57,9 @@ impl Args {
         for value in &config.smbios {
             self.add("-smbios", format!("type=11,value={}", escape(value)));
         }
+        for (name, content) in &config.fw_cfg {
+            self.add("-fw_cfg", format!("name=opt/{},string={}", escape(name), escape(content)));
+        }
     }
 
     fn storage(&mut self, config: &Config, files: &Files<'_>) {

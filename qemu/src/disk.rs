@@ -9,6 +9,8 @@ use crate::process::{self, ProcessError};
 
 /// Type of the x86-64 root partition; UAPI Group, "Discoverable Partitions Specification".
 pub const TYPE_ROOT_X86_64: &str = "4f68bce3-e8cd-4db1-96e7-fbcaf984b709";
+/// Type of its dm-verity hash tree; the same specification.
+pub const TYPE_ROOT_X86_64_VERITY: &str = "2c7357ed-ebd2-46d9-aec1-23d437ec2bf5";
 /// Type of the EFI system partition; UEFI Specification 2.10, section 5.3.3.
 pub const TYPE_ESP: &str = "c12a7328-f81f-11d2-ba4b-00a0c93ec93b";
 
@@ -177,6 +179,24 @@ impl Disk {
             return Err(self.absent("UKI in its EFI system partition"));
         }
         Ok(found)
+    }
+
+    /// Copies a file into a new folder of a FAT file system.
+    pub fn add_file(&self, within: &Partition, folder: &str, file: &Path) -> Result<(), DiskError> {
+        let image = format!("{}@@{}", self.path.display(), within.offset);
+        let folder = format!("::{folder}");
+        process::run("mmd", &["-i", &image, &folder])?;
+        Ok(process::run("mcopy", &["-i", &image, &file.display().to_string(), &folder])?)
+    }
+
+    /// Overwrites the start of a partition.
+    pub fn overwrite(&self, within: &Partition, bytes: &[u8]) -> Result<(), DiskError> {
+        let io = |source| DiskError::File { path: self.path.clone(), source };
+        if bytes.len() as u64 > within.bytes {
+            return Err(self.absent(&format!("room for {} bytes in {}", bytes.len(), within.name)));
+        }
+        self.file.write_all_at(bytes, within.offset).map_err(io)?;
+        self.file.sync_data().map_err(io)
     }
 
     fn absent(&self, what: &str) -> DiskError {

@@ -122,12 +122,14 @@ pub struct Config {
     pub bundles: Vec<PathBuf>,
     /// SMBIOS OEM strings (type 11), as somebody with the management controller could set.
     pub smbios: Vec<String>,
+    /// Files of QEMU's firmware configuration device: name below `opt/`, content.
+    pub fw_cfg: Vec<(String, String)>,
     /// Port on 127.0.0.1 that leads to the gateway; `None` takes a free one.
     pub port: Option<u16>,
 }
 
 impl Config {
-    /// Two CPUs, 2 GiB, no bundle, a free port.
+    /// Two CPUs, 2 GiB, no bundle, nothing injected, a free port.
     pub fn new(image: impl Into<PathBuf>, state: impl Into<PathBuf>, accel: Accel) -> Self {
         Self {
             image: image.into(),
@@ -137,6 +139,7 @@ impl Config {
             cpus: 2,
             bundles: Vec::new(),
             smbios: Vec::new(),
+            fw_cfg: Vec::new(),
             port: None,
         }
     }

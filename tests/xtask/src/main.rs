@@ -43,9 +43,9 @@ enum Command {
         /// Add repetitions: power cuts, fuzzing time, the comparison with llama.cpp.
         #[arg(long)]
         long: bool,
-        /// Run only the boot scenario of this name.
+        /// Run only the boot scenario of this name; may be said again.
         #[arg(long, value_name = "NAME")]
-        only: Option<String>,
+        only: Vec<String>,
     },
     /// Measure, beside a peer in the same minutes.
     Bench {
@@ -110,7 +110,7 @@ fn run(cli: &Cli, steps: &mut Steps) -> Result<ExitCode> {
     match &cli.command {
         Command::Demo => demo::run(&tree, steps).map(|()| ExitCode::SUCCESS),
         Command::Test { long, only } => {
-            let outcome = suite::run(&tree, steps, *long, only.as_deref());
+            let outcome = suite::run(&tree, steps, *long, only);
             let results = cache.join("results.txt");
             std::fs::write(&results, steps.table())
                 .with_context(|| format!("cannot write {}", results.display()))?;

@@ -16,9 +16,9 @@ const CARGO_DENY: &str = "0.20.2";
 /// Seconds for each fuzz target with `--long`.
 const FUZZ_SECONDS: &str = "60";
 
-/// Runs the whole suite, or only the boot scenario called `only`.
-pub(crate) fn run(tree: &Tree, steps: &mut Steps, long: bool, only: Option<&str>) -> Result<()> {
-    if only.is_some() {
+/// Runs the whole suite, or only the boot scenarios called `only`.
+pub(crate) fn run(tree: &Tree, steps: &mut Steps, long: bool, only: &[String]) -> Result<()> {
+    if !only.is_empty() {
         let material = material::prepare(tree, steps)?;
         return steps.show("boot scenarios", || scenarios(tree, &material, long, only));
     }
@@ -36,7 +36,7 @@ pub(crate) fn run(tree: &Tree, steps: &mut Steps, long: bool, only: Option<&str>
         peer::agrees(tree, steps)?;
         steps.show("fuzzing", || fuzz(tree))?;
     }
-    steps.show("boot scenarios", || scenarios(tree, &material, long, None))
+    steps.show("boot scenarios", || scenarios(tree, &material, long, &[]))
 }
 
 fn static_checks(tree: &Tree, steps: &mut Steps) -> Result<()> {
@@ -77,7 +77,7 @@ fn cargo_deny(tree: &Tree) -> Result<PathBuf> {
     Ok(binary)
 }
 
-fn scenarios(tree: &Tree, material: &Material, long: bool, only: Option<&str>) -> Result<()> {
+fn scenarios(tree: &Tree, material: &Material, long: bool, only: &[String]) -> Result<()> {
     let mut command = tree.enter(material.binaries.join("scenarios"));
     command.arg("--image").arg(&material.image).arg("--keys").arg(&material.keys);
     command.arg("--bundle").arg(&material.bundles.good);
@@ -89,7 +89,7 @@ fn scenarios(tree: &Tree, material: &Material, long: bool, only: Option<&str>) -
     if long {
         command.arg("--long");
     }
-    if let Some(name) = only {
+    for name in only {
         command.args(["--only", name]);
     }
     sh(&mut command)

@@ -21,6 +21,7 @@ const PACKAGES: &[(&str, &str)] = &[
     ("ca-certificates", "downloads over TLS"),
     ("cmake", "llama.cpp, the engine's peer, is built with it"),
     ("cpio", "reads initrds in tests"),
+    ("cryptsetup-bin", "veritysetup: a stranger's hash tree in the tests"),
     ("curl", "HTTP client of the scenarios"),
     ("debian-archive-keyring", "signatures of the target's packages"),
     ("dosfstools", "ESP"),

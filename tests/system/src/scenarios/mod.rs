@@ -5,6 +5,7 @@
 mod boot;
 mod bundles;
 mod evidence;
+mod injection;
 mod requests;
 mod tamper;
 
@@ -37,6 +38,46 @@ pub const ALL: &[Scenario] = &[
         long_factor: 1,
         needs: Nothing,
         run: tamper::root_flipped_byte,
+    },
+    Scenario {
+        name: "credentials-injected",
+        about: "credentials that SMBIOS and fw_cfg bring have no effect, and evidence is ESTABLISHED",
+        limit_s: 900,
+        long_factor: 1,
+        needs: Nothing,
+        run: injection::credentials,
+    },
+    Scenario {
+        name: "esp-credential-injected",
+        about: "with a credential beside the UKI the state stays closed",
+        limit_s: 600,
+        long_factor: 1,
+        needs: Nothing,
+        run: injection::esp_credential,
+    },
+    Scenario {
+        name: "esp-sysext-injected",
+        about: "with a system extension beside the UKI the state stays closed",
+        limit_s: 600,
+        long_factor: 1,
+        needs: Nothing,
+        run: injection::esp_sysext,
+    },
+    Scenario {
+        name: "esp-addon-injected",
+        about: "an unsigned add-on beside the UKI has no effect, and evidence is ESTABLISHED",
+        limit_s: 900,
+        long_factor: 1,
+        needs: Nothing,
+        run: injection::esp_addon,
+    },
+    Scenario {
+        name: "root-swapped",
+        about: "another root with its own hash tree does not boot",
+        limit_s: 600,
+        long_factor: 1,
+        needs: Nothing,
+        run: injection::root_swapped,
     },
     Scenario {
         name: "model-answers",

@@ -1,0 +1,121 @@
+//! What systemd would take from outside the signed image: credentials, extensions, add-ons, another root.
+//!
+//! Each is either without effect, and then evidence is as ever, or the state partition stays closed, and then nothing
+//! of ours runs.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context, bail, ensure};
+use qemu::Machine;
+use qemu::disk::{TYPE_ESP, TYPE_ROOT_X86_64, TYPE_ROOT_X86_64_VERITY};
+
+use super::tamper::{STATE_LOCKED, refuses_to_boot, tampered};
+use crate::auditor;
+use crate::bench::{
+    ADMITTED, AGENTD_READY, BOOT_LIMIT, HEALTH_LIMIT, Scene, wait_admitted, wait_ready,
+};
+
+/// Written to the console by whatever was injected.
+const MARK: &str = "INJECTED-BY-A-STRANGER";
+/// Where systemd-stub looks for what goes with the UKI; systemd-stub(7), "Companion Files".
+const COMPANIONS: &str = "EFI/BOOT/BOOTX64.EFI.extra.d";
+/// What the console says when a root is not the one of the signed command line.
+const ROOT_REFUSED: &[&str] =
+    &["is corrupted", "root hash", "Failed to activate", "Timed out waiting"];
+
+/// systemd-tmpfiles(8) takes its credential `tmpfiles.extra` as configuration.
+fn line() -> String {
+    format!("w /dev/console - - - - {MARK}\\n\n")
+}
+
+pub(super) fn credentials(scene: &Scene<'_>) -> anyhow::Result<()> {
+    let mut config = scene.bench.config(&scene.path("machine"));
+    config.smbios.push(format!("io.systemd.credential:tmpfiles.extra={}", line()));
+    config.fw_cfg.push(("io.systemd.credentials/tmpfiles.extra".to_owned(), line()));
+    serves_as_ever(scene, config)
+}
+
+pub(super) fn esp_addon(scene: &Scene<'_>) -> anyhow::Result<()> {
+    let addon = scene.path("addon.efi");
+    let made = Command::new("ukify")
+        .args(["build", "--cmdline", "systemd.log_color=no", "--output"])
+        .arg(&addon)
+        .output()
+        .context("ukify, Debian's package systemd-ukify")?;
+    ensure!(made.status.success(), "ukify: {}", String::from_utf8_lossy(&made.stderr));
+    let mut config = scene.bench.config(&scene.path("machine"));
+    config.image = with_companion(scene, "stranger.addon.efi", &std::fs::read(addon)?)?;
+    serves_as_ever(scene, config)
+}
+
+/// The machine comes up and serves, nothing of the stranger's ran, and an auditor sees the image that the owner signed.
+fn serves_as_ever(scene: &Scene<'_>, mut config: qemu::Config) -> anyhow::Result<()> {
+    let good = scene.bench.inputs.bundles.good.as_deref().context("no --bundle")?;
+    config.bundles.push(good.to_owned());
+    let mut machine = Machine::boot(config)?;
+    let ak_name = wait_ready(&mut machine)?;
+    if machine.console().transcript.find(ADMITTED).is_none() {
+        wait_admitted(&mut machine)?;
+    }
+    let api = scene.api(&machine);
+    api.wait_health(200, scene.within(HEALTH_LIMIT)?)?;
+    let nonce = auditor::nonce()?;
+    let evidence = api.evidence(&nonce)?;
+    let folder = scene.path("auditor");
+    let verdict = scene.bench.auditor().verify(&folder, &evidence, &ak_name, &nonce)?;
+    verdict.expect_established()?;
+    Ok(machine.forbid(MARK)?)
+}
+
+pub(super) fn esp_credential(scene: &Scene<'_>) -> anyhow::Result<()> {
+    let image = with_companion(scene, "tmpfiles.extra.cred", line().as_bytes())?;
+    state_stays_closed(scene, &image)
+}
+
+pub(super) fn esp_sysext(scene: &Scene<'_>) -> anyhow::Result<()> {
+    // The stub measures and passes on whatever lies there; what is in it is not looked at before that.
+    let image = with_companion(scene, "stranger.sysext.raw", &[0; 1 << 20])?;
+    state_stays_closed(scene, &image)
+}
+
+fn with_companion(scene: &Scene<'_>, name: &str, content: &[u8]) -> anyhow::Result<PathBuf> {
+    let folder = scene.path("companion");
+    std::fs::create_dir(&folder)?;
+    let file = folder.join(name);
+    std::fs::write(&file, content)?;
+    tampered(scene, |disk| Ok(disk.add_file(&disk.partition(TYPE_ESP)?, COMPANIONS, &file)?))
+}
+
+fn state_stays_closed(scene: &Scene<'_>, image: &Path) -> anyhow::Result<()> {
+    let mut config = scene.bench.config(&scene.path("machine"));
+    config.image = image.to_owned();
+    let mut machine = Machine::boot(config)?;
+    let mut wanted = vec![AGENTD_READY];
+    wanted.extend(STATE_LOCKED);
+    let (index, line) = machine.wait_for_any(&wanted, scene.within(BOOT_LIMIT)?)?;
+    if index == 0 {
+        bail!("the state was unlocked: {line}");
+    }
+    machine.forbid(MARK)?;
+    super::tamper::never_goes_on(scene, &mut machine, AGENTD_READY)
+}
+
+/// A root of the stranger's, with a hash tree that fits it, in place of ours.
+pub(super) fn root_swapped(scene: &Scene<'_>) -> anyhow::Result<()> {
+    let (root, hashes) = (scene.path("stranger.root"), scene.path("stranger.verity"));
+    std::fs::write(&root, vec![0x5a; 1 << 20])?;
+    let made = Command::new("veritysetup")
+        .arg("format")
+        .args([&root, &hashes])
+        .output()
+        .context("veritysetup, Debian's package cryptsetup-bin")?;
+    ensure!(made.status.success(), "veritysetup: {}", String::from_utf8_lossy(&made.stderr));
+    let image = tampered(scene, |disk| {
+        for (kind, file) in [(TYPE_ROOT_X86_64, &root), (TYPE_ROOT_X86_64_VERITY, &hashes)] {
+            disk.overwrite(&disk.partition(kind)?, &std::fs::read(file)?)?;
+        }
+        Ok(())
+    })?;
+    refuses_to_boot(scene, image, ROOT_REFUSED, AGENTD_READY)
+}
