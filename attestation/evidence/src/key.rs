@@ -130,7 +130,8 @@ pub enum VerifyError {
 pub struct Name([u8; 34]);
 
 impl Name {
-    fn of(public: &[u8]) -> Self {
+    /// `000b ‖ SHA-256(public)`.
+    pub(crate) fn of(public: &[u8]) -> Self {
         let mut name = [0; 34];
         let digest = HashAlg::Sha256.hash(&[public]);
         let bytes = HashAlg::Sha256

@@ -322,7 +322,7 @@ impl Case<'_> {
         let attest = STANDARD.decode(&sent.attest).map_err(|e| refuted(&e))?;
         let signature = STANDARD.decode(&sent.signature).map_err(|e| refuted(&e))?;
         let quote = Quote::verify(key, &attest, &signature).map_err(|e| refuted(&e))?;
-        let resets = quote.attest().reset_count;
+        let resets = quote.attest().clock.reset_count;
         let reason = says!(
             "signed by the machine's TPM (reset count {resets})",
             "signée par le TPM de la machine (compteur de redémarrages {resets})"
