@@ -18,7 +18,9 @@ mod mutations;
 pub mod nv;
 pub mod pcr;
 pub mod quote;
+pub mod sigdb;
 pub mod signature;
+pub mod time;
 pub mod userspace;
 pub mod verify;
 

@@ -11,8 +11,10 @@
 
 mod agent;
 mod boot;
+mod clock;
 mod reason;
 mod records;
+mod unexplained;
 
 use std::fmt;
 
@@ -21,7 +23,9 @@ use base64::engine::general_purpose::STANDARD;
 use sha2::{Digest as _, Sha256};
 
 pub use agent::AGENT_EVENTS_MAX;
+pub use clock::{AsOf, CLOCK_SET_BACK_S_MAX};
 pub use reason::Reason;
+pub use unexplained::{Log, Unexplained};
 
 use crate::format::{
     EVIDENCE_SCHEMA, Evidence, Machine, Policy, QUALIFYING_CONTEXT, REFERENCE_SCHEMA, Reference,
@@ -134,6 +138,14 @@ pub struct Claim {
     pub status: Status,
     /// Why.
     pub reason: Reason,
+    /// What else the evidence says about it, for the auditor to know; nothing is decided by it.
+    pub facts: Vec<Reason>,
+}
+
+impl Claim {
+    fn with(self, facts: Vec<Reason>) -> Self {
+        Self { facts, ..self }
+    }
 }
 
 /// The judgement of one evidence file.
@@ -141,6 +153,10 @@ pub struct Claim {
 pub struct Verdict {
     /// One for each of [`ClaimId::ALL`], in that order.
     pub claims: Vec<Claim>,
+    /// Logged events that no rule explains.
+    pub unexplained: Vec<Unexplained>,
+    /// When the evidence was made, as far as it says.
+    pub as_of: AsOf,
 }
 
 impl Verdict {
@@ -180,8 +196,14 @@ pub fn verify(
 ) -> Verdict {
     let case = Case { evidence, reference, policy, machine, nonce };
     if let Err(doubt) = case.check_schemas() {
-        let claim = |id| Claim { id, status: doubt.status, reason: doubt.reason.clone() };
-        return Verdict { claims: ClaimId::ALL.into_iter().map(claim).collect() };
+        return Verdict {
+            claims: ClaimId::ALL
+                .into_iter()
+                .map(|id| claim::<()>(id, &Err(doubt.clone())))
+                .collect(),
+            unexplained: Vec::new(),
+            as_of: AsOf::of(evidence, None),
+        };
     }
     let key = case.machine();
     let quote = case.quote(&key);
@@ -190,21 +212,24 @@ pub fn verify(
     let bytes = case.log_bytes();
     let boot = boot::Boot::new(&case, &pcrs, bytes.as_ref());
     let agent = agent::Agent::new(&case, &pcrs);
+    let as_of = AsOf::of(evidence, quote.as_ref().ok().map(|quote| quote.value.attest()));
     Verdict {
         claims: vec![
             claim(ClaimId::Machine, &key),
-            claim(ClaimId::Quote, &quote),
-            claim(ClaimId::Fresh, &fresh),
+            claim(ClaimId::Quote, &quote).with(as_of.counters()),
+            claim(ClaimId::Fresh, &fresh).with(as_of.created_fact()),
             claim(ClaimId::Pcrs, &pcrs),
             claim(ClaimId::FirmwareLog, &boot.firmware_log()),
-            claim(ClaimId::SecureBoot, &boot.secure_boot()),
-            claim(ClaimId::BootChain, &boot.boot_chain()),
-            claim(ClaimId::Image, &boot.image()),
-            claim(ClaimId::CommandLine, &boot.command_line()),
+            claim(ClaimId::SecureBoot, &boot.secure_boot()).with(boot.secure_boot_facts()),
+            claim(ClaimId::BootChain, &boot.boot_chain()).with(boot.boot_chain_facts()),
+            claim(ClaimId::Image, &boot.image()).with(boot.image_facts()),
+            claim(ClaimId::CommandLine, &boot.command_line()).with(boot.command_line_facts()),
             claim(ClaimId::Policy, &agent.policy()),
             claim(ClaimId::Bundle, &agent.bundle()),
             claim(ClaimId::Ledger, &records::ledger(&case, &key)),
         ],
+        unexplained: boot.into_unexplained(),
+        as_of,
     }
 }
 
@@ -244,9 +269,11 @@ impl Doubt {
 fn claim<T>(id: ClaimId, judged: &Judged<T>) -> Claim {
     match judged {
         Ok(Proven { reason, .. }) => {
-            Claim { id, status: Status::Established, reason: reason.clone() }
+            Claim { id, status: Status::Established, reason: reason.clone(), facts: Vec::new() }
         }
-        Err(Doubt { status, reason }) => Claim { id, status: *status, reason: reason.clone() },
+        Err(Doubt { status, reason }) => {
+            Claim { id, status: *status, reason: reason.clone(), facts: Vec::new() }
+        }
     }
 }
 
