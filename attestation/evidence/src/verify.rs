@@ -31,6 +31,7 @@ use crate::format::{
     EVIDENCE_SCHEMA, Evidence, Machine, Policy, QUALIFYING_CONTEXT, REFERENCE_SCHEMA, Reference,
 };
 use crate::key::AttestationKey;
+use crate::ledger::Checkpoint;
 use crate::quote::{PcrValues, Quote};
 use reason::says;
 
@@ -157,6 +158,8 @@ pub struct Verdict {
     pub unexplained: Vec<Unexplained>,
     /// When the evidence was made, as far as it says.
     pub as_of: AsOf,
+    /// Head of the ledger, if that claim is established.
+    pub head: Option<Checkpoint>,
 }
 
 impl Verdict {
@@ -203,6 +206,7 @@ pub fn verify(
                 .collect(),
             unexplained: Vec::new(),
             as_of: AsOf::of(evidence, None),
+            head: None,
         };
     }
     let key = case.machine();
@@ -212,6 +216,7 @@ pub fn verify(
     let bytes = case.log_bytes();
     let boot = boot::Boot::new(&case, &pcrs, bytes.as_ref());
     let agent = agent::Agent::new(&case, &pcrs);
+    let ledger = records::ledger(&case, &key);
     let as_of = AsOf::of(evidence, quote.as_ref().ok().map(|quote| quote.value.attest()));
     Verdict {
         claims: vec![
@@ -226,10 +231,11 @@ pub fn verify(
             claim(ClaimId::CommandLine, &boot.command_line()).with(boot.command_line_facts()),
             claim(ClaimId::Policy, &agent.policy()),
             claim(ClaimId::Bundle, &agent.bundle()),
-            claim(ClaimId::Ledger, &records::ledger(&case, &key)),
+            claim(ClaimId::Ledger, &ledger),
         ],
         unexplained: boot.into_unexplained(),
         as_of,
+        head: ledger.ok().map(|proven| proven.value),
     }
 }
 

@@ -1,4 +1,5 @@
-//! casemate-verify: evidence in, verdict out, on any laptop. No TPM, no network, no clock.
+//! casemate-verify: evidence in, verdict out, on any laptop. No TPM, no network; no claim depends on a clock of its
+//! own.
 //!
 //! Exit status: 0 established, 1 not established, 2 unusable input or usage.
 
@@ -7,6 +8,7 @@ mod files;
 mod judge;
 mod pcr_file;
 mod quote;
+mod report;
 mod words;
 
 use std::io::Write as _;
@@ -15,6 +17,7 @@ use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand};
 
+use evidence::time::Timestamp;
 use words::Language;
 
 /// Judges the evidence of a casemate appliance.
@@ -55,9 +58,15 @@ struct EvidenceArgs {
     /// Language of the claims and reasons.
     #[arg(long, value_enum, default_value_t)]
     lang: Language,
-    /// Print JSON instead of lines.
-    #[arg(long)]
+    /// Print an EAT attestation result (JSON) instead of lines.
+    #[arg(long, conflicts_with = "html")]
     json: bool,
+    /// Also write the verdict as one page for the files.
+    #[arg(long, value_name = "FILE")]
+    html: Option<PathBuf>,
+    /// When you judge, in UTC (`2026-11-24T12:00:00Z`), if not by this computer's clock.
+    #[arg(long, value_name = "RFC3339", value_parser = parse_now)]
+    now: Option<Timestamp>,
 }
 
 #[derive(Debug, Args)]
@@ -97,6 +106,11 @@ fn parse_nonce(text: &str) -> Result<[u8; 32], String> {
     hex::decode_to_slice(text, &mut nonce)
         .map_err(|error| format!("{error}; 64 hex digits are expected"))?;
     Ok(nonce)
+}
+
+fn parse_now(text: &str) -> Result<Timestamp, String> {
+    let expected = "RFC 3339 in UTC is expected, as 2026-11-24T12:00:00Z";
+    Timestamp::parse(text).ok_or_else(|| expected.to_owned())
 }
 
 fn run(command: &Command) -> anyhow::Result<Report> {

@@ -12,7 +12,7 @@ const REQUEST_CHARS_MAX: usize = 80;
 
 /// Whether the head is the machine's and every record is under it, without a gap up to the newest, and no later
 /// one is dated before an earlier one.
-pub(super) fn ledger(case: &Case<'_>, key: &Judged<AttestationKey>) -> Judged<()> {
+pub(super) fn ledger(case: &Case<'_>, key: &Judged<AttestationKey>) -> Judged<Checkpoint> {
     let key = rests_on(ClaimId::Machine, key)?;
     let sent = &case.evidence.ledger;
     let checkpoint =
@@ -53,7 +53,7 @@ pub(super) fn ledger(case: &Case<'_>, key: &Judged<AttestationKey>) -> Judged<()
         "the newest {proven} of {size} records are in the ledger under the signed head",
         "les {proven} derniers enregistrements sur {size} sont dans le registre sous la tête signée"
     );
-    Ok(Proven { value: (), reason })
+    Ok(Proven { value: checkpoint, reason })
 }
 
 fn open(checkpoint: &Checkpoint, next: Option<u64>, sent: &ProvenRecord) -> Result<Record, Doubt> {
