@@ -8,6 +8,7 @@
 use std::fmt;
 
 use p256::ecdsa::signature::hazmat::PrehashVerifier as _;
+use p256::pkcs8::{EncodePublicKey as _, LineEnding};
 use rsa::{BigUint, Pkcs1v15Sign, Pss, RsaPublicKey};
 use sha2::{Sha256, Sha384, Sha512};
 
@@ -214,6 +215,21 @@ impl AttestationKey {
     #[must_use]
     pub fn hash(&self) -> HashAlg {
         self.scheme.hash
+    }
+
+    /// SubjectPublicKeyInfo in PEM, as tools outside TPMs read keys.
+    ///
+    /// # Errors
+    /// If the numbers do not encode.
+    pub fn public_key_pem(&self) -> Result<String, KeyError> {
+        let numbers = |error: &dyn fmt::Display| KeyError::Numbers { reason: error.to_string() };
+        let der = match &self.numbers {
+            Numbers::P256(key) => key.to_public_key_der(),
+            Numbers::P384(key) => key.to_public_key_der(),
+            Numbers::Rsa(key) => key.to_public_key_der(),
+        };
+        let der = der.map_err(|error| numbers(&error))?;
+        der.to_pem("PUBLIC KEY", LineEnding::LF).map_err(|error| numbers(&error))
     }
 
     /// Checks a marshalled `TPMT_SIGNATURE` over `message`.

@@ -32,3 +32,8 @@ pub(crate) fn parse_json<T: DeserializeOwned>(path: &Path, bytes: &[u8]) -> anyh
     serde_json::from_slice(bytes)
         .with_context(|| format!("{} is not the expected JSON", path.display()))
 }
+
+/// Reads a JSON file of at most `bytes_max` bytes.
+pub(crate) fn read_json<T: DeserializeOwned>(path: &Path, bytes_max: u64) -> anyhow::Result<T> {
+    parse_json(path, &read(path, bytes_max)?)
+}

@@ -4,6 +4,7 @@
 //! Exit status: 0 established, 1 not established, 2 unusable input or usage.
 
 mod event_log;
+mod export;
 mod files;
 mod judge;
 mod pcr_file;
@@ -37,6 +38,11 @@ enum Command {
     Eventlog(EventLogArgs),
     /// Check a TPM2 quote under an attestation key.
     Quote(QuoteArgs),
+    /// Write our files in other formats.
+    Export {
+        #[command(subcommand)]
+        format: export::Format,
+    },
 }
 
 #[derive(Debug, Args)]
@@ -118,6 +124,7 @@ fn run(command: &Command) -> anyhow::Result<Report> {
         Command::Evidence(args) => judge::run(args),
         Command::Eventlog(args) => event_log::run(args),
         Command::Quote(args) => quote::run(args),
+        Command::Export { format } => export::run(format),
     }
 }
 

@@ -1,61 +1,20 @@
 //! The program as an auditor runs it.
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
+mod desk;
+
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::process::Output;
 
 use evidence::eventlog::EventKind;
 use evidence::fixture::log::measured;
-use evidence::fixture::{Appliance, policy, reference};
-use evidence::format::Evidence;
+use evidence::fixture::{Appliance, reference};
 use evidence::pcr::HashAlg;
 use evidence::verify::ClaimId;
-use serde::Serialize;
 use tempfile::TempDir;
 
-const NONCE: [u8; 32] = [0xa5; 32];
-
-fn casemate_verify<S: AsRef<std::ffi::OsStr>>(args: &[S]) -> Output {
-    Command::new(env!("CARGO_BIN_EXE_casemate-verify")).args(args).output().unwrap()
-}
-
-/// A folder with an auditor's files.
-struct Desk(TempDir);
-
-impl Desk {
-    fn new(evidence: &Evidence) -> Self {
-        let desk = Self(TempDir::new().unwrap());
-        desk.write("evidence.json", evidence);
-        desk.write("reference.json", &reference());
-        desk.write("policy.json", &policy());
-        desk.write("machine.json", &Appliance::booted().machine());
-        desk
-    }
-
-    fn write(&self, name: &str, value: &impl Serialize) {
-        fs::write(self.path(name), serde_json::to_vec(value).unwrap()).unwrap();
-    }
-
-    fn path(&self, name: &str) -> PathBuf {
-        self.0.path().join(name)
-    }
-
-    fn judge(&self, more: &[&str]) -> Output {
-        let path = |name: &str| self.path(name).into_os_string().into_string().unwrap();
-        let mut args = vec!["evidence".to_owned(), path("evidence.json")];
-        for name in ["reference", "policy", "machine"] {
-            args.extend([format!("--{name}"), path(&format!("{name}.json"))]);
-        }
-        args.extend(["--nonce".to_owned(), hex::encode(NONCE)]);
-        args.extend(more.iter().map(|&arg| arg.to_owned()));
-        casemate_verify(&args)
-    }
-}
-
-fn stdout(output: &Output) -> String {
-    String::from_utf8(output.stdout.clone()).unwrap()
-}
+use desk::{Desk, NONCE, casemate_verify, stdout};
 
 #[test]
 fn honest_evidence_exits_0() {

@@ -20,7 +20,7 @@ fn db_and_dbx_and_the_authority_of_the_uki_are_named() {
     let subject = "CN=casemate Secure Boot db";
     has_fact(&verdict, ClaimId::SecureBoot, &["db: 1 certificates", subject, "0 SHA-256"]);
     has_fact(&verdict, ClaimId::SecureBoot, &["dbx: 0 certificates", "1 SHA-256"]);
-    has_fact(&verdict, ClaimId::SecureBoot, &["PK is no signature database"]);
+    has_fact(&verdict, ClaimId::SecureBoot, &["PK: 1 certificates (CN=casemate PK "]);
     has_fact(&verdict, ClaimId::BootChain, &["db admitted it", subject]);
     has_fact(&verdict, ClaimId::BootChain, &[&reference().uki_authenticode]);
     assert_eq!(verdict.unexplained, []);
