@@ -39,6 +39,7 @@ fn judge(appliance: &Appliance, agentd: &Agentd, evidence: &Evidence) -> Verdict
         image_version: "0.1".to_owned(),
         profile: "development".to_owned(),
         pcrs: std::collections::BTreeMap::new(),
+        measurements: std::collections::BTreeMap::new(),
         machine_pcrs: std::collections::BTreeMap::new(),
         uki_sha256: String::new(),
         uki_authenticode: String::new(),

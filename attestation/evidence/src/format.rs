@@ -126,6 +126,9 @@ pub struct Reference {
     pub profile: String,
     /// Expected values of the SHA-256 bank once the boot is complete, by PCR index, hex.
     pub pcrs: BTreeMap<u8, String>,
+    /// What those values add up, by PCR index and in order; a PCR that stays zero has no entry.
+    #[serde(default)]
+    pub measurements: BTreeMap<u8, Vec<Measurement>>,
     /// Why the other PCRs have no expected value, by index.
     pub machine_pcrs: BTreeMap<u8, String>,
     /// SHA-256 of the UKI file, hex.
@@ -138,6 +141,16 @@ pub struct Reference {
     pub cmdline: String,
     /// SHA-256 of the quorum policy file in the image, hex.
     pub policy_sha256: String,
+}
+
+/// One measurement that a boot of the image makes.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Measurement {
+    /// What is measured: a variable, a program, a section of the UKI, a phase of the boot.
+    pub what: String,
+    /// The digest by which the PCR is extended, hex.
+    pub sha256: String,
 }
 
 /// Who must sign a bundle.

@@ -8,7 +8,11 @@
 use std::fmt;
 
 use p256::ecdsa::signature::hazmat::PrehashVerifier as _;
+use p256::pkcs8::{EncodePublicKey as _, LineEnding};
+use rsa::traits::PublicKeyParts as _;
 use rsa::{BigUint, Pkcs1v15Sign, Pss, RsaPublicKey};
+use sha2::digest::DynDigest;
+use sha2::digest::const_oid::AssociatedOid;
 use sha2::{Sha256, Sha384, Sha512};
 
 use crate::cursor::{Cursor, Short};
@@ -130,7 +134,8 @@ pub enum VerifyError {
 pub struct Name([u8; 34]);
 
 impl Name {
-    fn of(public: &[u8]) -> Self {
+    /// `000b ‖ SHA-256(public)`.
+    pub(crate) fn of(public: &[u8]) -> Self {
         let mut name = [0; 34];
         let digest = HashAlg::Sha256.hash(&[public]);
         let bytes = HashAlg::Sha256
@@ -213,6 +218,21 @@ impl AttestationKey {
     #[must_use]
     pub fn hash(&self) -> HashAlg {
         self.scheme.hash
+    }
+
+    /// SubjectPublicKeyInfo in PEM, as tools outside TPMs read keys.
+    ///
+    /// # Errors
+    /// If the numbers do not encode.
+    pub fn public_key_pem(&self) -> Result<String, KeyError> {
+        let numbers = |error: &dyn fmt::Display| KeyError::Numbers { reason: error.to_string() };
+        let der = match &self.numbers {
+            Numbers::P256(key) => key.to_public_key_der(),
+            Numbers::P384(key) => key.to_public_key_der(),
+            Numbers::Rsa(key) => key.to_public_key_der(),
+        };
+        let der = der.map_err(|error| numbers(&error))?;
+        der.to_pem("PUBLIC KEY", LineEnding::LF).map_err(|error| numbers(&error))
     }
 
     /// Checks a marshalled `TPMT_SIGNATURE` over `message`.
@@ -338,23 +358,27 @@ fn read_rsa(cursor: &mut Cursor<'_>) -> Result<(Scheme, Numbers), KeyError> {
 }
 
 fn verify_rsa(key: &RsaPublicKey, scheme: Scheme, digest: &[u8], signature: &[u8]) -> bool {
-    match (scheme.alg, scheme.hash) {
-        (ALG_RSASSA, HashAlg::Sha256) => {
-            key.verify(Pkcs1v15Sign::new::<Sha256>(), digest, signature)
-        }
-        (ALG_RSASSA, HashAlg::Sha384) => {
-            key.verify(Pkcs1v15Sign::new::<Sha384>(), digest, signature)
-        }
-        (ALG_RSASSA, HashAlg::Sha512) => {
-            key.verify(Pkcs1v15Sign::new::<Sha512>(), digest, signature)
-        }
-        // A salt as long as the hash: TPM 2.0 Library Part 1, "RSASSA_PSS", for restricted keys of FIPS TPMs.
-        (ALG_RSAPSS, HashAlg::Sha256) => key.verify(Pss::new::<Sha256>(), digest, signature),
-        (ALG_RSAPSS, HashAlg::Sha384) => key.verify(Pss::new::<Sha384>(), digest, signature),
-        (ALG_RSAPSS, HashAlg::Sha512) => key.verify(Pss::new::<Sha512>(), digest, signature),
-        _ => return false,
+    match scheme.hash {
+        HashAlg::Sha1 => false,
+        HashAlg::Sha256 => verify_rsa_over::<Sha256>(key, scheme.alg, digest, signature),
+        HashAlg::Sha384 => verify_rsa_over::<Sha384>(key, scheme.alg, digest, signature),
+        HashAlg::Sha512 => verify_rsa_over::<Sha512>(key, scheme.alg, digest, signature),
     }
-    .is_ok()
+}
+
+fn verify_rsa_over<D>(key: &RsaPublicKey, alg: u16, digest: &[u8], signature: &[u8]) -> bool
+where
+    D: sha2::Digest + AssociatedOid + DynDigest + Send + Sync + 'static,
+{
+    if alg == ALG_RSASSA {
+        return key.verify(Pkcs1v15Sign::new::<D>(), digest, signature).is_ok();
+    }
+    // TPM 2.0 Library Part 1, "RSASSA_PSS": the salt is as long as the hash where the TPM follows FIPS 186, else as
+    // long as the key allows: the encoded message (RFC 8017, section 9.1.1) less hash and two bytes.
+    let hash_bytes = <D as sha2::Digest>::output_size();
+    let longest = key.size().checked_sub(hash_bytes).and_then(|rest| rest.checked_sub(2));
+    let salted = |length| key.verify(Pss::new_with_salt::<D>(length), digest, signature).is_ok();
+    alg == ALG_RSAPSS && (salted(hash_bytes) || longest.is_some_and(salted))
 }
 
 /// A big-endian integer at its full width. TPMs may leave out leading zeros.
@@ -364,3 +388,6 @@ fn fixed<const N: usize>(integer: &[u8]) -> Option<[u8; N]> {
     full.iter_mut().skip(missing).zip(integer).for_each(|(to, &from)| *to = from);
     Some(full)
 }
+
+#[cfg(test)]
+mod tests;

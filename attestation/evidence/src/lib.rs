@@ -2,6 +2,7 @@
 //!
 //! The same code judges in the builder, on the appliance and on the auditor's laptop.
 
+pub mod attest;
 pub mod bundle;
 #[cfg(test)]
 mod corpus;
@@ -14,9 +15,12 @@ pub mod key;
 pub mod ledger;
 #[cfg(test)]
 mod mutations;
+pub mod nv;
 pub mod pcr;
 pub mod quote;
+pub mod sigdb;
 pub mod signature;
+pub mod time;
 pub mod userspace;
 pub mod verify;
 

@@ -5,6 +5,7 @@
 
 use std::collections::BTreeMap;
 
+use crate::attest::{self, AttestError, ClockInfo, Header, Kind};
 use crate::cursor::{Cursor, Short};
 use crate::key::{AttestationKey, VerifyError};
 use crate::pcr::{Digest, HashAlg, PCRS};
@@ -14,38 +15,12 @@ pub const BANKS_MAX: u32 = 16;
 /// Longest `pcrSelect` bitmap, in bytes: `PCR_SELECT_MAX` of 32 PCRs.
 pub const SELECT_BYTES_MAX: u8 = 4;
 
-/// `TPM_GENERATED_VALUE`: the TPM itself made what is signed. No restricted key signs foreign bytes that
-/// begin with it.
-const MAGIC: u32 = 0xff54_4347;
-/// `TPM_ST_ATTEST_QUOTE`.
-const TYPE_QUOTE: u16 = 0x8018;
-
 /// Why bytes are not a quote.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum QuoteError {
-    /// A field reaches past the end.
-    #[error("TPMS_ATTEST: {0}")]
-    Cut(#[from] Short),
-    /// Bytes are left over.
-    #[error("TPMS_ATTEST has {left} bytes too many")]
-    Tail {
-        /// Bytes left.
-        left: usize,
-    },
-    /// Not made by the TPM.
-    #[error(
-        "TPMS_ATTEST begins with {found:#010x}, not with TPM_GENERATED (0xff544347): the TPM did not make it"
-    )]
-    Magic {
-        /// The value found.
-        found: u32,
-    },
-    /// Another kind of attestation.
-    #[error("TPMS_ATTEST is of type {found:#06x}; a quote (0x8018) is expected")]
-    Type {
-        /// The value found.
-        found: u16,
-    },
+    /// They are not such an attestation.
+    #[error(transparent)]
+    Attest(#[from] AttestError),
     /// A PCR selection beyond what TPMs have.
     #[error("the PCR selection has {found} {field}; at most {max} are expected")]
     Selection {
@@ -59,6 +34,12 @@ pub enum QuoteError {
     /// The signature does not hold.
     #[error(transparent)]
     Signature(#[from] VerifyError),
+}
+
+impl From<Short> for QuoteError {
+    fn from(short: Short) -> Self {
+        Self::Attest(short.into())
+    }
 }
 
 /// Why PCR values are not the quoted ones.
@@ -106,10 +87,8 @@ pub struct Attest {
     pub qualified_signer: Vec<u8>,
     /// What the caller of `TPM2_Quote` gave as qualifying data.
     pub extra_data: Vec<u8>,
-    /// Times since the TPM was cleared that it was reset.
-    pub reset_count: u32,
-    /// Restarts since the last reset.
-    pub restart_count: u32,
+    /// The TPM's clock and counters.
+    pub clock: ClockInfo,
     /// Firmware version of the TPM, vendor-specific.
     pub firmware_version: u64,
     /// PCRs quoted.
@@ -125,36 +104,12 @@ impl Attest {
     /// If it is malformed, or not a quote that a TPM made.
     pub fn parse(bytes: &[u8]) -> Result<Self, QuoteError> {
         let mut cursor = Cursor::new(bytes);
-        let magic = cursor.u32_be()?;
-        if magic != MAGIC {
-            return Err(QuoteError::Magic { found: magic });
-        }
-        let kind = cursor.u16_be()?;
-        if kind != TYPE_QUOTE {
-            return Err(QuoteError::Type { found: kind });
-        }
-        let qualified_signer = cursor.tpm2b()?.to_vec();
-        let extra_data = cursor.tpm2b()?.to_vec();
-        // clockInfo: milliseconds of a clock that the owner may advance, two counters, and whether it is safe.
-        cursor.u64_be()?;
-        let reset_count = cursor.u32_be()?;
-        let restart_count = cursor.u32_be()?;
-        cursor.u8()?;
-        let firmware_version = cursor.u64_be()?;
+        let Header { qualified_signer, extra_data, clock, firmware_version } =
+            Header::read(&mut cursor, Kind::Quote)?;
         let selections = read_selections(&mut cursor)?;
         let pcr_digest = cursor.tpm2b()?.to_vec();
-        if !cursor.is_empty() {
-            return Err(QuoteError::Tail { left: cursor.left() });
-        }
-        Ok(Self {
-            qualified_signer,
-            extra_data,
-            reset_count,
-            restart_count,
-            firmware_version,
-            selections,
-            pcr_digest,
-        })
+        attest::finish(&cursor)?;
+        Ok(Self { qualified_signer, extra_data, clock, firmware_version, selections, pcr_digest })
     }
 }
 

@@ -11,8 +11,10 @@
 
 mod agent;
 mod boot;
+mod clock;
 mod reason;
 mod records;
+mod unexplained;
 
 use std::fmt;
 
@@ -21,12 +23,15 @@ use base64::engine::general_purpose::STANDARD;
 use sha2::{Digest as _, Sha256};
 
 pub use agent::AGENT_EVENTS_MAX;
+pub use clock::{AsOf, CLOCK_SET_BACK_S_MAX};
 pub use reason::Reason;
+pub use unexplained::{Log, Unexplained};
 
 use crate::format::{
     EVIDENCE_SCHEMA, Evidence, Machine, Policy, QUALIFYING_CONTEXT, REFERENCE_SCHEMA, Reference,
 };
 use crate::key::AttestationKey;
+use crate::ledger::Checkpoint;
 use crate::quote::{PcrValues, Quote};
 use reason::says;
 
@@ -134,6 +139,14 @@ pub struct Claim {
     pub status: Status,
     /// Why.
     pub reason: Reason,
+    /// What else the evidence says about it, for the auditor to know; nothing is decided by it.
+    pub facts: Vec<Reason>,
+}
+
+impl Claim {
+    fn with(self, facts: Vec<Reason>) -> Self {
+        Self { facts, ..self }
+    }
 }
 
 /// The judgement of one evidence file.
@@ -141,6 +154,12 @@ pub struct Claim {
 pub struct Verdict {
     /// One for each of [`ClaimId::ALL`], in that order.
     pub claims: Vec<Claim>,
+    /// Logged events that no rule explains.
+    pub unexplained: Vec<Unexplained>,
+    /// When the evidence was made, as far as it says.
+    pub as_of: AsOf,
+    /// Head of the ledger, if that claim is established.
+    pub head: Option<Checkpoint>,
 }
 
 impl Verdict {
@@ -180,8 +199,15 @@ pub fn verify(
 ) -> Verdict {
     let case = Case { evidence, reference, policy, machine, nonce };
     if let Err(doubt) = case.check_schemas() {
-        let claim = |id| Claim { id, status: doubt.status, reason: doubt.reason.clone() };
-        return Verdict { claims: ClaimId::ALL.into_iter().map(claim).collect() };
+        return Verdict {
+            claims: ClaimId::ALL
+                .into_iter()
+                .map(|id| claim::<()>(id, &Err(doubt.clone())))
+                .collect(),
+            unexplained: Vec::new(),
+            as_of: AsOf::of(evidence, None),
+            head: None,
+        };
     }
     let key = case.machine();
     let quote = case.quote(&key);
@@ -190,21 +216,26 @@ pub fn verify(
     let bytes = case.log_bytes();
     let boot = boot::Boot::new(&case, &pcrs, bytes.as_ref());
     let agent = agent::Agent::new(&case, &pcrs);
+    let ledger = records::ledger(&case, &key);
+    let as_of = AsOf::of(evidence, quote.as_ref().ok().map(|quote| quote.value.attest()));
     Verdict {
         claims: vec![
             claim(ClaimId::Machine, &key),
-            claim(ClaimId::Quote, &quote),
-            claim(ClaimId::Fresh, &fresh),
+            claim(ClaimId::Quote, &quote).with(as_of.counters()),
+            claim(ClaimId::Fresh, &fresh).with(as_of.created_fact()),
             claim(ClaimId::Pcrs, &pcrs),
             claim(ClaimId::FirmwareLog, &boot.firmware_log()),
-            claim(ClaimId::SecureBoot, &boot.secure_boot()),
-            claim(ClaimId::BootChain, &boot.boot_chain()),
-            claim(ClaimId::Image, &boot.image()),
-            claim(ClaimId::CommandLine, &boot.command_line()),
+            claim(ClaimId::SecureBoot, &boot.secure_boot()).with(boot.secure_boot_facts()),
+            claim(ClaimId::BootChain, &boot.boot_chain()).with(boot.boot_chain_facts()),
+            claim(ClaimId::Image, &boot.image()).with(boot.image_facts()),
+            claim(ClaimId::CommandLine, &boot.command_line()).with(boot.command_line_facts()),
             claim(ClaimId::Policy, &agent.policy()),
             claim(ClaimId::Bundle, &agent.bundle()),
-            claim(ClaimId::Ledger, &records::ledger(&case, &key)),
+            claim(ClaimId::Ledger, &ledger),
         ],
+        unexplained: boot.into_unexplained(),
+        as_of,
+        head: ledger.ok().map(|proven| proven.value),
     }
 }
 
@@ -244,9 +275,11 @@ impl Doubt {
 fn claim<T>(id: ClaimId, judged: &Judged<T>) -> Claim {
     match judged {
         Ok(Proven { reason, .. }) => {
-            Claim { id, status: Status::Established, reason: reason.clone() }
+            Claim { id, status: Status::Established, reason: reason.clone(), facts: Vec::new() }
         }
-        Err(Doubt { status, reason }) => Claim { id, status: *status, reason: reason.clone() },
+        Err(Doubt { status, reason }) => {
+            Claim { id, status: *status, reason: reason.clone(), facts: Vec::new() }
+        }
     }
 }
 
@@ -322,7 +355,7 @@ impl Case<'_> {
         let attest = STANDARD.decode(&sent.attest).map_err(|e| refuted(&e))?;
         let signature = STANDARD.decode(&sent.signature).map_err(|e| refuted(&e))?;
         let quote = Quote::verify(key, &attest, &signature).map_err(|e| refuted(&e))?;
-        let resets = quote.attest().reset_count;
+        let resets = quote.attest().clock.reset_count;
         let reason = says!(
             "signed by the machine's TPM (reset count {resets})",
             "signée par le TPM de la machine (compteur de redémarrages {resets})"

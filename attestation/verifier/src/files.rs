@@ -27,9 +27,13 @@ pub(crate) fn read(path: &Path, bytes_max: u64) -> anyhow::Result<Vec<u8>> {
     Ok(bytes)
 }
 
+/// What JSON text says; `path` is for the error.
+pub(crate) fn parse_json<T: DeserializeOwned>(path: &Path, bytes: &[u8]) -> anyhow::Result<T> {
+    serde_json::from_slice(bytes)
+        .with_context(|| format!("{} is not the expected JSON", path.display()))
+}
+
 /// Reads a JSON file of at most `bytes_max` bytes.
 pub(crate) fn read_json<T: DeserializeOwned>(path: &Path, bytes_max: u64) -> anyhow::Result<T> {
-    let bytes = read(path, bytes_max)?;
-    serde_json::from_slice(&bytes)
-        .with_context(|| format!("{} is not the expected JSON", path.display()))
+    parse_json(path, &read(path, bytes_max)?)
 }

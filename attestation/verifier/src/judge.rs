@@ -1,30 +1,58 @@
 //! `casemate-verify evidence`.
 
-use std::fmt::Write as _;
+use std::fs;
 use std::path::Path;
+use std::time::{SystemTime, UNIX_EPOCH};
 
-use anyhow::ensure;
+use anyhow::{Context as _, ensure};
 use evidence::format::{
     EVIDENCE_SCHEMA, Evidence, Machine, POLICY_SCHEMA, Policy, REFERENCE_SCHEMA, Reference,
 };
-use evidence::verify::{Verdict, verify};
-use serde_json::json;
+use evidence::time::Timestamp;
+use evidence::verify::verify;
+use serde::de::DeserializeOwned;
 
-use crate::files::{EVIDENCE_BYTES_MAX, TRUST_BYTES_MAX, read_json};
-use crate::words::Language;
+use crate::files::{self, EVIDENCE_BYTES_MAX, TRUST_BYTES_MAX};
+use crate::report::{self, Filing, Input};
 use crate::{EvidenceArgs, Report};
 
 pub(crate) fn run(args: &EvidenceArgs) -> anyhow::Result<Report> {
-    let reference: Reference = read_json(&args.reference, TRUST_BYTES_MAX)?;
+    let mut inputs = Vec::new();
+    let reference: Reference = read(&mut inputs, "reference", &args.reference, TRUST_BYTES_MAX)?;
     check_schema(&args.reference, &reference.schema, REFERENCE_SCHEMA)?;
-    let policy: Policy = read_json(&args.policy, TRUST_BYTES_MAX)?;
+    let policy: Policy = read(&mut inputs, "policy", &args.policy, TRUST_BYTES_MAX)?;
     check_schema(&args.policy, &policy.schema, POLICY_SCHEMA)?;
-    let machine: Machine = read_json(&args.machine, TRUST_BYTES_MAX)?;
-    let evidence: Evidence = read_json(&args.file, EVIDENCE_BYTES_MAX)?;
+    let machine: Machine = read(&mut inputs, "machine", &args.machine, TRUST_BYTES_MAX)?;
+    let evidence: Evidence = read(&mut inputs, "evidence", &args.file, EVIDENCE_BYTES_MAX)?;
     check_schema(&args.file, &evidence.schema, EVIDENCE_SCHEMA)?;
+    let now = args.now.map_or_else(clock, Ok)?;
     let verdict = verify(&evidence, &reference, &policy, &machine, args.nonce);
-    let text = if args.json { json(&verdict, args.lang)? } else { lines(&verdict, args.lang)? };
-    Ok(Report { text, established: verdict.established() })
+    let filing = Filing { verdict, inputs, nonce: args.nonce, now, lang: args.lang };
+    if let Some(path) = &args.html {
+        fs::write(path, report::page(&filing)?)
+            .with_context(|| format!("cannot write {}", path.display()))?;
+    }
+    let text = if args.json { report::json(&filing)? } else { report::lines(&filing)? };
+    Ok(Report { text, established: filing.verdict.established() })
+}
+
+/// Reads a JSON file and notes its digest.
+fn read<T: DeserializeOwned>(
+    inputs: &mut Vec<Input>,
+    role: &'static str,
+    path: &Path,
+    bytes_max: u64,
+) -> anyhow::Result<T> {
+    let bytes = files::read(path, bytes_max)?;
+    inputs.push(Input::new(role, path, &bytes));
+    files::parse_json(path, &bytes)
+}
+
+/// This computer's clock.
+fn clock() -> anyhow::Result<Timestamp> {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH);
+    let since = since.context("this computer's clock is before 1970; give --now")?;
+    Ok(Timestamp::from_unix(i64::try_from(since.as_secs())?))
 }
 
 fn check_schema(path: &Path, found: &str, expected: &str) -> anyhow::Result<()> {
@@ -34,31 +62,4 @@ fn check_schema(path: &Path, found: &str, expected: &str) -> anyhow::Result<()> 
         path.display()
     );
     Ok(())
-}
-
-fn lines(verdict: &Verdict, lang: Language) -> anyhow::Result<String> {
-    let mut text = String::new();
-    for claim in &verdict.claims {
-        let (status, id) = (lang.status(claim.status), lang.claim(claim.id));
-        writeln!(text, "{status:<15}  {id:<20}  {}", lang.reason(&claim.reason))?;
-    }
-    writeln!(text, "{}", lang.verdict(verdict.established()))?;
-    Ok(text)
-}
-
-/// Names are the same in every language; only the reasons are translated.
-fn json(verdict: &Verdict, lang: Language) -> anyhow::Result<String> {
-    let claims: Vec<_> = verdict
-        .claims
-        .iter()
-        .map(|claim| {
-            json!({
-                "id": claim.id.name(),
-                "status": claim.status.name(),
-                "reason": lang.reason(&claim.reason),
-            })
-        })
-        .collect();
-    let verdict = json!({ "established": verdict.established(), "claims": claims });
-    Ok(serde_json::to_string_pretty(&verdict)? + "\n")
 }

@@ -1,12 +1,15 @@
-//! casemate-verify: evidence in, verdict out, on any laptop. No TPM, no network, no clock.
+//! casemate-verify: evidence in, verdict out, on any laptop. No TPM, no network; no claim depends on a clock of its
+//! own.
 //!
 //! Exit status: 0 established, 1 not established, 2 unusable input or usage.
 
 mod event_log;
+mod export;
 mod files;
 mod judge;
 mod pcr_file;
 mod quote;
+mod report;
 mod words;
 
 use std::io::Write as _;
@@ -15,6 +18,7 @@ use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand};
 
+use evidence::time::Timestamp;
 use words::Language;
 
 /// Judges the evidence of a casemate appliance.
@@ -34,6 +38,11 @@ enum Command {
     Eventlog(EventLogArgs),
     /// Check a TPM2 quote under an attestation key.
     Quote(QuoteArgs),
+    /// Write our files in other formats.
+    Export {
+        #[command(subcommand)]
+        format: export::Format,
+    },
 }
 
 #[derive(Debug, Args)]
@@ -55,9 +64,15 @@ struct EvidenceArgs {
     /// Language of the claims and reasons.
     #[arg(long, value_enum, default_value_t)]
     lang: Language,
-    /// Print JSON instead of lines.
-    #[arg(long)]
+    /// Print an EAT attestation result (JSON) instead of lines.
+    #[arg(long, conflicts_with = "html")]
     json: bool,
+    /// Also write the verdict as one page for the files.
+    #[arg(long, value_name = "FILE")]
+    html: Option<PathBuf>,
+    /// When you judge, in UTC (`2026-11-24T12:00:00Z`), if not by this computer's clock.
+    #[arg(long, value_name = "RFC3339", value_parser = parse_now)]
+    now: Option<Timestamp>,
 }
 
 #[derive(Debug, Args)]
@@ -99,11 +114,17 @@ fn parse_nonce(text: &str) -> Result<[u8; 32], String> {
     Ok(nonce)
 }
 
+fn parse_now(text: &str) -> Result<Timestamp, String> {
+    let expected = "RFC 3339 in UTC is expected, as 2026-11-24T12:00:00Z";
+    Timestamp::parse(text).ok_or_else(|| expected.to_owned())
+}
+
 fn run(command: &Command) -> anyhow::Result<Report> {
     match command {
         Command::Evidence(args) => judge::run(args),
         Command::Eventlog(args) => event_log::run(args),
         Command::Quote(args) => quote::run(args),
+        Command::Export { format } => export::run(format),
     }
 }
 

@@ -65,27 +65,55 @@ fn parse_dump(bytes: &[u8]) -> Option<PcrValues> {
     (is_ours && lists.is_empty()).then(|| selected.into_iter().zip(values).collect())
 }
 
+/// What [`parse_dump`] reads; `None` for a PCR that does not exist.
+pub(crate) fn dump(values: &PcrValues) -> Option<Vec<u8>> {
+    let mut bitmap = [0; 4];
+    for &index in values.keys() {
+        let byte = bitmap.get_mut(..3)?.get_mut(usize::from(index / 8))?;
+        *byte |= 1 << (index % 8);
+    }
+    let values: Vec<_> = values.values().copied().collect();
+    lay_out(bitmap, &values)
+}
+
+fn lay_out(bitmap: [u8; 4], values: &[[u8; 32]]) -> Option<Vec<u8>> {
+    let [low, high] = HashAlg::Sha256.tpm_id().to_le_bytes();
+    let mut bytes = vec![1, 0, 0, 0, low, high, 3];
+    bytes.extend(bitmap);
+    bytes.resize(SELECTION_BYTES.checked_mul(SELECTIONS)?.checked_add(4)?, 0);
+    let lists = values.chunks(DIGESTS);
+    bytes.extend(u32::try_from(lists.len()).ok()?.to_le_bytes());
+    for list in lists {
+        bytes.extend(u32::try_from(list.len()).ok()?.to_le_bytes());
+        for value in list {
+            bytes.extend([32, 0]);
+            bytes.extend(value);
+            bytes.extend([0; 32]);
+        }
+        let unused = DIGESTS.checked_sub(list.len())?.checked_mul(DIGEST_BYTES)?;
+        bytes.resize(bytes.len().checked_add(unused)?, 0);
+    }
+    Some(bytes)
+}
+
 #[cfg(test)]
-#[expect(clippy::indexing_slicing, clippy::arithmetic_side_effects, reason = "a test may panic")]
+#[expect(clippy::indexing_slicing, reason = "a test may panic")]
 mod tests {
     use super::*;
 
     fn dump(bitmap: [u8; 4], values: &[[u8; 32]]) -> Vec<u8> {
-        let mut bytes = vec![1, 0, 0, 0, 0x0b, 0x00, 3];
-        bytes.extend(bitmap);
-        bytes.resize(4 + SELECTION_BYTES * SELECTIONS, 0);
-        let lists = values.chunks(DIGESTS);
-        bytes.extend(u32::try_from(lists.len()).unwrap().to_le_bytes());
-        for list in lists {
-            bytes.extend(u32::try_from(list.len()).unwrap().to_le_bytes());
-            for value in list {
-                bytes.extend([32, 0]);
-                bytes.extend(value);
-                bytes.extend([0; 32]);
-            }
-            bytes.resize(bytes.len() + (DIGESTS - list.len()) * DIGEST_BYTES, 0);
+        lay_out(bitmap, values).unwrap()
+    }
+
+    #[test]
+    fn what_is_written_is_read() {
+        for indices in
+            [&[0][..], &[15, 16, 22], &[0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15]]
+        {
+            let values: PcrValues = indices.iter().map(|&index| (index, [index; 32])).collect();
+            assert_eq!(parse_dump(&super::dump(&values).unwrap()), Some(values));
         }
-        bytes
+        assert_eq!(super::dump(&[(24, [0; 32])].into()), None, "there is no such PCR");
     }
 
     #[test]

@@ -1,65 +1,30 @@
 //! The program as an auditor runs it.
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
+mod desk;
+
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::process::Output;
 
-use evidence::fixture::{Appliance, policy, reference};
-use evidence::format::Evidence;
-use serde::Serialize;
+use evidence::eventlog::EventKind;
+use evidence::fixture::log::measured;
+use evidence::fixture::{Appliance, reference};
+use evidence::pcr::HashAlg;
+use evidence::verify::ClaimId;
 use tempfile::TempDir;
 
-const NONCE: [u8; 32] = [0xa5; 32];
-
-fn casemate_verify<S: AsRef<std::ffi::OsStr>>(args: &[S]) -> Output {
-    Command::new(env!("CARGO_BIN_EXE_casemate-verify")).args(args).output().unwrap()
-}
-
-/// A folder with an auditor's files.
-struct Desk(TempDir);
-
-impl Desk {
-    fn new(evidence: &Evidence) -> Self {
-        let desk = Self(TempDir::new().unwrap());
-        desk.write("evidence.json", evidence);
-        desk.write("reference.json", &reference());
-        desk.write("policy.json", &policy());
-        desk.write("machine.json", &Appliance::booted().machine());
-        desk
-    }
-
-    fn write(&self, name: &str, value: &impl Serialize) {
-        fs::write(self.path(name), serde_json::to_vec(value).unwrap()).unwrap();
-    }
-
-    fn path(&self, name: &str) -> PathBuf {
-        self.0.path().join(name)
-    }
-
-    fn judge(&self, more: &[&str]) -> Output {
-        let path = |name: &str| self.path(name).into_os_string().into_string().unwrap();
-        let mut args = vec!["evidence".to_owned(), path("evidence.json")];
-        for name in ["reference", "policy", "machine"] {
-            args.extend([format!("--{name}"), path(&format!("{name}.json"))]);
-        }
-        args.extend(["--nonce".to_owned(), hex::encode(NONCE)]);
-        args.extend(more.iter().map(|&arg| arg.to_owned()));
-        casemate_verify(&args)
-    }
-}
-
-fn stdout(output: &Output) -> String {
-    String::from_utf8(output.stdout.clone()).unwrap()
-}
+use desk::{Desk, NONCE, casemate_verify, stdout};
 
 #[test]
 fn honest_evidence_exits_0() {
     let output = Desk::new(&Appliance::booted().evidence(NONCE)).judge(&[]);
     let text = stdout(&output);
     assert_eq!(output.status.code(), Some(0), "{text}");
-    assert_eq!(text.lines().count(), 13);
-    assert!(text.lines().take(12).all(|line| line.starts_with("established ")), "{text}");
+    let claims: Vec<_> = text.lines().filter(|line| line.starts_with("established ")).collect();
+    assert_eq!(claims.len(), ClaimId::ALL.len(), "{text}");
+    assert!(text.contains("· dbx: 0 certificates"), "{text}");
+    assert!(text.contains("as of 2026-11-01T12:00:00Z by the appliance's clock"), "{text}");
     assert_eq!(text.lines().last(), Some("ESTABLISHED"));
 }
 
@@ -87,14 +52,88 @@ fn json_names_every_claim() {
     evidence.profile = "development".to_owned();
     let output = Desk::new(&evidence).judge(&["--json", "--lang", "fr"]);
     assert_eq!(output.status.code(), Some(1));
-    let verdict: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    let result: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    let verdict = &result["casemate.verdict"];
     assert_eq!(verdict["established"], false);
     let claims = verdict["claims"].as_array().unwrap();
-    assert_eq!(claims.len(), 12);
+    assert_eq!(claims.len(), ClaimId::ALL.len());
     let refuted: Vec<_> = claims.iter().filter(|claim| claim["status"] == "refuted").collect();
     assert_eq!(refuted.len(), 1);
     assert_eq!(refuted[0]["id"], "image");
     assert!(refuted[0]["reason"].as_str().unwrap().starts_with("les preuves"));
+}
+
+#[test]
+fn json_is_an_eat_attestation_result() {
+    let desk = Desk::new(&Appliance::booted().evidence(NONCE));
+    let output = desk.judge(&["--json", "--now", "2026-11-24T12:00:00Z"]);
+    assert_eq!(output.status.code(), Some(0));
+    let result: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(result["eat_profile"], "tag:ietf.org,2026:rats/ear#04");
+    assert_eq!(result["iat"], 1_795_521_600);
+    // 32 bytes of a5 in base64url.
+    assert_eq!(result["eat_nonce"], "paWlpaWlpaWlpaWlpaWlpaWlpaWlpaWlpaWlpaWlpaU");
+    assert!(result["ear.verifier-id"]["build"].as_str().unwrap().starts_with("casemate-verify "));
+    let appraisal = &result["submods"]["appliance"];
+    assert_eq!(appraisal["ear.status"], "affirming");
+    let vector = serde_json::json!({"instance-identity": 2, "configuration": 2, "executables": 3});
+    assert_eq!(appraisal["ear.trustworthiness-vector"], vector);
+
+    let verdict = &result["casemate.verdict"];
+    let as_of = serde_json::json!({
+        "created": "2026-11-01T12:00:00Z",
+        "judged": "2026-11-24T12:00:00Z",
+        "tpm": {"clock_ms": 1_234_567, "reset_count": 3, "restart_count": 0, "safe": true},
+    });
+    assert_eq!(verdict["as_of"], as_of);
+    assert_eq!(verdict["ledger"]["size"], 4);
+    assert_eq!(verdict["unexplained"], serde_json::json!([]));
+    let inputs = verdict["inputs"].as_array().unwrap();
+    let evidence = inputs.iter().find(|input| input["role"] == "evidence").unwrap();
+    let bytes = fs::read(desk.path("evidence.json")).unwrap();
+    assert_eq!(evidence["sha256"], HashAlg::Sha256.hash(&[&bytes]).to_string());
+    assert_eq!(inputs.len(), 4);
+}
+
+#[test]
+fn an_unexplained_event_is_in_every_output() {
+    let mut appliance = Appliance::booted();
+    appliance.firmware.push(measured(8, EventKind::IPL, b"grub_cmd: linux /other"));
+    let desk = Desk::new(&appliance.evidence(NONCE));
+    let digest = HashAlg::Sha256.hash(&[b"grub_cmd: linux /other"]).to_string();
+    let page = desk.path("verdict.html");
+    let output = desk.judge(&["--html", page.to_str().unwrap()]);
+    assert_eq!(output.status.code(), Some(1));
+    let (text, page) = (stdout(&output), fs::read_to_string(page).unwrap());
+    let json = stdout(&desk.judge(&["--json"]));
+    for output in [text, page, json] {
+        let named = ["EV_IPL", &digest, "grub_cmd: linux /other", "command-line"];
+        assert!(named.iter().all(|part| output.contains(part)), "{output}");
+    }
+}
+
+#[test]
+fn a_page_is_written_or_the_exit_status_says_so() {
+    let desk = Desk::new(&Appliance::booted().evidence(NONCE));
+    let page = desk.path("verdict.html");
+    let output = desk.judge(&["--html", page.to_str().unwrap(), "--lang", "fr"]);
+    assert_eq!(output.status.code(), Some(0));
+    assert!(stdout(&output).ends_with("ÉTABLI\n"));
+    let page = fs::read_to_string(page).unwrap();
+    assert!(page.starts_with("<!DOCTYPE html>") && page.contains("<html lang=\"fr\">"));
+    assert!(page.contains("ÉTABLI") && page.ends_with("</html>\n"));
+    let nowhere = desk.path("no/such/folder.html");
+    assert_eq!(desk.judge(&["--html", nowhere.to_str().unwrap()]).status.code(), Some(2));
+    assert_eq!(desk.judge(&["--html", "x", "--json"]).status.code(), Some(2));
+    assert_eq!(desk.judge(&["--now", "yesterday"]).status.code(), Some(2));
+}
+
+#[test]
+fn a_clock_ahead_of_the_auditors_is_said() {
+    let desk = Desk::new(&Appliance::booted().evidence(NONCE));
+    let text = stdout(&desk.judge(&["--now", "2026-11-01T11:00:00Z"]));
+    assert!(text.contains("ahead of this computer's by 3600 s"), "{text}");
+    assert!(!stdout(&desk.judge(&["--now", "2026-11-01T11:55:00Z"])).contains("ahead"));
 }
 
 #[test]

@@ -8,7 +8,7 @@ use sha2::{Digest as _, Sha256};
 
 use crate::keys::{KeySet, KeysError};
 use crate::pe::{Pe, PeError};
-use crate::predict::{self, SecureBoot, UkiError};
+use crate::predict::{self, Predicted, SecureBoot, UkiError};
 
 /// Why some PCRs have no expected value.
 const MACHINE: &[(u8, &str)] = &[
@@ -65,14 +65,16 @@ pub(crate) fn reference(
         keys.certificate("secureboot/db.crt")?,
     );
     let secure_boot = SecureBoot { owner: keys.owner(), pk: &pk, kek: &kek, db: &db };
-    let pcrs = [
-        (4, predict::pcr4(&[authenticode])),
-        (7, predict::pcr7(&secure_boot)),
-        (11, predict::pcr11(uki, predict::PHASES)?),
-        // No command line, credential or extension from outside the UKI.
-        (12, Pcr::ZERO),
-        (13, Pcr::ZERO),
+    let predictions = [
+        (4, predict::boot_manager(&[authenticode])),
+        (7, predict::secure_boot(&secure_boot)),
+        (11, predict::sections_and_phases(uki, predict::PHASES)?),
     ];
+    let folded = predictions.iter().map(|(index, predicted)| (*index, predict::fold(predicted)));
+    // No command line, credential or extension from outside the UKI.
+    let pcrs = folded.chain([(12, Pcr::ZERO), (13, Pcr::ZERO)]);
+    let listed =
+        |predicted: &[Predicted]| predicted.iter().map(Predicted::to_measurement).collect();
     let machine_pcrs: BTreeMap<u8, String> =
         MACHINE.iter().map(|(index, reason)| (*index, (*reason).to_owned())).collect();
     Ok(Reference {
@@ -80,7 +82,8 @@ pub(crate) fn reference(
         image_id: identity.image_id.to_owned(),
         image_version: identity.image_version.to_owned(),
         profile: identity.profile.to_owned(),
-        pcrs: pcrs.into_iter().map(|(index, pcr)| (index, pcr.to_string())).collect(),
+        pcrs: pcrs.map(|(index, pcr)| (index, pcr.to_string())).collect(),
+        measurements: predictions.iter().map(|(index, all)| (*index, listed(all))).collect(),
         machine_pcrs,
         uki_sha256: hex::encode(Sha256::digest(uki)),
         uki_authenticode: hex::encode(authenticode),

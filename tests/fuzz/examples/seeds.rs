@@ -20,7 +20,8 @@ const REQUEST: &str = r#"{"model":"m","messages":[{"role":"system","content":"a"
 fn main() -> Result<(), Box<dyn Error>> {
     let appliance = Appliance::booted();
     let (attest, signature) = appliance.tpm.quote(&appliance.pcrs(), &NONCE);
-    let kinds = [(0, attest), (1, signature), (2, appliance.tpm.public())];
+    let (nv, _) = appliance.tpm.certify_nv(&[7; 34], 0, &[0; 8], &NONCE);
+    let kinds = [(0, attest), (0, nv), (1, signature), (2, appliance.tpm.public())];
     let file = SignedFile { name: "weights.gguf".to_owned(), sha256: [7; 32] };
     let mut seeds = vec![
         ("bundle", "honest", statement_json(&[file])?),
@@ -31,7 +32,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         ("gguf", "tensor", tensor()),
         ("request", "honest", REQUEST.as_bytes().to_vec()),
     ];
-    for ((kind, bytes), name) in kinds.into_iter().zip(["attest", "signature", "public"]) {
+    for ((kind, bytes), name) in kinds.into_iter().zip(["attest", "nv", "signature", "public"]) {
         seeds.push(("quote", name, [&[kind], &bytes[..]].concat()));
     }
     for (target, name, bytes) in seeds {

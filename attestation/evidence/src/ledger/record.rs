@@ -3,14 +3,13 @@
 use serde::{Deserialize, Serialize};
 
 use super::LedgerError;
+use crate::time::Timestamp;
 
 /// Longest record that is written or read, in bytes.
 pub const RECORD_BYTES_MAX: usize = 16 << 10;
 
 /// Longest reason in a record, in characters: whatever they are, the record is short enough.
 const REASON_CHARS_MAX: usize = 2000;
-/// Most digits of a second's fraction.
-const FRACTION_DIGITS_MAX: usize = 9;
 
 /// One record.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -125,7 +124,7 @@ impl Record {
     }
 
     fn check(&self) -> Result<(), LedgerError> {
-        if !is_rfc3339_utc(&self.time) {
+        if Timestamp::parse(&self.time).is_none() {
             return Err(refused(format!("time {:?} is not RFC 3339 in UTC", self.time)));
         }
         if !is_lower_hex(&self.boot, 16) {
@@ -166,33 +165,6 @@ fn digest(field: &str, text: &str) -> Result<(), LedgerError> {
 fn is_lower_hex(text: &str, bytes: usize) -> bool {
     text.len() == bytes.saturating_mul(2)
         && text.bytes().all(|byte| byte.is_ascii_digit() || (b'a'..=b'f').contains(&byte))
-}
-
-/// `YYYY-MM-DDTHH:MM:SS`, a fraction of up to nine digits, `Z`; ranges as in RFC 3339, section 5.6.
-fn is_rfc3339_utc(text: &str) -> bool {
-    let Some((seconds, rest)) = text.split_at_checked(19) else { return false };
-    let shape = b"0000-00-00T00:00:00";
-    let shaped = seconds
-        .bytes()
-        .zip(shape)
-        .all(|(byte, &want)| if want == b'0' { byte.is_ascii_digit() } else { byte == want });
-    let number = |from, to| seconds.get(from..to).and_then(|part| part.parse::<u8>().ok());
-    let within = |from, to, low, high| number(from, to).is_some_and(|n| (low..=high).contains(&n));
-    let fraction = match rest.strip_suffix('Z') {
-        Some("") => true,
-        Some(part) => part.strip_prefix('.').is_some_and(|digits| {
-            (1..=FRACTION_DIGITS_MAX).contains(&digits.len())
-                && digits.bytes().all(|byte| byte.is_ascii_digit())
-        }),
-        None => false,
-    };
-    shaped
-        && within(5, 7, 1, 12)
-        && within(8, 10, 1, 31)
-        && within(11, 13, 0, 23)
-        && within(14, 16, 0, 59)
-        && within(17, 19, 0, 60)
-        && fraction
 }
 
 fn refused(reason: String) -> LedgerError {

@@ -18,7 +18,7 @@ fn a_quote_proves_extra_data_and_pcrs() {
     let (attest, signature) = tpm.quote(&pcrs(), b"nonce");
     let quote = Quote::verify(&tpm.attestation_key(), &attest, &signature).unwrap();
     assert_eq!(quote.attest().extra_data, b"nonce");
-    assert_eq!(quote.attest().reset_count, 3);
+    assert_eq!(quote.attest().clock.reset_count, 3);
     assert_eq!(quote.check_pcrs(&pcrs()), Ok(()));
 
     let mut changed = pcrs();
@@ -58,14 +58,23 @@ fn only_a_quote_made_by_the_tpm_is_one() {
 
     let mut foreign = attest.clone();
     foreign[0] = 0xfe;
-    assert_eq!(verify(&foreign).unwrap_err(), QuoteError::Magic { found: 0xfe54_4347 });
+    assert_eq!(
+        verify(&foreign).unwrap_err(),
+        QuoteError::Attest(AttestError::Magic { found: 0xfe54_4347 })
+    );
     let mut certify = attest.clone();
     certify[5] = 0x17;
-    assert_eq!(verify(&certify).unwrap_err(), QuoteError::Type { found: 0x8017 });
+    assert_eq!(
+        verify(&certify).unwrap_err(),
+        QuoteError::Attest(AttestError::Type { found: 0x8017, expected: Kind::Quote })
+    );
     let longer = [&attest[..], &[0]].concat();
-    assert_eq!(verify(&longer).unwrap_err(), QuoteError::Tail { left: 1 });
+    assert_eq!(verify(&longer).unwrap_err(), QuoteError::Attest(AttestError::Tail { left: 1 }));
     for length in 0..attest.len() {
-        assert!(matches!(verify(&attest[..length]), Err(QuoteError::Cut(_))), "cut to {length}");
+        assert!(
+            matches!(verify(&attest[..length]), Err(QuoteError::Attest(AttestError::Cut(_)))),
+            "cut to {length}"
+        );
     }
 }
 

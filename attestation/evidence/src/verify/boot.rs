@@ -1,12 +1,16 @@
 //! What the PCRs and the logs say about the boot.
 
+mod facts;
+
 use super::reason::says;
 use super::{Case, ClaimId, Doubt, Judged, Proven, Reason, digest_of_hex, rests_on};
 use crate::eventlog::{EFI_GLOBAL_VARIABLE, EventKind, EventLog, Variable};
-use crate::format::AGENT_PCR;
-use crate::pcr::{Digest, HashAlg, PcrBank};
+use crate::format::{AGENT_PCR, Reference};
+use crate::pcr::{Digest, HashAlg, Pcr, PcrBank};
 use crate::quote::PcrValues;
 use crate::userspace::UserspaceLog;
+
+use super::unexplained::{self, Unexplained};
 
 /// PCRs that must be in the quote: all that only a reset clears.
 pub(super) const JUDGED: std::ops::RangeInclusive<u8> = 0..=15;
@@ -32,6 +36,9 @@ pub(super) struct Boot<'a> {
 /// Logs that were read whole, and the PCRs that they give; not yet compared with the quote.
 struct Logs<'a> {
     firmware: EventLog<'a>,
+    unexplained: Vec<Unexplained>,
+    /// PCR and SHA-256 digest of every measurement, in order.
+    measured: Vec<(u32, Digest)>,
     replayed: PcrBank,
     events: usize,
 }
@@ -43,7 +50,7 @@ impl<'a> Boot<'a> {
         bytes: Result<&'a (Vec<u8>, Vec<u8>), &Doubt>,
     ) -> Self {
         let logs = bytes.map_err(Clone::clone).and_then(|(firmware, userspace)| {
-            Logs::read(firmware, userspace).map_err(|error| {
+            Logs::read(case.reference, firmware, userspace).map_err(|error| {
                 Doubt::refuted(says!(
                     "an event log is not usable: {error}",
                     "un journal d'événements n'est pas utilisable : {error}"
@@ -171,11 +178,33 @@ impl<'a> Boot<'a> {
                 "le PCR {index} n'est pas nul : quelque chose a été injecté à côté de l'image ; le journal du micrologiciel dit {texts:?}"
             )));
         }
+        self.hides_nothing(pcrs, ClaimId::CommandLine)?;
         let reason = says!(
             "no command line, credential or extension beside the image (PCRs 12 and 13 are zero)",
             "ni ligne de commande, ni secret, ni extension à côté de l'image (PCR 12 et 13 nuls)"
         );
         Ok(Proven { value: (), reason })
+    }
+
+    /// What no rule explains.
+    pub(super) fn into_unexplained(self) -> Vec<Unexplained> {
+        self.logs.map(|logs| logs.unexplained).unwrap_or_default()
+    }
+
+    /// Refuses what could hide the opposite of claim `id`, if it was measured.
+    fn hides_nothing(&self, pcrs: &PcrValues, id: ClaimId) -> Result<(), Doubt> {
+        let Ok(logs) = &self.logs else { return Ok(()) };
+        let measured = |event: &&Unexplained| {
+            event.hides == Some(id)
+                && u8::try_from(event.pcr).is_ok_and(|pcr| logs.explain(pcr, pcrs))
+        };
+        let Some(event) = logs.unexplained.iter().find(measured) else { return Ok(()) };
+        let Unexplained { log, number, pcr, kind, text, .. } = event;
+        let log = log.name();
+        Err(Doubt::refuted(says!(
+            "nothing explains event {number} of the {log} log: {kind:?}, {text:?} (PCR {pcr})",
+            "rien n'explique l'événement {number} du journal {log} : {kind:?}, {text:?} (PCR {pcr})"
+        )))
     }
 
     fn equals_reference(&self, pcrs: &PcrValues, index: u8) -> Result<(), Doubt> {
@@ -187,6 +216,7 @@ impl<'a> Boot<'a> {
                 "la référence n'a pas de valeur pour le PCR {index} ({why:?})"
             )));
         };
+        check_prediction(reference, index, expected)?;
         let found = pcrs.get(&index);
         if found.is_some() && found == digest_of_hex(expected).as_ref() {
             return Ok(());
@@ -213,6 +243,21 @@ impl<'a> Boot<'a> {
     }
 }
 
+/// The builder's list of measurements must add up to its own value.
+fn check_prediction(reference: &Reference, index: u8, expected: &str) -> Result<(), Doubt> {
+    let Some(predicted) = reference.measurements.get(&index) else { return Ok(()) };
+    let folded = predicted
+        .iter()
+        .try_fold(Pcr::ZERO, |pcr, measured| Some(pcr.extend(digest_of_hex(&measured.sha256)?)));
+    if folded.map(Pcr::value) == digest_of_hex(expected) && folded.is_some() {
+        return Ok(());
+    }
+    Err(Doubt::open(says!(
+        "the reference contradicts itself: its measurements of PCR {index} do not add up to {expected:?}",
+        "la référence se contredit : ses mesures du PCR {index} ne donnent pas {expected:?}"
+    )))
+}
+
 fn foreign_reason(foreign: &[String]) -> Reason {
     says!(
         "the firmware started applications that are not the reference's: {foreign:?} (PCR 4)",
@@ -226,14 +271,16 @@ fn has_own_claim(index: u8) -> bool {
 }
 
 impl<'a> Logs<'a> {
-    fn read(firmware: &'a [u8], userspace: &[u8]) -> Result<Self, String> {
+    fn read(reference: &Reference, firmware: &'a [u8], userspace: &[u8]) -> Result<Self, String> {
         let firmware = EventLog::parse(firmware).map_err(|e| format!("firmware: {e}"))?;
         let userspace = UserspaceLog::parse(userspace).map_err(|e| format!("userspace: {e}"))?;
         let mut replayed =
             firmware.replay(HashAlg::Sha256).map_err(|e| format!("firmware: {e}"))?;
         userspace.replay_onto(&mut replayed).map_err(|e| format!("userspace: {e}"))?;
         let events = firmware.events().len().saturating_add(userspace.records.len());
-        Ok(Self { firmware, replayed, events })
+        let unexplained = unexplained::find(reference, &firmware, &userspace);
+        let measured = measured(&firmware, &userspace);
+        Ok(Self { firmware, unexplained, measured, replayed, events })
     }
 
     /// Whether the logs give the quoted value of PCR `index`.
@@ -270,8 +317,19 @@ impl<'a> Logs<'a> {
     }
 }
 
+/// PCR and SHA-256 digest of every measurement in the logs, in order.
+fn measured(firmware: &EventLog<'_>, userspace: &UserspaceLog) -> Vec<(u32, Digest)> {
+    let events = firmware.events().iter().filter(|event| event.kind.is_measured());
+    let events = events.filter_map(|event| Some((event.pcr, *event.digest(HashAlg::Sha256)?)));
+    let records = userspace.records.iter().filter_map(|record| {
+        let digest = record.digests.iter().find(|digest| digest.alg() == HashAlg::Sha256)?;
+        Some((record.pcr, *digest))
+    });
+    events.chain(records).collect()
+}
+
 /// systemd-stub describes its measurements in UTF-16, others in UTF-8.
-fn text(data: &[u8]) -> String {
+pub(super) fn text(data: &[u8]) -> String {
     let (units, odd) = data.as_chunks::<2>();
     let is_utf16 = odd.is_empty() && units.iter().any(|&[_, high]| high == 0);
     let text = if is_utf16 {

@@ -1,16 +1,18 @@
 //! The ledger's head and records.
 
+use super::clock::Order;
 use super::reason::says;
 use super::{Case, ClaimId, Doubt, Judged, Proven, digest_of_hex, rests_on};
 use crate::format::ProvenRecord;
 use crate::key::AttestationKey;
-use crate::ledger::{Checkpoint, Hash, ORIGIN_PREFIX};
+use crate::ledger::{Checkpoint, Hash, ORIGIN_PREFIX, Record};
 
 /// Longest request identifier that is shown, in characters.
 const REQUEST_CHARS_MAX: usize = 80;
 
-/// Whether the head is the machine's and every record is under it, without a gap up to the newest.
-pub(super) fn ledger(case: &Case<'_>, key: &Judged<AttestationKey>) -> Judged<()> {
+/// Whether the head is the machine's and every record is under it, without a gap up to the newest, and no later
+/// one is dated before an earlier one.
+pub(super) fn ledger(case: &Case<'_>, key: &Judged<AttestationKey>) -> Judged<Checkpoint> {
     let key = rests_on(ClaimId::Machine, key)?;
     let sent = &case.evidence.ledger;
     let checkpoint =
@@ -30,10 +32,12 @@ pub(super) fn ledger(case: &Case<'_>, key: &Judged<AttestationKey>) -> Judged<()
         )));
     }
     let (size, sent) = (checkpoint.size, &sent.records);
-    let mut next = None;
-    for record in sent {
-        open(&checkpoint, next, record)?;
-        next = record.index.checked_add(1);
+    let (mut next, mut order) = (None, Order::default());
+    for sent in sent {
+        let record = open(&checkpoint, next, sent)?;
+        let index = sent.index;
+        next = index.checked_add(1);
+        order.follow(&record.time, says!("record {index}", "l'enregistrement {index}"))?;
     }
     // The newest records are what an attacker would leave out, and the head says how many there are.
     if next.unwrap_or(0) != size {
@@ -43,15 +47,16 @@ pub(super) fn ledger(case: &Case<'_>, key: &Judged<AttestationKey>) -> Judged<()
             "la tête compte {size} enregistrements ; ceux envoyés s'arrêtent avant l'enregistrement {last}"
         )));
     }
+    order.follow(&case.evidence.created, says!("the evidence", "le fichier de preuves"))?;
     let proven = sent.len();
     let reason = says!(
         "the newest {proven} of {size} records are in the ledger under the signed head",
         "les {proven} derniers enregistrements sur {size} sont dans le registre sous la tête signée"
     );
-    Ok(Proven { value: (), reason })
+    Ok(Proven { value: checkpoint, reason })
 }
 
-fn open(checkpoint: &Checkpoint, next: Option<u64>, sent: &ProvenRecord) -> Result<(), Doubt> {
+fn open(checkpoint: &Checkpoint, next: Option<u64>, sent: &ProvenRecord) -> Result<Record, Doubt> {
     let index = sent.index;
     let proof: Option<Vec<Hash>> = sent.proof.iter().map(|hash| digest_of_hex(hash)).collect();
     let opened = match proof {
@@ -60,7 +65,7 @@ fn open(checkpoint: &Checkpoint, next: Option<u64>, sent: &ProvenRecord) -> Resu
         }
         None => Err("its proof is not hex of SHA-256 digests".to_owned()),
     };
-    opened.map_err(|error| {
+    let record = opened.map_err(|error| {
         let request = request(&sent.record);
         Doubt::refuted(says!(
             "record {index} ({request}) does not prove: {error}",
@@ -72,7 +77,7 @@ fn open(checkpoint: &Checkpoint, next: Option<u64>, sent: &ProvenRecord) -> Resu
             "record {index} was sent where record {next} is expected: records are missing, repeated or reordered",
             "l'enregistrement {index} a été envoyé à la place de {next} : des enregistrements manquent, sont répétés ou déplacés"
         ))),
-        _ => Ok(()),
+        _ => Ok(record),
     }
 }
 

@@ -8,6 +8,8 @@ use crate::fixture::{ATTRIBUTES, Appliance, SoftTpm, policy, reference};
 use crate::format::AgentEvent;
 use crate::pcr::HashAlg;
 
+mod detail;
+
 const NONCE: [u8; 32] = [0xa5; 32];
 
 /// Judges `evidence` as the auditor of [`Appliance::booted`].
@@ -70,7 +72,8 @@ fn honest_evidence_is_established() {
 
 #[test]
 fn a_verdict_without_claims_is_not_established() {
-    assert!(!Verdict { claims: Vec::new() }.established());
+    let verdict = judge(&Appliance::booted().evidence(NONCE));
+    assert!(!Verdict { claims: Vec::new(), ..verdict }.established());
 }
 
 #[test]
@@ -201,6 +204,7 @@ fn a_secure_boot_event_is_believed_only_if_its_data_was_measured() {
         appliance.firmware[2] = event(7, kind, &digests, data);
         let mut expected = reference();
         expected.pcrs.insert(7, hex::encode(appliance.pcrs()[&7]));
+        expected.measurements.remove(&7);
         let machine = appliance.machine();
         verify(&appliance.evidence(NONCE), &expected, &policy(), &machine, NONCE)
     };

@@ -2,7 +2,7 @@
 
 use evidence::pcr::Pcr;
 
-use super::SEPARATOR;
+use super::{Predicted, SEPARATOR, fold};
 
 /// `EV_EFI_ACTION` before the first boot option.
 const CALLING: &[u8] = b"Calling EFI Application from Boot Option";
@@ -11,8 +11,15 @@ const CALLING: &[u8] = b"Calling EFI Application from Boot Option";
 /// loaded, in order.
 #[must_use]
 pub fn pcr4(digests: &[[u8; 32]]) -> Pcr {
-    let start = Pcr::ZERO.measure(CALLING).measure(&SEPARATOR);
-    digests.iter().fold(start, |pcr, digest| pcr.extend(*digest))
+    fold(&boot_manager(digests))
+}
+
+/// The measurements of [`pcr4`].
+#[must_use]
+pub fn boot_manager(digests: &[[u8; 32]]) -> Vec<Predicted> {
+    let start = [Predicted::of("boot option", CALLING), Predicted::of("separator", &SEPARATOR)];
+    let program = |digest: &[u8; 32]| Predicted { what: "UKI".to_owned(), digest: *digest };
+    start.into_iter().chain(digests.iter().map(program)).collect()
 }
 
 #[cfg(test)]

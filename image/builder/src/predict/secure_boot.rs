@@ -4,7 +4,7 @@ use sha2::{Digest as _, Sha256};
 
 use evidence::pcr::Pcr;
 
-use super::SEPARATOR;
+use super::{Predicted, SEPARATOR, fold};
 use crate::keys::Guid;
 
 /// `EFI_GLOBAL_VARIABLE`.
@@ -60,15 +60,26 @@ impl SecureBoot<'_> {
 /// PCR 7 after a UKI signed by db was started, Secure Boot being on.
 #[must_use]
 pub fn pcr7(keys: &SecureBoot<'_>) -> Pcr {
-    Pcr::ZERO
-        .measure(&variable_data(GLOBAL, "SecureBoot", &[1]))
-        .measure(&variable_data(GLOBAL, "PK", &keys.pk()))
-        .measure(&variable_data(GLOBAL, "KEK", &keys.kek()))
-        .measure(&variable_data(SECURITY, "db", &keys.db()))
-        .measure(&variable_data(SECURITY, "dbx", &SecureBoot::dbx()))
-        .measure(&SEPARATOR)
-        // EV_EFI_VARIABLE_AUTHORITY holds one EFI_SIGNATURE_DATA, the one that verified the image.
-        .measure(&variable_data(SECURITY, "db", &[&keys.owner.bytes(), keys.db].concat()))
+    fold(&secure_boot(keys))
+}
+
+/// The measurements of [`pcr7`].
+#[must_use]
+pub fn secure_boot(keys: &SecureBoot<'_>) -> Vec<Predicted> {
+    let variable = |vendor, name, data: &[u8]| {
+        Predicted::of(&format!("variable {name}"), &variable_data(vendor, name, data))
+    };
+    // EV_EFI_VARIABLE_AUTHORITY holds one EFI_SIGNATURE_DATA, the one that verified the image.
+    let authority = variable_data(SECURITY, "db", &[&keys.owner.bytes(), keys.db].concat());
+    vec![
+        variable(GLOBAL, "SecureBoot", &[1]),
+        variable(GLOBAL, "PK", &keys.pk()),
+        variable(GLOBAL, "KEK", &keys.kek()),
+        variable(SECURITY, "db", &keys.db()),
+        variable(SECURITY, "dbx", &SecureBoot::dbx()),
+        Predicted::of("separator", &SEPARATOR),
+        Predicted::of("authority of the UKI: db", &authority),
+    ]
 }
 
 /// `UEFI_VARIABLE_DATA`: GUID, length of the name in characters, length of the data, name in UCS-2, data.

@@ -2,6 +2,7 @@
 
 use evidence::pcr::Pcr;
 
+use super::{Predicted, fold};
 use crate::pe::{Pe, PeError};
 
 /// Sections that systemd-stub measures, in its order (systemd 257, src/fundamental/uki.h); `.pcrsig` is left out,
@@ -38,6 +39,11 @@ pub enum UkiError {
 
 /// PCR 11 after the given phases.
 pub fn pcr11(uki: &[u8], phases: &[&str]) -> Result<Pcr, UkiError> {
+    Ok(fold(&sections_and_phases(uki, phases)?))
+}
+
+/// The measurements of [`pcr11`].
+pub fn sections_and_phases(uki: &[u8], phases: &[&str]) -> Result<Vec<Predicted>, UkiError> {
     let pe = Pe::parse(uki)?;
     if let Some(name) = pe.section_names().find(|name| UNEXPECTED.contains(name)) {
         return Err(UkiError::Unexpected { name: String::from_utf8_lossy(name).into_owned() });
@@ -47,14 +53,17 @@ pub fn pcr11(uki: &[u8], phases: &[&str]) -> Result<Pcr, UkiError> {
             return Err(UkiError::Missing { name });
         }
     }
-    let mut pcr = Pcr::ZERO;
+    let mut measurements = Vec::new();
     for name in MEASURED {
         if let Some(content) = pe.section(name) {
             let name_and_nul = [name.as_bytes(), b"\0"].concat();
-            pcr = pcr.measure(&name_and_nul).measure(&content);
+            measurements.push(Predicted::of(&format!("name of section {name}"), &name_and_nul));
+            measurements.push(Predicted::of(&format!("section {name}"), &content));
         }
     }
-    Ok(phases.iter().fold(pcr, |pcr, phase| pcr.measure(phase.as_bytes())))
+    let phase = |phase: &&str| Predicted::of(&format!("phase {phase}"), phase.as_bytes());
+    measurements.extend(phases.iter().map(phase));
+    Ok(measurements)
 }
 
 #[cfg(test)]
