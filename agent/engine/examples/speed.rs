@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 use engine::engine::{Event, Job};
 use engine::load::{Loaded, Machine, open};
 use engine::sampler::Sampling;
+use engine::sequence::Partition;
 use ipc::{Finish, Load};
 use kernels::Isa;
 
@@ -65,11 +66,16 @@ fn time(
     answer_max: usize,
 ) -> Result<(Duration, Finish), Box<dyn Error>> {
     let (events, receiver) = channel();
+    // Its own, so that no prompt finds another's beginning in the cache.
+    let partition = Partition::from(format!("{:?}", Instant::now()).as_str());
     let job = Job {
+        partition,
+        priority: 0,
         prompt,
         answer_max,
         sampling: Sampling { temperature: 0.0, top_p: 1.0, seed: 0 },
         stops: Vec::new(),
+        logprobs: None,
         events,
         cancelled: Arc::new(AtomicBool::new(false)),
     };
@@ -77,7 +83,7 @@ fn time(
     loaded.jobs.send(job).map_err(|_| "the engine has stopped")?;
     for event in receiver {
         match event {
-            Event::Accepted | Event::Delta(_) => {}
+            Event::Accepted | Event::Token { .. } => {}
             Event::Done { finish, .. } => return Ok((begin.elapsed(), finish)),
             Event::Overloaded | Event::Failed(_) => return Err(format!("{event:?}").into()),
         }

@@ -26,6 +26,7 @@ fn main() -> Result<(), Box<dyn Error>> {
             seed: 0,
             stop: Vec::new(),
             partition: String::new(),
+            priority: 0,
         };
         let numbers: Vec<String> =
             prepare(chat, &loaded)?.prompt.iter().map(u32::to_string).collect();

@@ -4,7 +4,6 @@ use kernels::{
     Activations, Heads, Isa, Pool, Product, add, attend, f32_to_f16, matmul, rms_norm, rope, swiglu,
 };
 
-use crate::blocks::{Clean, Dirty};
 use crate::limits::{BLOCK_TOKENS, STEP_TOKENS_MAX};
 use crate::model::{Batch, Compute, Shape};
 use crate::weights::Weights;
@@ -228,15 +227,13 @@ impl Compute for Cpu {
         &b.logits
     }
 
-    fn zero(&mut self, dirty: Dirty) -> Clean {
+    fn zero(&mut self, block: u32) {
         let block_bytes = BLOCK_TOKENS * self.shape.kv_width() * 2;
-        dirty.zero(|block| {
-            let at = block as usize * block_bytes;
-            for layer in &mut self.cache {
-                layer.keys[at..][..block_bytes].fill(0);
-                layer.values[at..][..block_bytes].fill(0);
-            }
-        })
+        let at = block as usize * block_bytes;
+        for layer in &mut self.cache {
+            layer.keys[at..][..block_bytes].fill(0);
+            layer.values[at..][..block_bytes].fill(0);
+        }
     }
 }
 
@@ -279,7 +276,6 @@ fn turns(shape: &Shape, context: usize) -> Vec<(f32, f32)> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::blocks::BlockPool;
     use crate::gguf::Gguf;
     use crate::model::{Row, forward};
     use crate::synthetic;
@@ -336,15 +332,13 @@ mod tests {
     #[test]
     fn zeroed_blocks_hold_nothing() {
         let mut cpu = cpu(Isa::detect(), 1);
-        let mut pool = BlockPool::new(16, BLOCK_TOKENS);
-        let table = pool.reserve(20).unwrap();
-        run(&mut cpu, &[50; 20], 20, table.blocks());
+        let table = [7, 2];
+        run(&mut cpu, &[50; 20], 20, &table);
         let written = |cpu: &Cpu| {
             cpu.cache.iter().any(|l| l.keys.iter().chain(&l.values).any(|byte| *byte != 0))
         };
         assert!(written(&cpu));
-        let clean = cpu.zero(pool.release(table, 20));
-        pool.recycle(clean);
+        table.iter().for_each(|block| cpu.zero(*block));
         assert!(!written(&cpu));
     }
 

@@ -3,15 +3,18 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::{Receiver, Sender};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender};
+use std::time::Duration;
 
 use ipc::Finish;
 
 use crate::answer::Answer;
+use crate::limits::CACHE_IDLE_S_MAX;
+use crate::log;
 use crate::model::{Compute, Row, forward};
-use crate::sampler::{NoFiniteLogits, Sampler, Sampling};
-use crate::scheduler::{Plan, Scheduler};
-use crate::sequence::{Sequence, SequenceId};
+use crate::sampler::{Logprobs, NoFiniteLogits, Sampler, Sampling};
+use crate::scheduler::{Plan, QueueFull, Scheduler};
+use crate::sequence::{Partition, Sequence, SequenceId};
 use crate::tokenizer::Tokenizer;
 
 /// One request, checked: its prompt is not empty, and prompt and answer fit the context.
@@ -21,10 +24,16 @@ pub struct Job {
     pub prompt: Vec<u32>,
     /// Most tokens of the answer, at least 1.
     pub answer_max: usize,
+    /// Whose request it is.
+    pub partition: Partition,
+    /// Lower goes first, and may take the place of a higher one.
+    pub priority: u8,
     /// How tokens are chosen.
     pub sampling: Sampling,
     /// The answer ends before the first of these.
     pub stops: Vec<String>,
+    /// If set, each token comes with its likelihood, and those of so many of the likeliest.
+    pub logprobs: Option<usize>,
     /// Where events go: at most `answer_max + 2`, so the channel needs no bound of its own.
     pub events: Sender<Event>,
     /// Set by whoever waits for the events, once it no longer does.
@@ -32,18 +41,29 @@ pub struct Job {
 }
 
 /// What happens to a request.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub enum Event {
     /// It waits for its turn.
     Accepted,
-    /// More text; never empty.
-    Delta(String),
+    /// One more token.
+    Token {
+        /// The token.
+        token: u32,
+        /// How likely it was, if that was asked for.
+        logprobs: Option<Logprobs>,
+        /// Text that is certain now, perhaps none.
+        text: String,
+    },
     /// The answer is complete.
     Done {
+        /// Text that had been held back, perhaps none.
+        text: String,
         /// Why.
         finish: Finish,
         /// Tokens sampled, the one that ends the answer included.
         tokens: u32,
+        /// Tokens of the prompt that were in the cache.
+        cached: usize,
     },
     /// The queue is full.
     Overloaded,
@@ -60,9 +80,13 @@ pub struct Engine {
     next: u64,
 }
 
+/// A token, and its likelihood if that was asked for.
+type Sampled = (u32, Option<Logprobs>);
+
 struct Request {
     sampler: Sampler,
     answer: Answer,
+    logprobs: Option<usize>,
     tokens: u32,
     events: Sender<Event>,
     cancelled: Arc<AtomicBool>,
@@ -79,9 +103,9 @@ impl Engine {
     pub fn run(mut self, jobs: &Receiver<Job>) {
         loop {
             if self.scheduler.is_idle() {
-                match jobs.recv() {
-                    Ok(job) => self.start(job),
-                    Err(_) => return,
+                match self.wait(jobs) {
+                    Some(job) => self.start(job),
+                    None => return,
                 }
             }
             while let Ok(job) = jobs.try_recv() {
@@ -92,13 +116,31 @@ impl Engine {
         }
     }
 
+    /// The next job. Nothing of earlier ones outlasts a long time without any.
+    fn wait(&mut self, jobs: &Receiver<Job>) -> Option<Job> {
+        match jobs.recv_timeout(Duration::from_secs(CACHE_IDLE_S_MAX)) {
+            Ok(job) => return Some(job),
+            Err(RecvTimeoutError::Disconnected) => return None,
+            Err(RecvTimeoutError::Timeout) => self.forget(),
+        }
+        jobs.recv().ok()
+    }
+
+    fn forget(&mut self) {
+        match self.scheduler.forget(&mut |block| self.compute.zero(block)) {
+            Ok(()) => log::line(format_args!("the cache was zeroed: no request for a while")),
+            Err(error) => log::line(format_args!("the cache was not zeroed: {error}")),
+        }
+    }
+
     fn start(&mut self, job: Job) {
         let id = SequenceId(self.next);
         self.next += 1;
-        let sequence = Sequence::new(id, job.prompt, job.answer_max);
+        let (partition, priority) = (job.partition, job.priority);
+        let sequence = Sequence::new(id, partition, priority, job.prompt, job.answer_max);
         let event = match self.scheduler.enqueue(sequence) {
             Ok(()) => Event::Accepted,
-            Err(_) => Event::Overloaded,
+            Err(QueueFull) => Event::Overloaded,
         };
         let accepted = event == Event::Accepted;
         // A receiver that is gone has set `cancelled`, which the next step sees.
@@ -107,6 +149,7 @@ impl Engine {
             let request = Request {
                 sampler: Sampler::new(job.sampling),
                 answer: Answer::new(job.stops),
+                logprobs: job.logprobs,
                 tokens: 0,
                 events: job.events,
                 cancelled: job.cancelled,
@@ -127,14 +170,28 @@ impl Engine {
 
     fn step(&mut self) {
         let plan = self.scheduler.schedule();
-        self.scheduler.apply(&plan);
+        self.scheduler.apply(&plan, &mut |block| self.compute.zero(block));
+        if let Some(id) = plan.fail {
+            self.fail(id);
+        }
         for (id, sampled) in self.compute(&plan) {
             self.advance(id, sampled);
         }
     }
 
+    fn fail(&mut self, id: SequenceId) {
+        let pool = self.scheduler.pool();
+        let tokens = pool.total() * pool.block_tokens();
+        if let Some(request) = self.requests.get(&id) {
+            request.tell(Event::Failed(format!(
+                "the request is longer than the whole cache, which has room for {tokens} tokens"
+            )));
+        }
+        self.end(id);
+    }
+
     /// Computes a plan; returns what was sampled.
-    fn compute(&mut self, plan: &Plan) -> Vec<(SequenceId, Result<u32, NoFiniteLogits>)> {
+    fn compute(&mut self, plan: &Plan) -> Vec<(SequenceId, Result<Sampled, NoFiniteLogits>)> {
         let mut batch = Vec::new();
         let mut sampled = Vec::new();
         for work in &plan.work {
@@ -153,15 +210,19 @@ impl Engine {
         let rows = logits.chunks_exact(self.tokenizer.vocabulary());
         let choose = |(id, logits)| {
             let request: &mut Request = self.requests.get_mut(&id)?;
-            Some((id, request.sampler.sample(logits)))
+            let sampled = request
+                .sampler
+                .sample(logits)
+                .map(|token| (token, request.logprobs.map(|top| Logprobs::of(logits, token, top))));
+            Some((id, sampled))
         };
         sampled.into_iter().zip(rows).filter_map(choose).collect()
     }
 
-    fn advance(&mut self, id: SequenceId, sampled: Result<u32, NoFiniteLogits>) {
+    fn advance(&mut self, id: SequenceId, sampled: Result<Sampled, NoFiniteLogits>) {
         let Some(request) = self.requests.get_mut(&id) else { return };
-        let token = match sampled {
-            Ok(token) => token,
+        let (token, logprobs) = match sampled {
+            Ok(sampled) => sampled,
             Err(error) => {
                 request.tell(Event::Failed(error.to_string()));
                 return self.end(id);
@@ -169,10 +230,8 @@ impl Engine {
         };
         request.tokens += 1;
         let ended = self.tokenizer.is_end(token);
-        if !ended {
-            let text = request.answer.push(token, &self.tokenizer);
-            request.tell_text(text);
-        }
+        let text = if ended { String::new() } else { request.answer.push(token, &self.tokenizer) };
+        request.tell(Event::Token { token, logprobs, text });
         let room = self.scheduler.append(id, token);
         let finish = if ended || request.answer.stopped() {
             Finish::Stop
@@ -181,28 +240,20 @@ impl Engine {
         } else {
             return;
         };
-        let rest = request.answer.finish();
         // The held-back end may complete a stop string no more: it was looked for at each push.
-        request.tell_text(rest);
-        request.tell(Event::Done { finish, tokens: request.tokens });
+        let text = request.answer.finish();
+        let cached = self.scheduler.running(id).and_then(|sequence| sequence.cached).unwrap_or(0);
+        request.tell(Event::Done { text, finish, tokens: request.tokens, cached });
         self.end(id);
     }
 
     fn end(&mut self, id: SequenceId) {
         self.requests.remove(&id);
-        let dirty = self.scheduler.remove(id);
-        let clean = self.compute.zero(dirty);
-        self.scheduler.recycle(clean);
+        self.scheduler.remove(id);
     }
 }
 
 impl Request {
-    fn tell_text(&self, text: String) {
-        if !text.is_empty() {
-            self.tell(Event::Delta(text));
-        }
-    }
-
     fn tell(&self, event: Event) {
         if self.events.send(event).is_err() {
             self.cancelled.store(true, Ordering::Relaxed);
@@ -215,6 +266,9 @@ impl std::fmt::Debug for Engine {
         f.debug_struct("Engine").field("requests", &self.requests.len()).finish_non_exhaustive()
     }
 }
+
+#[cfg(test)]
+mod invariance;
 
 #[cfg(test)]
 mod tests {
@@ -232,15 +286,20 @@ mod tests {
 
     const BLOCKS: u32 = 24;
 
-    fn engine() -> Engine {
+    /// An engine with the synthetic model, whose context is 128 tokens.
+    pub(super) fn engine_of(isa: Isa, threads: usize, blocks: u32) -> Engine {
         let bytes = synthetic::model().build();
         let gguf = Gguf::parse(&bytes).unwrap();
         let shape = Shape::read(&gguf).unwrap();
         let weights = Weights::find(&gguf, &shape, Arc::new(bytes.clone())).unwrap();
-        let cpu = Cpu::new(Isa::detect(), Pool::new(2).unwrap(), shape, weights, BLOCKS, 128);
-        let limits = Limits { step_tokens: 16, running: 3, waiting: 4 };
-        let scheduler = Scheduler::new(limits, BlockPool::new(BLOCKS, BLOCK_TOKENS));
+        let cpu = Cpu::new(isa, Pool::new(threads).unwrap(), shape, weights, blocks, 128);
+        let limits = Limits { step_tokens: 16, running: 3, waiting: 4, waiting_per_partition: 4 };
+        let scheduler = Scheduler::new(limits, BlockPool::new(blocks, BLOCK_TOKENS));
         Engine::new(Box::new(cpu), scheduler, Arc::new(Tokenizer::read(&gguf).unwrap()))
+    }
+
+    fn engine() -> Engine {
+        engine_of(Isa::detect(), 2, BLOCKS)
     }
 
     fn job(prompt: u32, temperature: f32) -> (Job, Receiver<Event>) {
@@ -248,8 +307,11 @@ mod tests {
         let job = Job {
             prompt: (0..prompt).map(|i| 50 + (i + prompt) % 60).collect(),
             answer_max: 30,
+            partition: Partition::from("bank"),
+            priority: 0,
             sampling: Sampling { temperature, top_p: 0.95, seed: prompt.into() },
             stops: Vec::new(),
+            logprobs: Some(3),
             events,
             cancelled: Arc::new(AtomicBool::new(false)),
         };
@@ -261,33 +323,8 @@ mod tests {
             engine.drop_cancelled();
             engine.step();
         }
-        assert_eq!(engine.scheduler.blocks_free(), BLOCKS as usize);
+        assert_eq!(engine.scheduler.pool().free(), BLOCKS as usize);
         assert!(engine.requests.is_empty());
-    }
-
-    #[test]
-    fn answers_are_the_same_alone_and_in_any_company() {
-        let jobs = [(3, 0.0), (40, 0.8), (17, 0.0), (55, 1.5), (1, 0.7)];
-        let mut alone = Vec::new();
-        for (prompt, temperature) in jobs {
-            let mut engine = engine();
-            let (job, events) = job(prompt, temperature);
-            engine.start(job);
-            finish(&mut engine);
-            alone.push(events.iter().collect::<Vec<_>>());
-        }
-        assert!(alone.iter().all(|events| matches!(events.last(), Some(Event::Done { .. }))));
-        let mut engine = engine();
-        let mut receivers = Vec::new();
-        for (prompt, temperature) in jobs {
-            let (job, events) = job(prompt, temperature);
-            engine.start(job);
-            engine.step();
-            receivers.push(events);
-        }
-        finish(&mut engine);
-        let together: Vec<Vec<_>> = receivers.iter().map(|r| r.iter().collect()).collect();
-        assert_eq!(alone, together);
     }
 
     #[test]
@@ -329,21 +366,5 @@ mod tests {
         assert!(receivers[0].iter().all(|event| !matches!(event, Event::Done { .. })));
         assert!(receivers[1].iter().any(|event| matches!(event, Event::Done { .. })));
         assert_eq!(receivers[2].iter().collect::<Vec<_>>(), [Event::Accepted]);
-    }
-
-    #[test]
-    fn nothing_of_an_ended_request_stays_in_the_cache() {
-        let mut engine = engine();
-        let first = |engine: &mut Engine| {
-            let (job, events) = job(20, 0.0);
-            engine.start(job);
-            finish(engine);
-            events.iter().collect::<Vec<_>>()
-        };
-        let fresh = first(&mut engine);
-        let (other, _events) = job(55, 1.0);
-        engine.start(other);
-        finish(&mut engine);
-        assert_eq!(first(&mut engine), fresh);
     }
 }

@@ -20,6 +20,7 @@ pub mod sampler;
 pub mod scheduler;
 pub mod sequence;
 pub mod server;
+pub mod shares;
 pub mod template;
 pub mod tokenizer;
 pub mod weights;

@@ -6,6 +6,10 @@ pub const STEP_TOKENS_MAX: usize = 64;
 pub const RUNNING_MAX: usize = 16;
 /// Requests that wait for a place; one more is turned away as overloaded.
 pub const WAITING_MAX: usize = 64;
+/// Requests of one partition that wait, so that nobody fills the queue for all.
+pub const WAITING_PER_PARTITION_MAX: usize = WAITING_MAX / 4 * 3;
+/// Partitions without a request whose share of the past is remembered.
+pub const PARTITIONS_ABSENT_MAX: usize = 256;
 /// Connections at the same time; each costs a thread.
 pub const CONNECTIONS_MAX: usize = RUNNING_MAX + WAITING_MAX + 16;
 /// Jobs between the connections and the engine; one more is turned away as overloaded.
@@ -15,6 +19,8 @@ pub const JOBS_QUEUED_MAX: usize = CONNECTIONS_MAX;
 pub const BLOCK_TOKENS: usize = 16;
 /// Bytes of the cache, over all layers.
 pub const CACHE_BYTES_MAX: usize = 384 << 20;
+/// Seconds without a request after which whatever requests left in the cache is zeroed.
+pub const CACHE_IDLE_S_MAX: u64 = 600;
 /// Compute threads, however many processors there are.
 pub const THREADS_MAX: usize = 64;
 

@@ -14,10 +14,10 @@ use crate::engine::{Engine, Job};
 use crate::gguf::{Gguf, GgufError};
 use crate::limits::{
     BLOCK_TOKENS, CACHE_BYTES_MAX, JOBS_QUEUED_MAX, MODEL_ID_BYTES_MAX, RUNNING_MAX,
-    STEP_TOKENS_MAX, WAITING_MAX,
+    STEP_TOKENS_MAX, WAITING_MAX, WAITING_PER_PARTITION_MAX,
 };
 use crate::log;
-use crate::model::{Row, Shape, ShapeError, forward};
+use crate::model::{Compute, Row, Shape, ShapeError, forward};
 use crate::scheduler::{Limits, Scheduler};
 use crate::template::{Template, TemplateError};
 use crate::tokenizer::{Tokenizer, TokenizerError};
@@ -113,6 +113,13 @@ pub struct Machine {
     pub threads: usize,
 }
 
+const LIMITS: Limits = Limits {
+    step_tokens: STEP_TOKENS_MAX,
+    running: RUNNING_MAX,
+    waiting: WAITING_MAX,
+    waiting_per_partition: WAITING_PER_PARTITION_MAX,
+};
+
 /// Maps the bundle's GGUF file and starts its engine.
 ///
 /// # Errors
@@ -153,11 +160,10 @@ pub fn open(load: &Load, file: FileBytes, machine: Machine) -> Result<Loaded, Lo
     ));
     let pool = Pool::new(machine.threads)?;
     let mut cpu = Cpu::new(machine.isa, pool, shape, weights, blocks, context);
-    let mut pool = BlockPool::new(blocks, BLOCK_TOKENS);
-    try_step(&mut cpu, &mut pool)?;
-    let limits =
-        Limits { step_tokens: STEP_TOKENS_MAX, running: RUNNING_MAX, waiting: WAITING_MAX };
-    let engine = Engine::new(Box::new(cpu), Scheduler::new(limits, pool), Arc::clone(&tokenizer));
+    try_step(&mut cpu)?;
+    let pool = BlockPool::new(blocks, BLOCK_TOKENS);
+    let scheduler = Scheduler::new(LIMITS, pool);
+    let engine = Engine::new(Box::new(cpu), scheduler, Arc::clone(&tokenizer));
     let (jobs, receiver) = sync_channel(JOBS_QUEUED_MAX);
     std::thread::Builder::new().name("engine".to_owned()).spawn(move || engine.run(&receiver))?;
     let info = ModelInfo {
@@ -197,12 +203,10 @@ fn cache(shape: &Shape) -> Result<(u32, usize), LoadError> {
 }
 
 /// Computes one token, so that damaged weights are found before a client does.
-fn try_step(cpu: &mut Cpu, pool: &mut BlockPool) -> Result<(), LoadError> {
-    let Some(table) = pool.reserve(1) else { return Err(LoadError::Trial) };
-    let row = Row { token: 0, position: 0, table: table.blocks(), logits: true };
+fn try_step(cpu: &mut Cpu) -> Result<(), LoadError> {
+    let row = Row { token: 0, position: 0, table: &[0], logits: true };
     let finite = forward(cpu, &[row]).iter().all(|logit| logit.is_finite());
-    let clean = crate::model::Compute::zero(cpu, pool.release(table, 1));
-    pool.recycle(clean);
+    cpu.zero(0);
     if finite { Ok(()) } else { Err(LoadError::Trial) }
 }
 

@@ -5,7 +5,6 @@
 //! own memory; then `embed` uploads tokens and tables once per step, layers launch kernels in order, and only
 //! `logits` waits for the device.
 
-use crate::blocks::{Clean, Dirty};
 use crate::gguf::{Gguf, GgufError};
 
 /// The shape of a `llama` model.
@@ -168,8 +167,8 @@ pub trait Compute: Send {
     fn feed_forward(&mut self, layer: usize);
     /// Logits of the rows that want them, one after the other.
     fn logits(&mut self, batch: &Batch<'_>) -> &[f32];
-    /// Zeroes blocks in every layer.
-    fn zero(&mut self, dirty: Dirty) -> Clean;
+    /// Zeroes a block in every layer.
+    fn zero(&mut self, block: u32);
 }
 
 /// Computes a batch; returns the logits of the rows that want them.

@@ -10,6 +10,7 @@ use crate::limits::{
 };
 use crate::load::Loaded;
 use crate::sampler::Sampling;
+use crate::sequence::Partition;
 use crate::template::{TemplateError, Turn};
 
 /// A request that can be computed.
@@ -17,6 +18,10 @@ use crate::template::{TemplateError, Turn};
 pub struct Prepared {
     /// Tokens of the prompt; not empty, and at least one token shorter than the context.
     pub prompt: Vec<u32>,
+    /// Whose request it is.
+    pub partition: Partition,
+    /// Lower goes first.
+    pub priority: u8,
     /// Tokens of the answer at most; at least 1, and what the context leaves.
     pub answer_max: usize,
     /// How tokens are chosen.
@@ -101,9 +106,11 @@ pub fn prepare(chat: Chat, model: &Loaded) -> Result<Prepared, RequestError> {
     if left == 0 || prompt.is_empty() {
         return Err(RequestError::PromptTooLong { found: prompt.len(), context });
     }
-    let Chat { temperature, top_p, seed, stop, max_tokens, .. } = chat;
+    let Chat { temperature, top_p, seed, stop, max_tokens, partition, priority, .. } = chat;
     Ok(Prepared {
         prompt,
+        partition: Partition::from(partition.as_str()),
+        priority,
         answer_max: left.min(max_tokens as usize),
         sampling: Sampling { temperature, top_p, seed },
         stops: stop,
@@ -181,6 +188,7 @@ pub(crate) mod tests {
             seed: 0,
             stop: Vec::new(),
             partition: "bank".to_owned(),
+            priority: 0,
         }
     }
 

@@ -20,6 +20,18 @@ pub struct Sampler {
     state: u64,
 }
 
+/// What the model said of a token, before any parameter of the request.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Logprobs {
+    /// Natural logarithm of its probability, at least [`LOGPROB_MIN`].
+    pub logprob: f32,
+    /// The likeliest tokens and theirs, likeliest first.
+    pub top: Vec<(u32, f32)>,
+}
+
+/// Stands for a probability of zero, as in OpenAI's API; JSON has no infinity.
+pub const LOGPROB_MIN: f32 = -9999.0;
+
 /// The model's output is unusable.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("the model gave no finite logits; its weights are damaged or do not suit this engine")]
@@ -78,6 +90,30 @@ impl Sampler {
         let z = (self.state ^ self.state >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
         let z = (z ^ z >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
         ((z ^ z >> 31) >> 11) as f64 / (1_u64 << 53) as f64
+    }
+}
+
+impl Logprobs {
+    /// Those of `token` and of the `top` likeliest ones under finite `logits`.
+    #[must_use]
+    pub fn of(logits: &[f32], token: u32, top: usize) -> Self {
+        let largest = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+        let total: f64 = logits.iter().map(|logit| f64::from(exp(logit - largest))).sum();
+        let total = f64::from(largest) + total.ln();
+        #[expect(clippy::cast_possible_truncation, reason = "computed in f64, told as f32")]
+        let log = |logit: f32| ((f64::from(logit) - total) as f32).max(LOGPROB_MIN);
+        let mut best: Vec<(u32, f32)> = Vec::with_capacity(top + 1);
+        for (token, &logit) in (0..).zip(logits) {
+            if best.len() < top || best.last().is_some_and(|last| logit > last.1) {
+                let at = best.partition_point(|other| other.1 >= logit);
+                best.insert(at, (token, logit));
+                best.truncate(top);
+            }
+        }
+        Self {
+            logprob: logits.get(token as usize).copied().map_or(LOGPROB_MIN, log),
+            top: best.into_iter().map(|(token, logit)| (token, log(logit))).collect(),
+        }
     }
 }
 
@@ -149,6 +185,19 @@ mod tests {
         assert_eq!(kinds(0.7), [1, 2]);
         assert_eq!(kinds(0.95), [0, 1, 2]);
         assert_eq!(kinds(f32::MIN_POSITIVE), [2]);
+    }
+
+    #[test]
+    fn logprobs_are_of_the_whole_distribution() {
+        let logits = [1.0, 3.0, f32::NEG_INFINITY, 3.0, 2.0];
+        let total = logits.iter().map(|l| f64::from(*l).exp()).sum::<f64>().ln();
+        let found = Logprobs::of(&logits, 4, 3);
+        assert!((f64::from(found.logprob) - (2.0 - total)).abs() < 1e-6, "{found:?}");
+        assert_eq!(found.top.iter().map(|t| t.0).collect::<Vec<_>>(), [1, 3, 4]);
+        assert_eq!(found.top[2].1.to_bits(), found.logprob.to_bits());
+        let never = Logprobs::of(&logits, 2, 0);
+        assert_eq!((never.logprob, never.top.len()), (LOGPROB_MIN, 0));
+        assert_eq!(Logprobs::of(&logits, 99, 9).top.len(), 5);
     }
 
     #[test]

@@ -1,14 +1,23 @@
 //! What the next step computes. No clock, no model, no I/O.
 //!
-//! Invariants: a step has at most `step_tokens` tokens; at most `running` sequences run; a sequence runs only
-//! with blocks for all that it may ever need, so that none is preempted; those that run go before those that
-//! wait; those that wait are admitted in order of arrival.
+//! [`Scheduler::schedule`] decides and changes nothing; [`Scheduler::apply`] does what was decided.
+//!
+//! Invariants:
+//! - A step has at most `step_tokens` tokens; at most `running` sequences run; a sequence holds less than one
+//!   block beyond what is computed.
+//! - Those that run go before those that wait, which are admitted only if no one was preempted for want of blocks.
+//! - Who lacks blocks takes them from the one of lowest rank, perhaps itself: the one of highest rank always
+//!   goes on, so that each ends in the end. Equals are not preempted to admit another; less urgent ones are.
+//! - Among equally urgent ones, the partition that had least goes first.
+//! - One sequence per step fails at most, and only if the whole cache is too small for it.
 
-use std::collections::VecDeque;
 use std::ops::Range;
 
-use crate::blocks::{BlockPool, Clean, Dirty};
+use crate::blocks::{BlockPool, InUse};
 use crate::sequence::{Sequence, SequenceId};
+use crate::shares::Shares;
+
+mod draft;
 
 /// Maxima of a scheduler.
 #[derive(Clone, Copy, Debug)]
@@ -17,26 +26,42 @@ pub struct Limits {
     pub step_tokens: usize,
     /// Sequences that run.
     pub running: usize,
-    /// Sequences that wait.
+    /// Sequences that wait when one more arrives; those that are preempted may come on top.
     pub waiting: usize,
+    /// Sequences of one partition that wait.
+    pub waiting_per_partition: usize,
 }
 
 /// Sequences that wait and run, and the blocks they hold.
 #[derive(Debug)]
 pub struct Scheduler {
     limits: Limits,
-    waiting: VecDeque<Sequence>,
+    waiting: Vec<Sequence>,
     running: Vec<Sequence>,
     pool: BlockPool,
+    shares: Shares,
 }
 
-/// The next step.
-#[derive(Debug, Default, PartialEq, Eq)]
+/// The next step, to be done in this order.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Plan {
-    /// How many of those that wait start to run.
-    pub admit: usize,
-    /// What is computed, at most one entry per sequence.
+    /// Whom the whole cache is too small for. The caller removes it.
+    pub fail: Option<SequenceId>,
+    /// Who gives all blocks back and waits again.
+    pub preempt: Vec<SequenceId>,
+    /// Who starts to run.
+    pub admit: Vec<Admission>,
+    /// What is computed; the entries of one sequence follow each other.
     pub work: Vec<Work>,
+}
+
+/// A sequence that starts to run.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Admission {
+    /// The sequence.
+    pub id: SequenceId,
+    /// Blocks with the beginning of its tokens, at least one of which is left to compute.
+    pub hits: Vec<u32>,
 }
 
 /// Tokens of one sequence that a step computes.
@@ -44,11 +69,17 @@ pub struct Plan {
 pub struct Work {
     /// The sequence.
     pub id: SequenceId,
-    /// Positions of the tokens.
+    /// Positions of the tokens. They do not go on beyond the last block boundary before the last token, where a hit
+    /// would end at most, so that the rest has the same shape with a hit and without.
     pub tokens: Range<usize>,
     /// Whether the last of them is the sequence's last, so that a token is to be sampled.
     pub sample: bool,
 }
+
+/// No more may wait.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the waiting queue is full")]
+pub struct QueueFull;
 
 impl Scheduler {
     /// A scheduler without sequences.
@@ -58,67 +89,62 @@ impl Scheduler {
     #[must_use]
     pub fn new(limits: Limits, pool: BlockPool) -> Self {
         assert!(limits.running > 0 && limits.running <= limits.step_tokens, "steps are too small");
-        Self { limits, waiting: VecDeque::new(), running: Vec::new(), pool }
+        Self { limits, waiting: Vec::new(), running: Vec::new(), pool, shares: Shares::default() }
     }
 
-    /// Puts a sequence at the end of the queue.
+    /// Lets a sequence wait for its turn.
     ///
     /// # Errors
-    /// Gives it back if the queue is full.
-    pub fn enqueue(&mut self, sequence: Sequence) -> Result<(), Sequence> {
-        if self.waiting.len() >= self.limits.waiting {
-            return Err(sequence);
+    /// If the queue, or its partition's part of it, is full.
+    pub fn enqueue(&mut self, mut sequence: Sequence) -> Result<(), QueueFull> {
+        let of_partition = self.waiting.iter().filter(|s| s.partition == sequence.partition);
+        if self.waiting.len() >= self.limits.waiting
+            || of_partition.count() >= self.limits.waiting_per_partition
+        {
+            return Err(QueueFull);
         }
-        self.waiting.push_back(sequence);
+        self.shares.arrive(&sequence.partition);
+        self.pool.digest(&sequence.partition, &sequence.tokens, &mut sequence.digests);
+        self.waiting.push(sequence);
         Ok(())
     }
 
     /// Decides the next step and changes nothing.
     #[must_use]
     pub fn schedule(&self) -> Plan {
-        let mut plan = Plan::default();
-        let mut budget = self.limits.step_tokens;
-        // One token each first, so that no long prompt holds up an answer.
-        for decoding in [true, false] {
-            for sequence in self.running.iter().filter(|s| (s.pending() == 1) == decoding) {
-                plan.take(sequence, &mut budget);
-            }
-        }
-        let mut free = self.pool.free();
-        for sequence in &self.waiting {
-            let needed = self.pool.blocks_for(sequence.tokens_max);
-            let full = self.running.len() + plan.admit >= self.limits.running;
-            if budget == 0 || full || needed > free {
-                break;
-            }
-            free -= needed;
-            plan.admit += 1;
-            plan.take(sequence, &mut budget);
-        }
-        plan
+        draft::draft(self)
     }
 
-    /// Admits and counts as computed what `plan` says; the caller computes it before it schedules again.
+    /// Does what `plan` says and counts its tokens as computed; the caller computes them before it schedules again.
+    /// `zero` is called, before that, for blocks that go from one partition to another.
     ///
     /// # Panics
     /// If `plan` is not from [`Self::schedule`] on this very state.
-    pub fn apply(&mut self, plan: &Plan) {
-        for _ in 0..plan.admit {
-            let admitted = self.waiting.pop_front().and_then(|mut sequence| {
-                sequence.table = self.pool.reserve(sequence.tokens_max)?;
-                Some(sequence)
-            });
-            match admitted {
-                Some(sequence) => self.running.push(sequence),
-                None => panic!("a plan was applied to another state than it was made for"),
-            }
+    pub fn apply(&mut self, plan: &Plan, zero: &mut dyn FnMut(u32)) {
+        for id in &plan.preempt {
+            let mut sequence = take(&mut self.running, *id);
+            self.pool.release(std::mem::take(&mut sequence.table));
+            sequence.computed = 0;
+            self.waiting.push(sequence);
         }
-        for work in &plan.work {
-            let found = self.running.iter_mut().find(|s| s.id == work.id);
-            match found.filter(|s| s.computed == work.tokens.start) {
-                Some(sequence) => sequence.computed = work.tokens.end,
-                None => panic!("a plan was applied to another state than it was made for"),
-            }
+        // All hits are held before any block is taken, so that none of them is evicted.
+        for Admission { id, hits } in &plan.admit {
+            let mut sequence = take(&mut self.waiting, *id);
+            sequence.computed = hits.len() * self.pool.block_tokens();
+            sequence.cached.get_or_insert(sequence.computed);
+            sequence.table = self.pool.hold(hits.clone());
+            self.running.push(sequence);
+        }
+        for Work { id, tokens, .. } in &plan.work {
+            let found = self.running.iter_mut().find(|s| s.id == *id);
+            let Some(sequence) = found.filter(|s| s.computed == tokens.start) else {
+                panic!("a plan was applied to another state than it was made for")
+            };
+            sequence.computed = tokens.end;
+            let Sequence { partition, table, digests, .. } = sequence;
+            self.pool.grow(table, tokens.end, partition, zero);
+            self.pool.keep(table, &sequence.tokens[..tokens.end], digests);
+            self.shares.charge(partition, tokens.len());
         }
     }
 
@@ -133,26 +159,29 @@ impl Scheduler {
         let found = self.running.iter_mut().find(|s| s.id == id);
         found.is_some_and(|sequence| {
             sequence.tokens.push(token);
-            sequence.tokens.len() < sequence.tokens_max
+            let Sequence { partition, tokens, digests, .. } = sequence;
+            self.pool.digest(partition, tokens, digests);
+            tokens.len() < sequence.tokens_max
         })
     }
 
-    /// Removes a sequence, at any moment; its blocks must be zeroed and given to [`Self::recycle`].
-    pub fn remove(&mut self, id: SequenceId) -> Dirty {
-        self.waiting.retain(|s| s.id != id);
-        match self.running.iter().position(|s| s.id == id) {
-            // Order is arrival: what comes later moves up.
-            Some(at) => {
-                let sequence = self.running.remove(at);
-                self.pool.release(sequence.table, sequence.computed)
+    /// Removes a sequence, at any moment between two steps.
+    pub fn remove(&mut self, id: SequenceId) {
+        for sequences in [&mut self.waiting, &mut self.running] {
+            if let Some(at) = sequences.iter().position(|s| s.id == id) {
+                let sequence = sequences.swap_remove(at);
+                self.shares.leave(&sequence.partition);
+                self.pool.release(sequence.table);
             }
-            None => Dirty::default(),
         }
     }
 
-    /// Makes zeroed blocks free again.
-    pub fn recycle(&mut self, clean: Clean) {
-        self.pool.recycle(clean);
+    /// Forgets all prefixes; `zero` is called for each block that anybody left something in.
+    ///
+    /// # Errors
+    /// If a sequence holds a block.
+    pub fn forget(&mut self, zero: &mut dyn FnMut(u32)) -> Result<(), InUse> {
+        self.pool.forget(zero)
     }
 
     /// Whether there is nothing to do.
@@ -161,166 +190,22 @@ impl Scheduler {
         self.running.is_empty() && self.waiting.is_empty()
     }
 
-    /// Blocks that nobody holds.
+    /// The cache's blocks.
     #[must_use]
-    pub fn blocks_free(&self) -> usize {
-        self.pool.free()
+    pub fn pool(&self) -> &BlockPool {
+        &self.pool
+    }
+
+    /// Whose turn it is, the smallest first.
+    fn turn(&self, sequence: &Sequence, planned: usize) -> (u8, u64, SequenceId) {
+        let had = self.shares.tokens(&sequence.partition).saturating_add(planned as u64);
+        (sequence.priority, had, sequence.id)
     }
 }
 
-impl Plan {
-    fn take(&mut self, sequence: &Sequence, budget: &mut usize) {
-        let count = sequence.pending().min(*budget);
-        if count > 0 {
-            *budget -= count;
-            let tokens = sequence.computed..sequence.computed + count;
-            let sample = tokens.end == sequence.tokens.len();
-            self.work.push(Work { id: sequence.id, tokens, sample });
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use proptest::prelude::*;
-
-    const LIMITS: Limits = Limits { step_tokens: 8, running: 3, waiting: 4 };
-
-    fn scheduler(blocks: u32) -> Scheduler {
-        Scheduler::new(LIMITS, BlockPool::new(blocks, 4))
-    }
-
-    fn sequence(id: u64, prompt: usize, answer: usize) -> Sequence {
-        Sequence::new(SequenceId(id), vec![1; prompt], answer)
-    }
-
-    fn work(id: u64, tokens: Range<usize>, sample: bool) -> Work {
-        Work { id: SequenceId(id), tokens, sample }
-    }
-
-    fn step(scheduler: &mut Scheduler) -> Plan {
-        let plan = scheduler.schedule();
-        scheduler.apply(&plan);
-        plan
-    }
-
-    #[test]
-    fn a_long_prompt_is_prefilled_in_chunks_beside_answers() {
-        let mut s = scheduler(100);
-        s.enqueue(sequence(1, 3, 5)).unwrap();
-        s.enqueue(sequence(2, 20, 5)).unwrap();
-        assert_eq!(step(&mut s).work, [work(1, 0..3, true), work(2, 0..5, false)]);
-        assert!(s.append(SequenceId(1), 9));
-        assert_eq!(step(&mut s).work, [work(1, 3..4, true), work(2, 5..12, false)]);
-        assert!(s.append(SequenceId(1), 9));
-        assert_eq!(step(&mut s).work, [work(1, 4..5, true), work(2, 12..19, false)]);
-        // The last token of the prompt alone counts as decoding.
-        assert_eq!(step(&mut s).work, [work(2, 19..20, true)]);
-    }
-
-    #[test]
-    fn a_full_queue_gives_the_sequence_back() {
-        let mut s = scheduler(100);
-        for id in 0..4 {
-            s.enqueue(sequence(id, 1, 1)).unwrap();
-        }
-        assert_eq!(s.enqueue(sequence(4, 1, 1)).unwrap_err().id, SequenceId(4));
-    }
-
-    #[test]
-    fn admission_waits_for_blocks_and_keeps_the_order() {
-        let mut s = scheduler(4);
-        s.enqueue(sequence(1, 2, 10)).unwrap();
-        s.enqueue(sequence(2, 2, 6)).unwrap();
-        s.enqueue(sequence(3, 1, 1)).unwrap();
-        let plan = step(&mut s);
-        assert_eq!((plan.admit, plan.work.len()), (1, 1), "3 would fit but 2 is before it");
-        let clean = s.remove(SequenceId(1)).zero(|_| ());
-        s.recycle(clean);
-        assert_eq!(step(&mut s).admit, 2);
-    }
-
-    #[test]
-    fn a_sequence_knows_when_it_is_full() {
-        let mut s = scheduler(4);
-        s.enqueue(sequence(1, 2, 2)).unwrap();
-        step(&mut s);
-        assert!(s.append(SequenceId(1), 5));
-        step(&mut s);
-        assert!(!s.append(SequenceId(1), 5));
-        assert_eq!(s.running(SequenceId(1)).map(Sequence::answered), Some(2));
-    }
-
-    #[derive(Clone, Debug)]
-    enum Act {
-        Arrive { prompt: usize, answer: usize },
-        Step,
-        Cancel { which: usize },
-    }
-
-    fn act() -> impl Strategy<Value = Act> {
-        prop_oneof![
-            2 => (1..30_usize, 1..12_usize).prop_map(|(prompt, answer)| Act::Arrive { prompt, answer }),
-            5 => Just(Act::Step),
-            1 => (0..8_usize).prop_map(|which| Act::Cancel { which }),
-        ]
-    }
-
-    /// One step under every invariant; sequences that are full leave.
-    fn checked_step(s: &mut Scheduler, live: &mut Vec<SequenceId>) {
-        let before: Vec<_> = s.running.iter().map(|r| (r.id, r.computed, r.pending())).collect();
-        let plan = s.schedule();
-        assert_eq!(plan, s.schedule(), "scheduling changed something");
-        let total: usize = plan.work.iter().map(|w| w.tokens.len()).sum();
-        assert!(total <= LIMITS.step_tokens && s.running.len() + plan.admit <= LIMITS.running);
-        for (id, computed, pending) in before {
-            if pending == 1 {
-                let decoded = plan.work.iter().any(|w| w.id == id && w.tokens.start == computed);
-                assert!(decoded, "an answer was held up");
-            }
-        }
-        s.apply(&plan);
-        assert!(total > 0 || s.is_idle(), "work is left but nothing is done");
-        for work in plan.work.iter().filter(|w| w.sample) {
-            if !s.append(work.id, 2) {
-                let clean = s.remove(work.id).zero(|_| ());
-                s.recycle(clean);
-                live.retain(|id| *id != work.id);
-            }
-        }
-        let mut held: Vec<u32> = s.running.iter().flat_map(|r| r.table.blocks()).copied().collect();
-        assert_eq!(held.len() + s.blocks_free(), 20);
-        held.sort_unstable();
-        held.dedup();
-        assert_eq!(held.len() + s.blocks_free(), 20, "two sequences share a block");
-    }
-
-    proptest! {
-        #[test]
-        fn all_blocks_are_free_when_everything_has_ended(acts in prop::collection::vec(act(), 0..120)) {
-            let mut s = scheduler(20);
-            let mut live: Vec<SequenceId> = Vec::new();
-            for (id, act) in (0_u64..).zip(acts) {
-                match act {
-                    Act::Arrive { prompt, answer } => {
-                        if s.enqueue(sequence(id, prompt, answer)).is_ok() {
-                            live.push(SequenceId(id));
-                        }
-                    }
-                    Act::Step => checked_step(&mut s, &mut live),
-                    Act::Cancel { which } if !live.is_empty() => {
-                        let clean = s.remove(live.remove(which % live.len())).zero(|_| ());
-                        s.recycle(clean);
-                    }
-                    Act::Cancel { .. } => {}
-                }
-            }
-            for _ in 0..2000 {
-                checked_step(&mut s, &mut live);
-            }
-            prop_assert!(s.is_idle() && live.is_empty());
-            prop_assert_eq!(s.blocks_free(), 20);
-        }
+fn take(sequences: &mut Vec<Sequence>, id: SequenceId) -> Sequence {
+    match sequences.iter().position(|s| s.id == id) {
+        Some(at) => sequences.swap_remove(at),
+        None => panic!("a plan was applied to another state than it was made for"),
     }
 }

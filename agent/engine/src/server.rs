@@ -154,9 +154,12 @@ impl Server {
         let cancel = CancelOnDrop(Arc::new(AtomicBool::new(false)));
         let job = Job {
             prompt: prepared.prompt,
+            partition: prepared.partition,
+            priority: prepared.priority,
             answer_max: prepared.answer_max,
             sampling: prepared.sampling,
             stops: prepared.stops,
+            logprobs: None,
             events,
             cancelled: Arc::clone(&cancel.0),
         };
@@ -177,11 +180,30 @@ fn relay(stream: &UnixStream, events: &Receiver<Event>, prompt_tokens: u32) -> S
     loop {
         let reply = match events.recv_timeout(Duration::from_millis(PEER_CHECK_MS)) {
             Ok(Event::Accepted) => EngineReply::Accepted { prompt_tokens },
-            Ok(Event::Delta(text)) => EngineReply::Delta { text },
-            Ok(Event::Done { finish, tokens: completion_tokens }) => {
-                let done = EngineReply::Done { finish, prompt_tokens, completion_tokens };
-                let taken = if send(stream, &done).is_ok() { "" } else { " (not taken)" };
-                return format!("{finish:?}, {prompt_tokens} + {completion_tokens} tokens{taken}");
+            Ok(Event::Token { text, .. }) if text.is_empty() => {
+                if has_left(stream) {
+                    return "cancelled: the client left".to_owned();
+                }
+                continue;
+            }
+            Ok(Event::Token { text, .. }) => EngineReply::Delta { text },
+            Ok(Event::Done { text, finish, tokens: completion_tokens, cached }) => {
+                let held = if text.is_empty() {
+                    Ok(())
+                } else {
+                    send(stream, &EngineReply::Delta { text })
+                };
+                let cached_tokens = u32::try_from(cached).unwrap_or(u32::MAX);
+                let done =
+                    EngineReply::Done { finish, prompt_tokens, completion_tokens, cached_tokens };
+                let taken = if held.and_then(|()| send(stream, &done)).is_ok() {
+                    ""
+                } else {
+                    " (not taken)"
+                };
+                return format!(
+                    "{finish:?}, {prompt_tokens} ({cached} cached) + {completion_tokens} tokens{taken}"
+                );
             }
             Ok(Event::Overloaded) => {
                 let message = "the waiting queue is full".to_owned();

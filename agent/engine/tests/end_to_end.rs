@@ -81,6 +81,19 @@ fn chats_side_by_side_answer_as_alone_and_survive_bad_neighbours() {
 }
 
 #[test]
+fn a_second_turn_finds_the_first_in_the_cache_of_its_partition_only() {
+    let engine = Engine::start();
+    engine.load_sealed(&synthetic::model().build());
+    let chat =
+        |partition: &str| Chat { partition: partition.to_owned(), ..user(&"x".repeat(60), 8) };
+    let first = engine.chat(&chat("a"));
+    let (again, other) = (engine.chat(&chat("a")), engine.chat(&chat("b")));
+    assert_eq!((first.cached_tokens, other.cached_tokens), (0, 0));
+    assert_eq!(again.cached_tokens, (first.prompt_tokens - 1) / 16 * 16);
+    assert_eq!((&again.text, &other.text), (&first.text, &first.text));
+}
+
+#[test]
 fn bad_requests_get_the_right_kind_of_error() {
     let mut engine = Engine::start();
     engine.load_sealed(&synthetic::model().build());

@@ -158,7 +158,11 @@ impl Tally {
     fn record(self, asked: &Asked, end: &End) -> Exchange {
         let usage = match end {
             End::Finished { usage, .. } => *usage,
-            _ => Usage { prompt_tokens: self.prompt_tokens, completion_tokens: self.deltas },
+            _ => Usage {
+                prompt_tokens: self.prompt_tokens,
+                completion_tokens: self.deltas,
+                cached_tokens: 0,
+            },
         };
         // A plain answer is sent whole or not at all.
         let sent = asked.request.stream || matches!(end, End::Finished { .. });
@@ -207,8 +211,8 @@ async fn converse(
                 send(events, Event::Delta(text)).await?;
                 tally.answer = digest;
             }
-            EngineReply::Done { finish, prompt_tokens, completion_tokens } => {
-                let usage = Usage { prompt_tokens, completion_tokens };
+            EngineReply::Done { finish, prompt_tokens, completion_tokens, cached_tokens } => {
+                let usage = Usage { prompt_tokens, completion_tokens, cached_tokens };
                 return Ok(End::Finished { finish, usage });
             }
             other => return Err(out_of_turn(asked, &other)),
@@ -251,6 +255,8 @@ fn chat(asked: &Asked, model: &ModelInfo) -> Result<Chat, End> {
         seed: request.seed.unwrap_or(asked.seed),
         stop: request.stop.clone(),
         partition: asked.client.cert_sha256().to_owned(),
+        // All clients are equal.
+        priority: 0,
     })
 }
 

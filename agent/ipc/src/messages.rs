@@ -89,6 +89,9 @@ pub struct Chat {
     pub stop: Vec<String>,
     /// Cache blocks are shared only within one partition; derived from the client's identity.
     pub partition: String,
+    /// Lower goes first, and may take the place of a higher one in the engine. Never the client's own choice.
+    #[serde(default)]
+    pub priority: u8,
 }
 
 /// One turn of a conversation.
@@ -137,6 +140,9 @@ pub enum EngineReply {
         prompt_tokens: u32,
         /// Tokens of the answer.
         completion_tokens: u32,
+        /// Tokens of the prompt that were in the cache.
+        #[serde(default)]
+        cached_tokens: u32,
     },
     /// The request failed; others go on.
     Error {

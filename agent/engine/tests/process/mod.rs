@@ -25,13 +25,21 @@ pub(crate) struct Engine {
     reader: Option<JoinHandle<()>>,
 }
 
-/// What a chat gave.
-#[derive(Debug, PartialEq, Eq)]
+/// What a chat gave. How much of it the cache had is not part of the answer.
+#[derive(Debug, Eq)]
 pub(crate) struct Answer {
     pub(crate) text: String,
     pub(crate) finish: Finish,
     pub(crate) prompt_tokens: u32,
     pub(crate) completion_tokens: u32,
+    pub(crate) cached_tokens: u32,
+}
+
+impl PartialEq for Answer {
+    fn eq(&self, other: &Self) -> bool {
+        let what = |a: &Self| (a.finish, a.prompt_tokens, a.completion_tokens);
+        self.text == other.text && what(self) == what(other)
+    }
 }
 
 impl Engine {
@@ -156,6 +164,7 @@ pub(crate) fn user(text: &str, max_tokens: u32) -> Chat {
         seed: 1,
         stop: Vec::new(),
         partition: "test".to_owned(),
+        priority: 0,
     }
 }
 
@@ -172,11 +181,11 @@ pub(crate) fn answer(stream: &mut UnixStream) -> Answer {
     loop {
         match reply(stream) {
             EngineReply::Delta { text: more } => text += &more,
-            EngineReply::Done { finish, prompt_tokens, completion_tokens } => {
+            EngineReply::Done { finish, prompt_tokens, completion_tokens, cached_tokens } => {
                 assert_eq!(prompt_tokens, accepted);
                 let end: Result<EngineReply, _> = read_frame(stream, FRAME_BYTES_MAX);
                 assert!(matches!(end, Err(ipc::FrameError::Closed)), "{end:?}");
-                return Answer { text, finish, prompt_tokens, completion_tokens };
+                return Answer { text, finish, prompt_tokens, completion_tokens, cached_tokens };
             }
             other => panic!("{other:?} in the middle of an answer"),
         }

@@ -35,6 +35,8 @@ pub struct Usage {
     pub prompt_tokens: u32,
     /// Tokens of the answer.
     pub completion_tokens: u32,
+    /// Tokens of the prompt whose keys and values the engine had from an earlier request of the same client.
+    pub cached_tokens: u32,
 }
 
 /// `system_fingerprint` of what `model` is now.
@@ -59,6 +61,7 @@ impl Usage {
             "prompt_tokens": self.prompt_tokens,
             "completion_tokens": self.completion_tokens,
             "total_tokens": u64::from(self.prompt_tokens) + u64::from(self.completion_tokens),
+            "prompt_tokens_details": {"cached_tokens": self.cached_tokens},
         })
     }
 }
@@ -177,7 +180,7 @@ mod tests {
         }
     }
 
-    const USAGE: Usage = Usage { prompt_tokens: 3, completion_tokens: 2 };
+    const USAGE: Usage = Usage { prompt_tokens: 3, completion_tokens: 2, cached_tokens: 1 };
 
     /// The JSON of each event, `[DONE]` as text.
     fn read(stream: &str) -> Vec<Value> {
@@ -221,7 +224,10 @@ mod tests {
         assert!(events[..3].iter().all(|chunk| chunk["usage"] == Value::Null));
         assert!(events[..3].iter().all(|chunk| chunk.get("usage").is_some()));
         assert_eq!(events[3]["choices"], json!([]));
-        let usage = json!({"prompt_tokens": 3, "completion_tokens": 2, "total_tokens": 5});
+        let usage = json!({
+            "prompt_tokens": 3, "completion_tokens": 2, "total_tokens": 5,
+            "prompt_tokens_details": {"cached_tokens": 1}
+        });
         assert_eq!(events[3]["usage"], usage);
     }
 

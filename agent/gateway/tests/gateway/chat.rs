@@ -38,7 +38,10 @@ fn a_plain_answer_is_what_the_engine_said_and_is_on_record() {
     assert_eq!(object["model"], model().model_id);
     assert_eq!(object["choices"][0]["message"]["content"], "one two three");
     assert_eq!(object["choices"][0]["finish_reason"], "stop");
-    let usage = json!({"prompt_tokens": 7, "completion_tokens": 3, "total_tokens": 10});
+    let usage = json!({
+        "prompt_tokens": 7, "completion_tokens": 3, "total_tokens": 10,
+        "prompt_tokens_details": {"cached_tokens": 4}
+    });
     assert_eq!(object["usage"], usage);
 
     let expected = Exchange {

@@ -17,6 +17,7 @@ use ipc::{
 pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
 pub(crate) const CONTEXT_TOKENS_MAX: u32 = 2048;
 pub(crate) const PROMPT_TOKENS: u32 = 7;
+pub(crate) const CACHED_TOKENS: u32 = 4;
 
 pub(crate) fn model() -> ModelInfo {
     ModelInfo {
@@ -175,6 +176,7 @@ fn play(text: &str, stream: &mut UnixStream) -> bool {
                     finish: Finish::Stop,
                     prompt_tokens: PROMPT_TOKENS,
                     completion_tokens: u32::try_from(words.len()).unwrap(),
+                    cached_tokens: CACHED_TOKENS,
                 })
         }
     }
