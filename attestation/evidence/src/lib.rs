@@ -9,6 +9,7 @@ mod cursor;
 pub mod eventlog;
 #[cfg(any(test, feature = "fixture"))]
 pub mod fixture;
+pub mod forecast;
 pub mod format;
 pub mod key;
 pub mod ledger;
@@ -16,6 +17,7 @@ pub mod ledger;
 mod mutations;
 pub mod pcr;
 pub mod quote;
+pub mod sigdb;
 pub mod signature;
 pub mod userspace;
 pub mod verify;

@@ -36,6 +36,18 @@ impl<'a> Variable<'a> {
             .collect();
         Ok(Self { vendor, name, data: cursor.take(clamp(data_bytes))? })
     }
+
+    /// The data of an event that measures this variable.
+    #[must_use]
+    pub fn to_bytes(&self) -> Vec<u8> {
+        let units: Vec<u16> = self.name.encode_utf16().collect();
+        let mut bytes = self.vendor.to_vec();
+        bytes.extend((units.len() as u64).to_le_bytes());
+        bytes.extend((self.data.len() as u64).to_le_bytes());
+        bytes.extend(units.into_iter().flat_map(u16::to_le_bytes));
+        bytes.extend(self.data);
+        bytes
+    }
 }
 
 /// A length that no slice has where it does not fit.
