@@ -9,5 +9,5 @@ mod appliance;
 pub mod log;
 mod tpm;
 
-pub use appliance::{Appliance, policy, reference};
+pub use appliance::{Appliance, policy, reference, sign_files};
 pub use tpm::{ATTRIBUTES, SoftTpm};

@@ -165,7 +165,9 @@ pub enum ForecastError {
         what: &'static str,
     },
     /// Reference values that are none.
-    #[error("the reference values of the image: PCR {pcr} is {found:?}; 64 hex digits are expected")]
+    #[error(
+        "the reference values of the image: PCR {pcr} is {found:?}; 64 hex digits are expected"
+    )]
     Reference {
         /// The PCR.
         pcr: u8,
@@ -419,9 +421,8 @@ fn is_of(event: &Event<'_>, kind: EventKind) -> bool {
 /// The program that measured its sections into PCR 11 is the last that firmware started before.
 fn program<'a>(log: &'a EventLog<'a>) -> Option<(usize, &'a Event<'a>)> {
     let events = log.events();
-    let sections = events
-        .iter()
-        .position(|event| event.kind.is_measured() && event.pcr == PCR_IMAGE)?;
+    let sections =
+        events.iter().position(|event| event.kind.is_measured() && event.pcr == PCR_IMAGE)?;
     let started = |event: &Event<'_>| {
         event.kind == EventKind::EFI_BOOT_SERVICES_APPLICATION && event.pcr == PCR_PROGRAMS
     };
@@ -436,9 +437,7 @@ fn authorities<'a>(log: &'a EventLog<'a>) -> impl Iterator<Item = &'a [u8]> {
         .filter(|event| is_of(event, EventKind::EFI_VARIABLE_AUTHORITY))
         .filter(|event| event.data_is_measured(HashAlg::Sha256))
         .filter_map(|event| Variable::parse(event.data).ok())
-        .filter(|variable| {
-            variable.vendor == EFI_IMAGE_SECURITY_DATABASE && variable.name == "db"
-        })
+        .filter(|variable| variable.vendor == EFI_IMAGE_SECURITY_DATABASE && variable.name == "db")
         .map(|variable| variable.data)
 }
 

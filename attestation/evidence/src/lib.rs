@@ -17,6 +17,7 @@ pub mod ledger;
 mod mutations;
 pub mod pcr;
 pub mod quote;
+pub mod reseal;
 pub mod sigdb;
 pub mod signature;
 pub mod userspace;

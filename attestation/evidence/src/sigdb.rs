@@ -244,9 +244,9 @@ impl<'a> Database<'a> {
     }
 
     fn all(&self) -> impl Iterator<Item = ([u8; 16], &'a [u8])> + '_ {
-        self.lists.iter().flat_map(|list| {
-            list.signatures.iter().map(|&signature| (list.kind, signature))
-        })
+        self.lists
+            .iter()
+            .flat_map(|list| list.signatures.iter().map(|&signature| (list.kind, signature)))
     }
 }
 
@@ -360,11 +360,9 @@ mod tests {
     fn lists_are_read_and_hold_what_they_forbid() {
         let certificate = [&[0x30, 6][..], &[0x30, 2, 5, 0], &[5, 0]].concat();
         let revoked = [&Sha256::digest([0x30, 2, 5, 0])[..], &[0; TIME_BYTES]].concat();
-        let bytes = [
-            hashes(&[[1; 32], [2; 32]]),
-            signature_list(CERT_X509_SHA256, OWNER, &[&revoked]),
-        ]
-        .concat();
+        let bytes =
+            [hashes(&[[1; 32], [2; 32]]), signature_list(CERT_X509_SHA256, OWNER, &[&revoked])]
+                .concat();
         let dbx = Database::parse(&bytes).unwrap();
         assert_eq!((dbx.len(), dbx.lists.len(), dbx.content()), (3, 2, &bytes[..]));
         assert!(dbx.forbids_image(&[2; 32]) && !dbx.forbids_image(&[3; 32]));
