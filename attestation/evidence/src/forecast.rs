@@ -93,19 +93,19 @@ pub enum ForecastError {
         problem: String,
     },
     /// The event log cannot be read.
-    #[error("the firmware's event log: {0}")]
+    #[error(transparent)]
     Log(#[from] EventLogError),
     /// The event log has no SHA-256 digests.
-    #[error("the firmware's event log: {0}")]
+    #[error(transparent)]
     Replay(#[from] ReplayError),
     /// The quote does not hold.
-    #[error("the evidence's quote: {0}")]
+    #[error(transparent)]
     Quote(#[from] QuoteError),
     /// The PCRs are not the quoted ones.
-    #[error("the evidence's PCRs: {0}")]
+    #[error(transparent)]
     Pcrs(#[from] PcrsError),
     /// The evidence has no usable key.
-    #[error("the evidence's attestation key: {0}")]
+    #[error(transparent)]
     Key(#[from] crate::key::KeyError),
     /// The log is not the log of these PCRs.
     #[error(
@@ -141,12 +141,12 @@ pub enum ForecastError {
         event: usize,
     },
     /// The present content of a variable is not a signature database.
-    #[error("the present {name}, as measured: {source}")]
+    #[error("{name}: {problem}")]
     Database {
         /// The variable.
         name: &'static str,
         /// What is wrong with it.
-        source: DatabaseError,
+        problem: DatabaseError,
     },
     /// The image is of another profile.
     #[error(
@@ -350,8 +350,8 @@ impl<'a> Future<'a> {
         new: &[u8],
     ) -> Result<(), ForecastError> {
         let name = name.name();
-        let source = |source| ForecastError::Database { name, source };
-        let after = Database::parse(new).map_err(source)?;
+        let refuse = |problem| ForecastError::Database { name, problem };
+        let after = Database::parse(new).map_err(refuse)?;
         let why = Why::Variable {
             name,
             event,
@@ -371,9 +371,9 @@ impl<'a> Future<'a> {
             return Ok(());
         }
         let (db, dbx) = (self.content(DatabaseName::Db)?, self.content(DatabaseName::Dbx)?);
-        let source = |name| move |source| ForecastError::Database { name, source };
-        let db = Database::parse(&db).map_err(source("db"))?;
-        let dbx = Database::parse(&dbx).map_err(source("dbx"))?;
+        let refuse = |name| move |problem| ForecastError::Database { name, problem };
+        let db = Database::parse(&db).map_err(refuse("db"))?;
+        let dbx = Database::parse(&dbx).map_err(refuse("dbx"))?;
         if let Some(digest) = self.authenticode.filter(|digest| dbx.forbids_image(digest)) {
             self.obstacles.push(Obstacle::ImageForbidden { authenticode: digest });
         }
@@ -411,7 +411,7 @@ impl<'a> Future<'a> {
 
 fn present(name: DatabaseName, data: &[u8]) -> Result<Database<'_>, ForecastError> {
     let name = name.name();
-    Database::parse(data).map_err(|source| ForecastError::Database { name, source })
+    Database::parse(data).map_err(|problem| ForecastError::Database { name, problem })
 }
 
 fn is_of(event: &Event<'_>, kind: EventKind) -> bool {

@@ -57,10 +57,10 @@ pub enum ResealError {
         reason: String,
     },
     /// The quorum did not sign.
-    #[error("the order is not approved: {0}")]
+    #[error(transparent)]
     Signatures(#[from] BundleError),
     /// The quorum signed other files.
-    #[error("the signatures are not over {ORDER_FILE} alone: {0}")]
+    #[error(transparent)]
     OtherFiles(#[from] Differences),
     /// Another machine's order.
     #[error("the order is for the machine {named}; this one is {found}")]

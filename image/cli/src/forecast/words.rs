@@ -53,8 +53,8 @@ impl Language {
             Why::Untouched => String::new(),
             Why::Variable { name, event, added, removed } => says!(
                 self,
-                "{name} (event {event} of the log): {added} signatures more, {removed} less",
-                "{name} (événement {event} du journal) : {added} signatures en plus, {removed} en moins"
+                "{name} (event {event} of the log): signatures: {added} more, {removed} less",
+                "{name} (événement {event} du journal) : signatures : {added} en plus, {removed} en moins"
             ),
             Why::Program { event } => says!(
                 self,
