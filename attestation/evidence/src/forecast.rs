@@ -189,7 +189,7 @@ pub fn forecast(machine: &Measured, changes: &[Change<'_>]) -> Result<Forecast, 
             Change::Image(reference) => future.image(reference)?,
             Change::Replace(name, new) => future.database(*name, new.content())?,
             Change::Append(name, update) => {
-                let (event, variable) = future.variable(*name)?;
+                let (event, variable) = variable(&log, *name)?;
                 let (name, present) = (*name, present(*name, variable.data)?);
                 let new = present.appended(update);
                 future.replace_database(name, event, &variable, &present, &new)?;
@@ -312,31 +312,8 @@ impl<'a> Future<'a> {
         }
     }
 
-    /// The one event that measures a database, and what it says.
-    fn variable(&self, name: DatabaseName) -> Result<(usize, Variable<'a>), ForecastError> {
-        let found: Vec<_> = self
-            .log
-            .events()
-            .iter()
-            .enumerate()
-            .filter(|(_, event)| is_of(event, EventKind::EFI_VARIABLE_DRIVER_CONFIG))
-            .filter_map(|(number, event)| Some((number, event, Variable::parse(event.data).ok()?)))
-            .filter(|(.., variable)| {
-                variable.vendor == EFI_IMAGE_SECURITY_DATABASE && variable.name == name.name()
-            })
-            .collect();
-        let name = name.name();
-        let [(number, event, variable)] = found.as_slice() else {
-            return Err(ForecastError::Variable { name, found: found.len() });
-        };
-        if !event.data_is_measured(HashAlg::Sha256) {
-            return Err(ForecastError::NotItsData { name, event: *number });
-        }
-        Ok((*number, variable.clone()))
-    }
-
     fn database(&mut self, name: DatabaseName, new: &[u8]) -> Result<(), ForecastError> {
-        let (event, variable) = self.variable(name)?;
+        let (event, variable) = variable(self.log, name)?;
         let present = present(name, variable.data)?;
         self.replace_database(name, event, &variable, &present, new)
     }
@@ -395,7 +372,7 @@ impl<'a> Future<'a> {
     fn content(&self, name: DatabaseName) -> Result<Vec<u8>, ForecastError> {
         match self.databases.get(name.name()) {
             Some(content) => Ok(content.clone()),
-            None => Ok(self.variable(name)?.1.data.to_vec()),
+            None => Ok(variable(self.log, name)?.1.data.to_vec()),
         }
     }
 
@@ -412,6 +389,31 @@ impl<'a> Future<'a> {
 fn present(name: DatabaseName, data: &[u8]) -> Result<Database<'_>, ForecastError> {
     let name = name.name();
     Database::parse(data).map_err(|problem| ForecastError::Database { name, problem })
+}
+
+/// The one event that measures a database, and what it says.
+fn variable<'a>(
+    log: &'a EventLog<'a>,
+    name: DatabaseName,
+) -> Result<(usize, Variable<'a>), ForecastError> {
+    let found: Vec<_> = log
+        .events()
+        .iter()
+        .enumerate()
+        .filter(|(_, event)| is_of(event, EventKind::EFI_VARIABLE_DRIVER_CONFIG))
+        .filter_map(|(number, event)| Some((number, event, Variable::parse(event.data).ok()?)))
+        .filter(|(.., variable)| {
+            variable.vendor == EFI_IMAGE_SECURITY_DATABASE && variable.name == name.name()
+        })
+        .collect();
+    let name = name.name();
+    let [(number, event, variable)] = found.as_slice() else {
+        return Err(ForecastError::Variable { name, found: found.len() });
+    };
+    if !event.data_is_measured(HashAlg::Sha256) {
+        return Err(ForecastError::NotItsData { name, event: *number });
+    }
+    Ok((*number, variable.clone()))
 }
 
 fn is_of(event: &Event<'_>, kind: EventKind) -> bool {

@@ -3,7 +3,7 @@
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 
-use super::{ForecastError, is_firmware, sha256};
+use super::{DatabaseName, ForecastError, is_firmware, sha256, variable};
 use crate::eventlog::EventLog;
 use crate::format::{AgentEvent, Evidence};
 use crate::key::AttestationKey;
@@ -73,6 +73,15 @@ impl Measured {
     #[must_use]
     pub fn ak_name(&self) -> Option<&str> {
         self.ak_name.as_deref()
+    }
+
+    /// Present content of a signature database.
+    ///
+    /// # Errors
+    /// [`ForecastError`] if the log does not show it, or the PCR does not vouch for it.
+    pub fn database(&self, name: DatabaseName) -> Result<Vec<u8>, ForecastError> {
+        let log = EventLog::parse(&self.firmware_log)?;
+        Ok(variable(&log, name)?.1.data.to_vec())
     }
 
     /// Present value of a PCR.

@@ -3,7 +3,7 @@ use std::fs;
 use super::*;
 use crate::corpus;
 use crate::fixture::log::{
-    authenticated, event, measured, signature_list, spec_id, variable, variable_of,
+    authenticated, event, measured, signature_list, spec_id, variable as global, variable_of,
 };
 use crate::fixture::{Appliance, reference};
 use crate::sigdb::CERT_SHA256;
@@ -32,7 +32,7 @@ fn log(dbx: &[u8]) -> Vec<u8> {
     let mut events = vec![
         spec_id(&[(HashAlg::Sha256.tpm_id(), 32)]),
         measured(0, EventKind::S_CRTM_VERSION, b"2025.02"),
-        measured(7, CONFIG, &variable("SecureBoot", &[1])),
+        measured(7, CONFIG, &global("SecureBoot", &[1])),
         measured(7, CONFIG, &security("db", &db())),
         measured(7, CONFIG, &security("dbx", dbx)),
     ];
@@ -210,6 +210,8 @@ fn evidence_that_does_not_hold_is_an_error() {
     let appliance = Appliance::booted();
     let honest = appliance.evidence([1; 32]);
     let measured = Measured::by_evidence(&honest).unwrap();
+    measured.database(DatabaseName::Dbx).unwrap_err();
+    assert_eq!(machine().database(DatabaseName::Dbx).unwrap(), hashes(&[[1; 32]]));
     assert_eq!(measured.ak_name(), Some(&*appliance.machine().ak_name));
 
     let mut other = honest.clone();
@@ -250,8 +252,7 @@ fn real_logs_support_a_forecast_of_their_dbx() {
             assert!(!log.algorithms().contains(&HashAlg::Sha256), "{}", path.display());
             continue;
         };
-        let future = Future::new(&machine, &log).unwrap();
-        let Ok((_, variable)) = future.variable(DatabaseName::Dbx) else { continue };
+        let Ok((_, variable)) = variable(&log, DatabaseName::Dbx) else { continue };
         let present = Database::parse(variable.data).unwrap();
         let same = Change::Replace(DatabaseName::Dbx, present.clone());
         let forecast = super::forecast(&machine, &[same]).unwrap();

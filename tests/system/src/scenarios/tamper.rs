@@ -19,7 +19,8 @@ const FIRMWARE_REFUSES: &[&str] = &["Access Denied", "Access denied", "Security 
 /// What the kernel says of a block that is not the signed one.
 const VERITY_REFUSES: &[&str] = &["is corrupted"];
 /// What the console says when the TPM does not give the key of the state partition.
-const STATE_LOCKED: &[&str] = &["Failed to unseal", "Dependency failed for var-lib-casemate.mount"];
+pub(super) const STATE_LOCKED: &[&str] =
+    &["Failed to unseal", "Dependency failed for var-lib-casemate.mount"];
 
 pub(super) fn root_flipped_byte(scene: &Scene<'_>) -> anyhow::Result<()> {
     let image = tampered(scene, |disk| {
@@ -69,7 +70,11 @@ fn refuses_to_boot(
 }
 
 /// Watches the machine for a while, or until it stops; `forbidden` must not come, nor have come.
-fn never_goes_on(scene: &Scene<'_>, machine: &mut Machine, forbidden: &str) -> anyhow::Result<()> {
+pub(super) fn never_goes_on(
+    scene: &Scene<'_>,
+    machine: &mut Machine,
+    forbidden: &str,
+) -> anyhow::Result<()> {
     match machine.wait_stopped(scene.within(AFTERMATH)?) {
         // It stopped, or it stands still: both are fine, if it did not go on.
         Ok(_) | Err(MachineError::NotSeen { .. }) => Ok(machine.forbid(forbidden)?),
