@@ -8,6 +8,8 @@
 //! or a count that the log claims.
 #![warn(clippy::indexing_slicing, clippy::arithmetic_side_effects)]
 
+use std::collections::BTreeMap;
+
 use crate::cursor::{Cursor, Short};
 use crate::pcr::{Digest, HashAlg, PCRS, PcrBank, PcrError};
 
@@ -232,11 +234,24 @@ impl<'a> EventLog<'a> {
     /// # Errors
     /// If an event has no digest for this bank.
     pub fn replay(&self, alg: HashAlg) -> Result<PcrBank, ReplayError> {
+        self.replay_with(alg, &BTreeMap::new())
+    }
+
+    /// The PCRs that these events would give if those of `instead`, by number, had these digests.
+    ///
+    /// # Errors
+    /// If an event has no digest for this bank.
+    pub fn replay_with(
+        &self,
+        alg: HashAlg,
+        instead: &BTreeMap<usize, Digest>,
+    ) -> Result<PcrBank, ReplayError> {
         let mut bank = PcrBank::at_startup(alg, self.locality);
         for (number, event) in self.events.iter().enumerate() {
             if event.kind.is_measured() {
                 let missing = ReplayError::NoDigest { event: number, alg };
-                bank.extend(event.pcr, event.digest(alg).ok_or(missing)?)
+                let digest = instead.get(&number).or_else(|| event.digest(alg)).ok_or(missing)?;
+                bank.extend(event.pcr, digest)
                     .map_err(|source| ReplayError::Pcr { event: number, source })?;
             }
         }

@@ -10,6 +10,6 @@ mod certificate;
 pub mod log;
 mod tpm;
 
-pub use appliance::{Appliance, policy, reference};
+pub use appliance::{Appliance, policy, reference, sign_files};
 pub use certificate::certificate;
 pub use tpm::{ATTRIBUTES, SoftTpm};

@@ -10,6 +10,7 @@ mod cursor;
 pub mod eventlog;
 #[cfg(any(test, feature = "fixture"))]
 pub mod fixture;
+pub mod forecast;
 pub mod format;
 pub mod key;
 pub mod ledger;
@@ -18,6 +19,7 @@ mod mutations;
 pub mod nv;
 pub mod pcr;
 pub mod quote;
+pub mod reseal;
 pub mod sigdb;
 pub mod signature;
 pub mod time;

@@ -16,7 +16,7 @@ use crate::tool::{Tool, ToolError};
 use crate::users::{self, UsersError};
 
 /// Programs of the agent, as cargo names them.
-pub(crate) const AGENT: &[&str] = &["agentd", "engine", "gateway"];
+pub(crate) const AGENT: &[&str] = &["agentd", "engine", "gateway", "reseal"];
 const AGENT_FOLDER: &str = "usr/lib/casemate/bin";
 /// TLS material and its mode: systemd reads it as root and hands it over as credentials.
 const SITE: &[(&str, u32)] =

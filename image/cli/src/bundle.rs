@@ -1,10 +1,10 @@
 //! `casemate bundle`: model bundles from the folder to the medium.
 
-mod folder;
-mod medium;
+pub(crate) mod folder;
+pub(crate) mod medium;
 mod model;
 mod sign;
-mod verify;
+pub(crate) mod verify;
 
 use std::fs::File;
 use std::io::{Read as _, Write as _};
@@ -42,7 +42,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
 }
 
 /// Reads a file that must not be longer than `bytes_max`.
-fn read(path: &Path, bytes_max: usize) -> anyhow::Result<Vec<u8>> {
+pub(crate) fn read(path: &Path, bytes_max: usize) -> anyhow::Result<Vec<u8>> {
     let mut bytes = Vec::new();
     File::open(path)
         .and_then(|file| file.take(bytes_max as u64 + 1).read_to_end(&mut bytes))
@@ -58,13 +58,13 @@ fn read_text(path: &Path, bytes_max: usize) -> anyhow::Result<String> {
         .with_context(|| format!("{} is not UTF-8", path.display()))
 }
 
-fn read_signatures(paths: &[PathBuf]) -> anyhow::Result<Vec<Vec<u8>>> {
+pub(crate) fn read_signatures(paths: &[PathBuf]) -> anyhow::Result<Vec<Vec<u8>>> {
     let bytes_max = evidence::bundle::SIGNATURE_BYTES_MAX;
     paths.iter().map(|path| read(path, bytes_max)).collect()
 }
 
 /// Writes a file that must not be there yet.
-fn write_new(path: &Path, content: &[u8]) -> anyhow::Result<()> {
+pub(crate) fn write_new(path: &Path, content: &[u8]) -> anyhow::Result<()> {
     File::create_new(path)
         .and_then(|mut file| file.write_all(content))
         .with_context(|| path.display().to_string())

@@ -94,7 +94,7 @@ fn write_private(path: &Path, content: &str) -> anyhow::Result<()> {
 }
 
 /// A random UUID of the kernel's.
-fn random_uuid() -> anyhow::Result<String> {
+pub(crate) fn random_uuid() -> anyhow::Result<String> {
     let path = "/proc/sys/kernel/random/uuid";
     Ok(fs::read_to_string(path).context(path)?.trim().to_owned())
 }

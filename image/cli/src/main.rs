@@ -3,8 +3,10 @@
 mod build;
 mod bundle;
 mod demo;
+mod forecast;
 mod keys;
 mod lock;
+mod reseal;
 mod tool;
 mod vm;
 
@@ -30,6 +32,10 @@ enum Command {
     Build(build::Args),
     /// Make, sign, verify and pack model bundles.
     Bundle(bundle::Args),
+    /// Say what an update of firmware, dbx, db or image will do to a machine, and prepare the reseal.
+    Forecast(Box<forecast::Args>),
+    /// Pack a signed reseal order.
+    Reseal(reseal::Args),
     /// Run an image in QEMU with OVMF and a software TPM.
     Vm(vm::Args),
     /// Show the whole appliance at work, refusals included.
@@ -52,6 +58,8 @@ fn run(command: Command) -> anyhow::Result<()> {
         Command::Lock(args) => lock::run(&args),
         Command::Build(args) => build::run(&args),
         Command::Bundle(args) => bundle::run(&args),
+        Command::Forecast(args) => forecast::run(&args),
+        Command::Reseal(args) => reseal::run(&args),
         Command::Vm(args) => vm::run(&args),
         Command::Demo(args) => demo::run(&args),
     }

@@ -38,6 +38,28 @@ const EXPOSED: &[(&str, &str, &str)] = &[
         "RestrictAddressFamilies_AF_UNIX",
         "engine and gateway are reached by Unix sockets",
     ),
+    ("casemate-reseal-accept.service", "SupplementaryGroups", "group tss opens the TPM"),
+    ("casemate-reseal-accept.service", "PrivateDevices", "the TPM is a device"),
+    (
+        "casemate-reseal-accept.service",
+        "RestrictSUIDSGID",
+        "it takes openat2(2) away, which follows no link out of a medium",
+    ),
+    (
+        "casemate-reseal-accept.service",
+        "PrivateUsers",
+        "the order's owner and the TPM's group are the system's",
+    ),
+    ("casemate-reseal-accept.service", "UMask", "casemate-reseal.service reads the order as group"),
+    ("casemate-reseal.service", "UserOrDynamicUser", "root owns the partition's device and locks"),
+    ("casemate-reseal.service", "PrivateDevices", "the TPM and the partition are devices"),
+    (
+        "casemate-reseal.service",
+        "RestrictAddressFamilies_OTHER",
+        "AF_ALG: libcryptsetup encrypts a key slot by the kernel's ciphers",
+    ),
+    ("casemate-reseal.service", "PrivateUsers", "the device's owner is the system's root"),
+    ("casemate-reseal.service", "UMask", "casemate-reseal-accept.service reads the list as group"),
     (
         "casemate-gateway.service",
         "RestrictAddressFamilies_AF_UNIX",

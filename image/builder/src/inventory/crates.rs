@@ -7,9 +7,10 @@ use serde::Deserialize;
 
 use super::{InventoryError, Result};
 use crate::tool::Tool;
-use crate::tree::AGENT;
 
 const TARGET: &str = "x86_64-unknown-linux-gnu";
+/// Packages of this repository that the agent's programs are built from.
+const PACKAGES: &[&str] = &["agentd", "engine", "gateway"];
 
 /// One crate.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -75,7 +76,7 @@ pub(super) fn read(source: &Path, logs: &Path) -> Result<Vec<Crate>> {
             found: error.to_string(),
             expected: "its JSON, format version 1",
         })?;
-    closure(&metadata, AGENT)
+    closure(&metadata, PACKAGES)
 }
 
 fn closure(metadata: &Metadata, programs: &[&str]) -> Result<Vec<Crate>> {

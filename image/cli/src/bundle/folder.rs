@@ -21,7 +21,7 @@ const PROGRESS_BYTES: u64 = 256 << 20;
 
 /// Every file of a model folder, sorted by name. Links and special files are refused: what they stand for
 /// may differ from machine to machine.
-pub(super) fn read(dir: &Path) -> anyhow::Result<Vec<Found>> {
+pub(crate) fn read(dir: &Path) -> anyhow::Result<Vec<Found>> {
     read_without(dir, &[])
 }
 

@@ -1,6 +1,7 @@
 //! `casemate bundle pack`: the disk image of a bundle medium.
 //!
-//! GPT with one partition labelled `casemate-bundle`, erofs, holding `model/…` and `signatures/*.sig`.
+//! GPT with one partition labelled `casemate-bundle`, erofs, holding `model/…` and `signatures/*.sig`; the medium
+//! of a reseal order is made alike (`casemate-reseal`, `order/…`).
 //! The same input gives the same image. Packing judges nothing, since the appliance does.
 
 use std::fs::{self, File, Permissions};
@@ -16,8 +17,22 @@ use crate::tool;
 
 /// Seeds the GPT's identifiers and names the file system, so that packing is reproducible.
 const UUID: &str = "7b1f3c4e-5d0a-4c58-9a3e-0c2b6e0f9d71";
-/// What udev on the appliance looks for.
-const LABEL: &str = "casemate-bundle";
+
+/// A kind of medium.
+#[derive(Debug)]
+pub(crate) struct Medium {
+    /// What udev on the appliance looks for.
+    label: &'static str,
+    /// Folder with the signed files.
+    content: &'static str,
+}
+
+impl Medium {
+    /// A model bundle.
+    const BUNDLE: Self = Self { label: "casemate-bundle", content: "model" };
+    /// A reseal order.
+    pub(crate) const RESEAL: Self = Self { label: "casemate-reseal", content: "order" };
+}
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
@@ -35,25 +50,35 @@ pub(super) struct Args {
 }
 
 pub(super) fn run(args: &Args) -> anyhow::Result<()> {
-    let out = std::path::absolute(&args.out)?;
+    let found = folder::read(&args.dir)?;
+    warn(args, &found)?;
+    pack(&Medium::BUNDLE, (&args.dir, &found), &args.signature, &args.out)?;
+    println!("{}: {} files, {} signatures", args.out.display(), found.len(), args.signature.len());
+    Ok(())
+}
+
+/// Makes the disk image `out` of a folder's files, as they were found, and the signatures.
+pub(crate) fn pack(
+    medium: &Medium,
+    (dir, found): (&Path, &[Found]),
+    signatures: &[PathBuf],
+    out: &Path,
+) -> anyhow::Result<()> {
+    let out = std::path::absolute(out)?;
     if out.exists() {
         bail!("{} exists already", out.display());
     }
-    let found = folder::read(&args.dir)?;
-    warn(args, &found)?;
     let beside = out.parent().context("--out names no file")?;
     let staging = tempfile::tempdir_in(beside).with_context(|| beside.display().to_string())?;
     let tree = staging.path().join("tree");
-    copy_model(&args.dir, &found, &tree.join("model"))?;
-    copy_signatures(&args.signature, &tree.join("signatures"))?;
+    copy_files(dir, found, &tree.join(medium.content))?;
+    copy_signatures(signatures, &tree.join("signatures"))?;
     seal(&tree)?;
-    let erofs = staging.path().join("bundle.erofs");
-    make_erofs(&tree, &erofs)?;
-    let image = staging.path().join("bundle.img");
-    make_gpt(staging.path(), &erofs, &image)?;
-    fs::rename(&image, &out).with_context(|| out.display().to_string())?;
-    println!("{}: {} files, {} signatures", out.display(), found.len(), args.signature.len());
-    Ok(())
+    let erofs = staging.path().join("medium.erofs");
+    make_erofs(medium, &tree, &erofs)?;
+    let image = staging.path().join("medium.img");
+    make_gpt(medium, staging.path(), &erofs, &image)?;
+    fs::rename(&image, &out).with_context(|| out.display().to_string())
 }
 
 /// Testers pack bad bundles on purpose; everybody else wants to know before the medium travels.
@@ -78,7 +103,7 @@ fn warn(args: &Args, found: &[Found]) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn copy_model(from: &Path, found: &[Found], to: &Path) -> anyhow::Result<()> {
+fn copy_files(from: &Path, found: &[Found], to: &Path) -> anyhow::Result<()> {
     fs::create_dir_all(to)?;
     for file in found {
         let target = to.join(&file.name);
@@ -118,23 +143,25 @@ fn seal(tree: &Path) -> anyhow::Result<()> {
     fs::set_permissions(tree, Permissions::from_mode(0o755)).context("mode")
 }
 
-fn make_erofs(tree: &Path, erofs: &Path) -> anyhow::Result<()> {
-    let options = ["--quiet", "-T0", "--all-root", "-x-1", "-b4096", "-U", UUID, "-L", LABEL];
+fn make_erofs(medium: &Medium, tree: &Path, erofs: &Path) -> anyhow::Result<()> {
+    let options =
+        ["--quiet", "-T0", "--all-root", "-x-1", "-b4096", "-U", UUID, "-L", medium.label];
     let mut args: Vec<_> = options.map(Into::into).to_vec();
     args.extend([erofs.as_os_str().to_owned(), tree.as_os_str().to_owned()]);
     tool::run("mkfs.erofs", &args)
 }
 
-fn make_gpt(staging: &Path, erofs: &Path, image: &Path) -> anyhow::Result<()> {
+fn make_gpt(medium: &Medium, staging: &Path, erofs: &Path, image: &Path) -> anyhow::Result<()> {
     let definitions = staging.join("repart.d");
     fs::create_dir(&definitions)?;
     let erofs = erofs.to_str().with_context(|| format!("{erofs:?} is not UTF-8"))?;
     // A percent sign would start a specifier.
     let partition = format!(
-        "[Partition]\nType=linux-generic\nLabel={LABEL}\nCopyBlocks={}\n",
+        "[Partition]\nType=linux-generic\nLabel={}\nCopyBlocks={}\n",
+        medium.label,
         erofs.replace('%', "%%")
     );
-    fs::write(definitions.join("10-bundle.conf"), partition)?;
+    fs::write(definitions.join("10-medium.conf"), partition)?;
     let seed = format!("--seed={UUID}");
     let options =
         ["--offline=yes", "--empty=create", "--size=auto", "--dry-run=no", "--no-pager", &seed];

@@ -9,7 +9,7 @@ use evidence::format::Policy;
 use super::folder;
 
 /// Longest policy file.
-pub(super) const POLICY_BYTES_MAX: usize = 256 << 10;
+pub(crate) const POLICY_BYTES_MAX: usize = 256 << 10;
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {

@@ -7,6 +7,7 @@ mod bundles;
 mod evidence;
 mod injection;
 mod requests;
+mod reseal;
 mod tamper;
 
 use crate::bench::Needs::{Nothing, Ready, Serving};
@@ -206,6 +207,30 @@ pub const ALL: &[Scenario] = &[
         long_factor: 1,
         needs: Ready,
         run: tamper::other_tpm_does_not_unlock,
+    },
+    Scenario {
+        name: "dbx-update-forecast",
+        about: "a dbx update is foreseen to the bit, and a signed order keeps the state open",
+        limit_s: 900,
+        long_factor: 1,
+        needs: Ready,
+        run: reseal::dbx_update_forecast,
+    },
+    Scenario {
+        name: "dbx-update-without-reseal",
+        about: "the same dbx update without an order keeps the state closed",
+        limit_s: 420,
+        long_factor: 1,
+        needs: Ready,
+        run: reseal::dbx_update_without_reseal,
+    },
+    Scenario {
+        name: "reseal-order-refused",
+        about: "a reseal order with one signature, or for another machine, is refused",
+        limit_s: 300,
+        long_factor: 1,
+        needs: Ready,
+        run: reseal::reseal_order_refused,
     },
     Scenario {
         name: "smbios-cmdline-injected",

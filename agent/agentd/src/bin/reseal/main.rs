@@ -1,0 +1,84 @@
+//! Seals the state partition to a state of the machine that a signed order foresees.
+//!
+//! `accept` runs when a medium with an order appears: without privileges, confined before it reads a byte of the
+//! medium, it keeps what the quorum signed. `apply` runs early in the next boot, while the image's signed policy
+//! lets the TPM release the key (`enter-initrd:leave-initrd`): as root it judges the kept order again, and adds or
+//! wipes key slots through systemd-cryptenroll.
+//!
+//! Invariants: nothing that `accept` wrote is trusted by `apply`; a slot is added for an approved order of this
+//! machine in its present state alone; whatever fails, the slots are as they were and the boot goes on.
+
+mod accept;
+mod apply;
+#[path = "../../files.rs"]
+mod files;
+mod keep;
+mod medium;
+mod options;
+mod slots;
+
+use std::process::ExitCode;
+
+use anyhow::Context as _;
+use clap::Parser as _;
+use evidence::bundle::Quorum;
+use evidence::format::Policy;
+use tpm::{AttestationKey, Tpm};
+
+use options::{Command, Options};
+
+/// Longest quorum policy.
+const POLICY_BYTES_MAX: u64 = 256 << 10;
+/// Most characters of one line.
+const LINE_CHARS_MAX: usize = 2000;
+/// PCR of Secure Boot's variables.
+const PCR_SECURE_BOOT: usize = 7;
+
+fn main() -> ExitCode {
+    let options = Options::parse();
+    let done = match &options.command {
+        Command::Accept(paths) => accept::run(&options, paths),
+        Command::Apply(paths) => apply::run(&options, paths),
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            say(&format!("order refused: {error:#}"));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// One line for the journal and the console, without what would move a cursor.
+fn say(text: &str) {
+    let shown = |c: char| if c.is_control() { char::REPLACEMENT_CHARACTER } else { c };
+    let line: String = text.chars().take(LINE_CHARS_MAX).map(shown).collect();
+    eprintln!("reseal: {line}");
+}
+
+/// This machine in this boot.
+#[derive(Debug)]
+struct Machine {
+    /// TPM Name of the attestation key, hex.
+    ak_name: String,
+    /// PCR 7.
+    pcr7: [u8; 32],
+}
+
+impl Machine {
+    /// Asks the TPM; it is closed again afterwards, so that systemd-cryptenroll may open it.
+    fn ask(tcti: &str) -> anyhow::Result<Self> {
+        let mut tpm = Tpm::open(tcti)?;
+        let ak_name = hex::encode(AttestationKey::create(&mut tpm)?.name());
+        Ok(Self { ak_name, pcr7: tpm.pcrs()?[PCR_SECURE_BOOT] })
+    }
+}
+
+fn quorum(options: &Options) -> anyhow::Result<Quorum> {
+    let shown = options.policy.display();
+    let bytes = files::read_bounded(&options.policy, POLICY_BYTES_MAX)
+        .with_context(|| format!("cannot read the quorum policy {shown}"))?;
+    let policy: Policy =
+        serde_json::from_slice(&bytes).with_context(|| format!("{shown} is no quorum policy"))?;
+    Ok(Quorum::parse(&policy)?)
+}

@@ -1,0 +1,272 @@
+use std::fs;
+
+use super::*;
+use crate::corpus;
+use crate::fixture::log::{
+    authenticated, event, measured, signature_list, spec_id, variable as global, variable_of,
+};
+use crate::fixture::{Appliance, reference};
+use crate::sigdb::CERT_SHA256;
+
+const OWNER: [u8; 16] = [0x22; 16];
+const CERTIFICATE: &[u8] = &[0x30, 6, 0x30, 2, 5, 0, 5, 0];
+const UKI: [u8; 32] = [0x77; 32];
+const CONFIG: EventKind = EventKind::EFI_VARIABLE_DRIVER_CONFIG;
+
+fn hashes(hashes: &[[u8; 32]]) -> Vec<u8> {
+    signature_list(CERT_SHA256, OWNER, &hashes.iter().map(|h| &h[..]).collect::<Vec<_>>())
+}
+
+fn db() -> Vec<u8> {
+    signature_list(CERT_X509, OWNER, &[CERTIFICATE])
+}
+
+fn security(name: &str, data: &[u8]) -> Vec<u8> {
+    variable_of(EFI_IMAGE_SECURITY_DATABASE, name, data)
+}
+
+/// A boot of a signed UKI, Secure Boot on.
+fn log(dbx: &[u8]) -> Vec<u8> {
+    let authority = [&OWNER[..], CERTIFICATE].concat();
+    let uki = [Digest::Sha256(UKI)];
+    let mut events = vec![
+        spec_id(&[(HashAlg::Sha256.tpm_id(), 32)]),
+        measured(0, EventKind::S_CRTM_VERSION, b"2025.02"),
+        measured(7, CONFIG, &global("SecureBoot", &[1])),
+        measured(7, CONFIG, &security("db", &db())),
+        measured(7, CONFIG, &security("dbx", dbx)),
+    ];
+    events.extend((0..8).map(|pcr| measured(pcr, EventKind::SEPARATOR, &[0; 4])));
+    events.extend([
+        measured(7, EventKind::EFI_VARIABLE_AUTHORITY, &security("db", &authority)),
+        event(4, EventKind::EFI_BOOT_SERVICES_APPLICATION, &uki, b"device path"),
+        measured(11, EventKind::IPL, b".linux"),
+        measured(12, EventKind::IPL, b"nothing"),
+    ]);
+    events.concat()
+}
+
+fn machine() -> Measured {
+    Measured::by_log(log(&hashes(&[[1; 32]]))).unwrap()
+}
+
+fn foresee(changes: &[Change<'_>]) -> Forecast {
+    forecast(&machine(), changes).unwrap()
+}
+
+fn fate(forecast: &Forecast) -> &Fate {
+    let [seal] = forecast.seals.as_slice() else { panic!("{:?}", forecast.seals) };
+    &seal.fate
+}
+
+/// The value is the one that the same machine shows with the other dbx, and nothing else moves.
+fn check_dbx(change: Change<'_>, new: &[u8]) {
+    let old = hashes(&[[1; 32]]);
+    let forecast = foresee(&[change]);
+    let real = Measured::by_log(log(new)).unwrap();
+    for (pcr, outlook) in &forecast.pcrs {
+        assert_eq!(outlook.after, After::Exactly(real.pcrs[pcr]), "PCR {pcr}");
+    }
+    assert_eq!(forecast.pcrs[&7].stays(), Some(new == old));
+    assert_eq!(forecast.obstacles, []);
+}
+
+#[test]
+fn a_new_dbx_gives_the_pcr_7_that_the_machine_then_shows() {
+    for new in [hashes(&[[1; 32], [2; 32]]), hashes(&[[1; 32]])] {
+        let replace = Change::Replace(DatabaseName::Dbx, Database::parse(&new).unwrap());
+        check_dbx(replace, &new);
+    }
+}
+
+#[test]
+fn an_appended_dbx_gives_the_pcr_7_that_the_machine_then_shows() {
+    let update = authenticated(&hashes(&[[1; 32], [2; 32]]));
+    let update = Database::parse_file(&update).unwrap();
+    let new = [hashes(&[[1; 32]]), hashes(&[[2; 32]])].concat();
+    check_dbx(Change::Append(DatabaseName::Dbx, update), &new);
+}
+
+#[test]
+fn what_changed_and_what_breaks_is_named() {
+    let new = hashes(&[[2; 32], [3; 32]]);
+    let new = Database::parse(&new).unwrap();
+    let forecast = foresee(&[Change::Replace(DatabaseName::Dbx, new)]);
+    let why = Why::Variable { name: "dbx", event: 4, added: 2, removed: 1 };
+    assert_eq!(forecast.pcrs[&7].why, [why]);
+    assert_eq!(forecast.pcrs[&0].why, [Why::Untouched]);
+    assert_eq!(*fate(&forecast), Fate::Breaks(vec![7]));
+    assert_eq!(*fate(&foresee(&[])), Fate::Opens);
+}
+
+#[test]
+fn a_dbx_that_forbids_the_running_image_is_an_obstacle() {
+    let forbidding = hashes(&[UKI]);
+    let dbx = Database::parse(&forbidding).unwrap();
+    let forecast = foresee(&[Change::Replace(DatabaseName::Dbx, dbx)]);
+    assert_eq!(forecast.obstacles, [Obstacle::ImageForbidden { authenticode: UKI }]);
+
+    let sha256 = sha256(&HashAlg::Sha256.hash(&[CERTIFICATE])).unwrap();
+    let forbidding = db();
+    let dbx = Database::parse(&forbidding).unwrap();
+    let forecast = foresee(&[Change::Append(DatabaseName::Dbx, dbx)]);
+    assert_eq!(forecast.obstacles, [Obstacle::CertificateForbidden { sha256 }]);
+
+    let other = signature_list(CERT_X509, OWNER, &[&[0x30, 0]]);
+    let other = Database::parse(&other).unwrap();
+    let forecast = foresee(&[Change::Replace(DatabaseName::Db, other.clone())]);
+    assert_eq!(forecast.obstacles, [Obstacle::CertificateGone { sha256 }]);
+    assert_eq!(foresee(&[Change::Append(DatabaseName::Db, other)]).obstacles, []);
+}
+
+#[test]
+fn of_other_firmware_only_what_may_change_is_said() {
+    let forecast = foresee(&[Change::Firmware]);
+    for pcr in 0..=3 {
+        assert_eq!(forecast.pcrs[&pcr].after, After::Unknown);
+    }
+    assert_eq!(forecast.pcrs[&7].after, After::Unless);
+    assert_eq!(*fate(&forecast), Fate::Uncertain(vec![7]));
+    let new = hashes(&[[9; 32]]);
+    let dbx = Change::Replace(DatabaseName::Dbx, Database::parse(&new).unwrap());
+    let forecast = foresee(&[dbx, Change::Firmware]);
+    assert_eq!(forecast.pcrs[&7].after, After::Unknown, "neither the old nor the replayed value");
+    assert_eq!(forecast.pcrs[&7].why.len(), 2);
+}
+
+#[test]
+fn a_new_image_gives_what_its_builder_predicted() {
+    let appliance = Appliance::booted();
+    let machine = Measured::by_evidence(&appliance.evidence([1; 32])).unwrap();
+    // The same image: every PCR that can be foreseen stays.
+    let same = reference();
+    let forecast = forecast(&machine, &[Change::Image(&same)]);
+    // The fixture's log has no databases, which an image is held against.
+    assert!(matches!(forecast, Err(ForecastError::Variable { name: "db", found: 0 })));
+
+    let mut new = reference();
+    new.uki_authenticode = hex::encode([0x99; 32]);
+    new.pcrs.insert(11, hex::encode([0x11; 32]));
+    new.pcrs.insert(12, hex::encode(machine.pcr(12).unwrap()));
+    let log = Measured::by_log(log(&hashes(&[[0x99; 32]]))).unwrap();
+    let machine = Measured { agent_log: machine.agent_log, ..log };
+    let forecast = super::forecast(&machine, &[Change::Image(&new)]).unwrap();
+    let value = |pcr: u8| forecast.pcrs[&pcr].after;
+    let four = Pcr::ZERO.measure(&[0; 4]).extend([0x99; 32]);
+    assert_eq!(value(4), After::Exactly(four.value()));
+    assert_eq!(value(11), After::Exactly([0x11; 32]));
+    assert_eq!(forecast.pcrs[&7].stays(), Some(true));
+    assert_eq!(forecast.obstacles, [Obstacle::ImageForbidden { authenticode: [0x99; 32] }]);
+}
+
+#[test]
+fn the_agents_pcr_follows_the_policy_of_the_image() {
+    let appliance = Appliance::booted();
+    let evidence = Measured::by_evidence(&appliance.evidence([1; 32])).unwrap();
+    let log = Measured::by_log(log(&[])).unwrap();
+    let pcrs = log.pcrs.into_iter().chain([(14, evidence.pcrs[&14]), (15, [5; 32])]).collect();
+    let machine = Measured { pcrs, agent_log: evidence.agent_log, ..log };
+    let mut new = reference();
+    let fourteen = |new: &Reference| {
+        let forecast = forecast(&machine, &[Change::Image(new)]).unwrap();
+        assert_eq!(forecast.pcrs[&15].after, After::Unknown);
+        forecast.pcrs[&14].clone()
+    };
+    assert_eq!(fourteen(&new).stays(), Some(true));
+    new.policy_sha256 = hex::encode([3; 32]);
+    let outlook = fourteen(&new);
+    assert_eq!((outlook.stays(), outlook.why), (Some(false), vec![Why::Policy]));
+}
+
+#[test]
+fn what_the_log_does_not_support_is_an_error() {
+    let new = hashes(&[[2; 32]]);
+    let change = || Change::Replace(DatabaseName::Dbx, Database::parse(&new).unwrap());
+    let twice = forecast(&machine(), &[change(), change()]).unwrap_err();
+    assert!(matches!(twice, ForecastError::Twice { what: "dbx" }), "{twice}");
+
+    // The digest of the dbx event is of something else.
+    let honest = log(&hashes(&[[1; 32]]));
+    let data = security("dbx", &hashes(&[[1; 32]]));
+    let at = honest.windows(data.len()).position(|window| window == data).unwrap();
+    let mut other = honest.clone();
+    other[at + data.len() - 1] ^= 1;
+    let error = forecast(&Measured::by_log(other).unwrap(), &[change()]).unwrap_err();
+    assert!(matches!(error, ForecastError::NotItsData { name: "dbx", event: 4 }), "{error}");
+
+    let none = [spec_id(&[(0x000b, 32)]), measured(7, EventKind::SEPARATOR, &[0; 4])].concat();
+    let error = forecast(&Measured::by_log(none).unwrap(), &[change()]).unwrap_err();
+    assert!(matches!(error, ForecastError::Variable { name: "dbx", found: 0 }), "{error}");
+
+    let mut release = machine();
+    release.profile = Some("release".to_owned());
+    let development = Reference { profile: "development".to_owned(), ..reference() };
+    let error = forecast(&release, &[Change::Image(&development)]).unwrap_err();
+    assert!(matches!(error, ForecastError::Profile { .. }), "{error}");
+}
+
+#[test]
+fn evidence_that_does_not_hold_is_an_error() {
+    let appliance = Appliance::booted();
+    let honest = appliance.evidence([1; 32]);
+    let measured = Measured::by_evidence(&honest).unwrap();
+    measured.database(DatabaseName::Dbx).unwrap_err();
+    assert_eq!(machine().database(DatabaseName::Dbx).unwrap(), hashes(&[[1; 32]]));
+    assert_eq!(measured.ak_name(), Some(&*appliance.machine().ak_name));
+
+    let mut other = honest.clone();
+    other.quote.pcrs.insert(7, hex::encode([0; 32]));
+    assert!(matches!(Measured::by_evidence(&other), Err(ForecastError::Pcrs(_))));
+    let mut shorter = appliance.clone();
+    shorter.firmware.truncate(8);
+    let mut other = honest.clone();
+    other.firmware_log = shorter.evidence([1; 32]).firmware_log;
+    assert!(matches!(Measured::by_evidence(&other), Err(ForecastError::OtherLog { .. })));
+    let mut other = honest;
+    other.quote.attest = "*".to_owned();
+    assert!(matches!(Measured::by_evidence(&other), Err(ForecastError::Field { .. })));
+}
+
+/// PCR 7 by hand, as the specification defines it.
+fn pcr7(log: &EventLog<'_>, dbx: &[u8]) -> [u8; 32] {
+    let events = log.events().iter().filter(|e| e.pcr == 7 && e.kind.is_measured());
+    let pcr = events.fold(Pcr::ZERO, |pcr, event| {
+        let is_dbx = Variable::parse(event.data).is_ok_and(|variable| variable.name == "dbx");
+        match event.kind {
+            CONFIG if is_dbx => pcr.measure(&security("dbx", dbx)),
+            _ => pcr.extend(sha256(event.digest(HashAlg::Sha256).unwrap()).unwrap()),
+        }
+    });
+    pcr.value()
+}
+
+#[test]
+fn real_logs_support_a_forecast_of_their_dbx() {
+    let Some(folder) = corpus::find("eventlogs/go-tpm-tools") else { return };
+    let mut done = 0;
+    for entry in fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        let bytes = fs::read(&path).unwrap();
+        let Ok(log) = EventLog::parse(&bytes) else { continue };
+        let Ok(machine) = Measured::by_log(bytes.clone()) else {
+            assert!(!log.algorithms().contains(&HashAlg::Sha256), "{}", path.display());
+            continue;
+        };
+        let Ok((_, variable)) = variable(&log, DatabaseName::Dbx) else { continue };
+        let present = Database::parse(variable.data).unwrap();
+        let same = Change::Replace(DatabaseName::Dbx, present.clone());
+        let forecast = super::forecast(&machine, &[same]).unwrap();
+        assert!(forecast.pcrs[&7].stays().unwrap(), "{}", path.display());
+
+        let update = hashes(&[[0xd5; 32]]);
+        let update = Database::parse(&update).unwrap();
+        let new = [variable.data, update.content()].concat();
+        let expected = After::Exactly(pcr7(&log, &new));
+        let forecast =
+            super::forecast(&machine, &[Change::Append(DatabaseName::Dbx, update)]).unwrap();
+        assert_eq!(forecast.pcrs[&7].after, expected, "{}", path.display());
+        assert_eq!(forecast.pcrs[&7].stays(), Some(false));
+        done += 1;
+    }
+    assert!(done >= 8, "only {done} logs");
+}

@@ -1,0 +1,141 @@
+//! The policy digest of the state partition's seal, as systemd 257 computes it: TPM2_PolicyAuthorize with the key
+//! that signs PCR 11 policies, then TPM2_PolicyPCR over the literal PCRs 7 and 12 (TPM 2.0 Library Part 3).
+
+use rsa::RsaPublicKey;
+use rsa::pkcs8::DecodePublicKey as _;
+use rsa::traits::PublicKeyParts as _;
+use sha2::{Digest as _, Sha256};
+
+use crate::pcr::HashAlg;
+
+/// Longest PEM of the key.
+const PEM_BYTES_MAX: usize = 8192;
+/// `TPM_CC_PolicyAuthorize`.
+const CC_POLICY_AUTHORIZE: u32 = 0x0000_016a;
+/// `TPM_CC_PolicyPCR`.
+const CC_POLICY_PCR: u32 = 0x0000_017f;
+/// `TPM_ALG_RSA`.
+const ALG_RSA: u16 = 0x0001;
+/// `TPM_ALG_NULL`.
+const ALG_NULL: u16 = 0x0010;
+/// `TPMA_OBJECT` userWithAuth, decrypt and sign: how systemd loads the key (`tpm2_tpm2b_public_from_pem`).
+const ATTRIBUTES: u32 = 0x0000_0040 | 0x0002_0000 | 0x0004_0000;
+/// `TPML_PCR_SELECTION` of PCRs 7 and 12 in the SHA-256 bank.
+const SELECTION: [u8; 10] = [0, 0, 0, 1, 0, 0x0b, 3, 0x80, 0x10, 0];
+/// Moduli that TPMs take.
+const MODULUS_BYTES: [usize; 3] = [256, 384, 512];
+
+/// Why a key signs no policies of ours.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum SealError {
+    /// Not an RSA key in PEM.
+    #[error("the key of the signed PCR policy is not an RSA public key in PEM: {reason}")]
+    Pem {
+        /// What the reader says.
+        reason: String,
+    },
+    /// A size or exponent that TPMs do not take.
+    #[error(
+        "the key of the signed PCR policy has {bits} bits and an exponent of {exponent_bytes} bytes; 2048, 3072 \
+         or 4096 and at most 4 are expected"
+    )]
+    Size {
+        /// Bits of the modulus.
+        bits: usize,
+        /// Bytes of the exponent.
+        exponent_bytes: usize,
+    },
+}
+
+/// The key that signs the image's PCR 11 policies (`pcr.pub`, in the UKI).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SealingKey {
+    authorized: [u8; 32],
+}
+
+impl SealingKey {
+    /// Reads the key as systemd-stub hands it over.
+    ///
+    /// # Errors
+    /// [`SealError`] says what is wrong with it.
+    pub fn from_pem(pem: &str) -> Result<Self, SealError> {
+        if pem.len() > PEM_BYTES_MAX {
+            let reason = format!("{} bytes; at most {PEM_BYTES_MAX} are read", pem.len());
+            return Err(SealError::Pem { reason });
+        }
+        let key = RsaPublicKey::from_public_key_pem(pem.trim())
+            .map_err(|error| SealError::Pem { reason: error.to_string() })?;
+        let (modulus, exponent) = (key.n().to_bytes_be(), key.e().to_bytes_be());
+        let size = SealError::Size { bits: key.n().bits(), exponent_bytes: exponent.len() };
+        let mut word = [0; 4];
+        let (Some(tail), true) = (
+            word.len().checked_sub(exponent.len()).and_then(|at| word.get_mut(at..)),
+            MODULUS_BYTES.contains(&modulus.len()),
+        ) else {
+            return Err(size);
+        };
+        tail.copy_from_slice(&exponent);
+        // A modulus of MODULUS_BYTES has at most 4096 bits.
+        let bits = u16::try_from(modulus.len().saturating_mul(8)).unwrap_or(u16::MAX);
+        let bytes = u16::try_from(modulus.len()).unwrap_or(u16::MAX);
+        let public = [
+            &ALG_RSA.to_be_bytes()[..],
+            &HashAlg::Sha256.tpm_id().to_be_bytes(),
+            &ATTRIBUTES.to_be_bytes(),
+            // authPolicy: none.
+            &[0, 0],
+            // symmetric, scheme, keyBits, exponent.
+            &ALG_NULL.to_be_bytes(),
+            &ALG_NULL.to_be_bytes(),
+            &bits.to_be_bytes(),
+            &word,
+            &bytes.to_be_bytes(),
+            &modulus,
+        ]
+        .concat();
+        let name = [&HashAlg::Sha256.tpm_id().to_be_bytes()[..], &Sha256::digest(public)].concat();
+        // PolicyUpdate(): the policy so far (none), the command, the name; then policyRef (none).
+        let first = extend(&[&[0; 32], &CC_POLICY_AUTHORIZE.to_be_bytes(), &name]);
+        Ok(Self { authorized: extend(&[&first]) })
+    }
+
+    /// Policy digest of a seal that opens with this PCR 7, PCR 12 = 0, and a PCR 11 that the key signed.
+    #[must_use]
+    pub fn policy(&self, pcr7: [u8; 32]) -> [u8; 32] {
+        let pcrs = extend(&[&pcr7, &[0; 32]]);
+        extend(&[&self.authorized, &CC_POLICY_PCR.to_be_bytes(), &SELECTION, &pcrs])
+    }
+}
+
+fn extend(parts: &[&[u8]]) -> [u8; 32] {
+    parts.iter().fold(Sha256::new(), |hash, part| hash.chain_update(part)).finalize().into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A throw-away key, and what systemd 257 wrote for it into the header of a state partition.
+    const PEM: &str = include_str!("../fixture/pcr.pub.pem");
+
+    #[test]
+    fn the_policy_is_the_one_that_systemd_seals_to() {
+        let key = SealingKey::from_pem(PEM).unwrap();
+        let mut pcr7 = [0; 32];
+        let text = "8e8eb6766ea644fc5f4ca0aaf8b3210a8dcbb2888ef8d569cc8283b5ef832365";
+        hex::decode_to_slice(text, &mut pcr7).unwrap();
+        assert_eq!(
+            hex::encode(key.policy(pcr7)),
+            "be719c0f6dd28ff7dfcb58b037944269aaa2b4eb8330c93d99b48214a696da57"
+        );
+        assert_ne!(key.policy([0; 32]), key.policy(pcr7));
+    }
+
+    #[test]
+    fn what_is_no_rsa_key_is_refused() {
+        let ec = "-----BEGIN PUBLIC KEY-----\nMFkwEwYHKoZIzj0CAQYIKoZIzj0DAQcDQgAE\n-----END PUBLIC KEY-----\n";
+        for pem in ["", "x", ec, &"x".repeat(PEM_BYTES_MAX + 1)] {
+            assert!(matches!(SealingKey::from_pem(pem), Err(SealError::Pem { .. })), "{pem:.40}");
+        }
+    }
+}

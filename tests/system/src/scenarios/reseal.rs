@@ -1,0 +1,216 @@
+//! A dbx update: foreseen, prepared and made; and made without preparation.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::{Context, bail, ensure};
+use evidence::forecast::{DatabaseName, Measured};
+use evidence::format::{Evidence, Machine as Pin};
+use qemu::{Config, Machine};
+use serde_json::Value;
+
+use super::tamper::{STATE_LOCKED, never_goes_on};
+use crate::auditor;
+use crate::bench::{AGENTD_READY, BOOT_LIMIT, HEALTH_LIMIT, Scene, wait_ready};
+use crate::tool;
+
+/// Longest that a tool of the host may take.
+const TOOL_LIMIT: Duration = Duration::from_secs(120);
+/// Longest from plugging the order in to the word on it.
+const ORDER_LIMIT: Duration = Duration::from_secs(60);
+/// Printed when an order is kept for the next boot.
+const ACCEPTED: &str = " accepted (signed by ";
+/// Printed when a key slot was added.
+const APPLIED: &str = " applied (signed by ";
+/// Printed before the reason.
+const REFUSED: &str = "reseal: order refused: ";
+/// Printed when a slot of the old state is gone.
+const WIPED: &str = " wiped: ";
+/// Digest of a program that nobody has.
+const FORBIDDEN: [u8; 32] = [0xd5; 32];
+
+/// The forecast is what the machine then shows, and the order keeps its state open.
+pub(super) fn dbx_update_forecast(scene: &Scene<'_>) -> anyhow::Result<()> {
+    let ready = scene.bench.ready()?;
+    let mut machine = scene.fork_ready()?;
+    let before = evidence(scene, &machine)?;
+    let update = scene.path("dbx.auth");
+    std::fs::write(&update, new_dbx(&before)?)?;
+    let folder = scene.path("order");
+    let forecast = forecast(scene, &before, &ready.ak_name, &update, &folder)?;
+
+    let medium = signed(scene, &folder, &["release-1", "release-3"])?;
+    machine.plug_bundle(&medium)?;
+    let order = |machine: &mut Machine, wanted: &str| {
+        let (index, line) = machine.wait_for_any(&[wanted, REFUSED], ORDER_LIMIT)?;
+        ensure!(index == 0, "{line}");
+        anyhow::Ok(())
+    };
+    order(&mut machine, ACCEPTED)?;
+    let config = machine.config().clone();
+    machine.quit()?;
+
+    let mut machine = Machine::boot(config)?;
+    machine.wait_for(APPLIED, scene.within(BOOT_LIMIT)?)?;
+    let same = wait_ready(&mut machine)? == ready.ak_name;
+    ensure!(same, "another attestation key");
+    // The medium is still there, and its order is used.
+    let console = machine.console().transcript.text().to_owned();
+    let line = match console.lines().find(|line| line.contains(REFUSED)) {
+        Some(line) => line.to_owned(),
+        None => machine.wait_for(REFUSED, ORDER_LIMIT)?,
+    };
+    ensure!(line.contains("used already"), "{line}");
+    let config = machine.config().clone();
+    machine.quit()?;
+
+    set_dbx(scene, &config, &update)?;
+    let mut machine = Machine::boot(config)?;
+    machine.wait_for(WIPED, scene.within(BOOT_LIMIT)?)?;
+    ensure!(wait_ready(&mut machine)? == ready.ak_name, "another attestation key");
+    let after = evidence(scene, &machine)?;
+    let found = after.quote.pcrs.get(&7).context("no PCR 7")?;
+    ensure!(*found == forecast, "PCR 7 is {found}, the forecast was {forecast}");
+    ensure!(before.quote.pcrs.get(&7) != Some(found), "PCR 7 did not change");
+    Ok(())
+}
+
+/// The control: the same update without an order keeps the state closed.
+pub(super) fn dbx_update_without_reseal(scene: &Scene<'_>) -> anyhow::Result<()> {
+    let machine = scene.fork_ready()?;
+    let update = scene.path("dbx.auth");
+    std::fs::write(&update, new_dbx(&evidence(scene, &machine)?)?)?;
+    let config = machine.config().clone();
+    machine.quit()?;
+    set_dbx(scene, &config, &update)?;
+    let mut machine = Machine::boot(config)?;
+    let mut wanted = vec![AGENTD_READY];
+    wanted.extend(STATE_LOCKED);
+    let (index, line) = machine.wait_for_any(&wanted, scene.within(BOOT_LIMIT)?)?;
+    if index == 0 {
+        bail!("the state opened with another dbx: {line}");
+    }
+    never_goes_on(scene, &mut machine, AGENTD_READY)
+}
+
+/// Orders that must not be applied: too few signatures, and another machine's.
+pub(super) fn reseal_order_refused(scene: &Scene<'_>) -> anyhow::Result<()> {
+    let ready = scene.bench.ready()?;
+    let mut machine = scene.fork_ready()?;
+    let before = evidence(scene, &machine)?;
+    let update = scene.path("dbx.auth");
+    std::fs::write(&update, new_dbx(&before)?)?;
+    let folder = scene.path("order");
+    forecast(scene, &before, &ready.ak_name, &update, &folder)?;
+    let one = signed(scene, &folder, &["release-2"])?;
+    let refused = |machine: &mut Machine, medium: &Path, cause: &str| {
+        machine.plug_bundle(medium)?;
+        let (index, line) = machine.wait_for_any(&[REFUSED, ACCEPTED], ORDER_LIMIT)?;
+        ensure!(index == 0 && line.contains(cause), "not refused for {cause:?}: {line}");
+        anyhow::Ok(())
+    };
+    refused(&mut machine, &one, "1 of 2 needed signatures")?;
+    drop(machine);
+
+    let other = folder.join("reseal.json");
+    let text = std::fs::read_to_string(&other)?.replace(&ready.ak_name, &format!("000b{:064}", 7));
+    let folder = scene.path("other-order");
+    std::fs::create_dir(&folder)?;
+    std::fs::write(folder.join("reseal.json"), text)?;
+    let other = signed(scene, &folder, &["release-1", "release-2"])?;
+    let mut machine = scene.fork_ready()?;
+    refused(&mut machine, &other, "the order is for the machine")
+}
+
+fn evidence(scene: &Scene<'_>, machine: &Machine) -> anyhow::Result<Evidence> {
+    let api = scene.api(machine);
+    api.wait_health(503, scene.within(HEALTH_LIMIT)?)?;
+    Ok(serde_json::from_str(&api.evidence(&auditor::nonce()?)?)?)
+}
+
+/// The machine's dbx with one digest more, as an authenticated variable that virt-fw-vars takes.
+fn new_dbx(evidence: &Evidence) -> anyhow::Result<Vec<u8>> {
+    let mut content = Measured::by_evidence(evidence)?.database(DatabaseName::Dbx)?;
+    // EFI_SIGNATURE_LIST: type, sizes of list, header and signature; then owner and digest.
+    content.extend(evidence::sigdb::CERT_SHA256);
+    for size in [28 + 48_u32, 0, 48] {
+        content.extend(size.to_le_bytes());
+    }
+    content.extend([0x11; 16]);
+    content.extend(FORBIDDEN);
+    // EFI_VARIABLE_AUTHENTICATION_2: no time, and a certificate without data of EFI_CERT_TYPE_PKCS7_GUID.
+    let mut file = vec![0; 16];
+    file.extend(24_u32.to_le_bytes());
+    file.extend([0x00, 0x02, 0xf1, 0x0e]);
+    file.extend(b"\x9d\xd2\xaf\x4a\xdf\x68\xee\x49\x8a\xa9\x34\x7d\x37\x56\x65\xa7");
+    file.extend(content);
+    Ok(file)
+}
+
+/// Runs `casemate forecast`; makes the order in `folder` and returns the PCR 7 that it foresees.
+fn forecast(
+    scene: &Scene<'_>,
+    evidence: &Evidence,
+    ak_name: &str,
+    dbx: &Path,
+    folder: &Path,
+) -> anyhow::Result<String> {
+    let (file, machine) = (scene.path("evidence.json"), scene.path("machine.json"));
+    std::fs::write(&file, serde_json::to_vec(evidence)?)?;
+    let pin = Pin { ak_name: ak_name.to_owned() };
+    std::fs::write(&machine, serde_json::to_vec(&pin)?)?;
+    let mut command = tool::command(scene.bench.inputs.programs.join("casemate"));
+    command.arg("forecast").arg(&file).arg("--machine").arg(&machine).arg("--dbx").arg(dbx);
+    command.arg("--json").arg("--reseal").arg(folder);
+    let said: Value = serde_json::from_str(&run(scene, &mut command)?)?;
+    let fate = said.pointer("/seals/0/fate").and_then(Value::as_str);
+    ensure!(fate == Some("breaks"), "the seal must break: {said}");
+    for pcr in ["0", "4", "11", "12"] {
+        let outlook = said.pointer(&format!("/pcrs/{pcr}/outlook")).and_then(Value::as_str);
+        ensure!(outlook == Some("stays"), "PCR {pcr}: {outlook:?}");
+    }
+    let after = said.pointer("/pcrs/7/after").and_then(Value::as_str);
+    Ok(after.with_context(|| format!("no PCR 7: {said}"))?.to_owned())
+}
+
+/// The order on a medium, signed by these keys.
+fn signed(scene: &Scene<'_>, folder: &Path, keys: &[&str]) -> anyhow::Result<PathBuf> {
+    let casemate = || tool::command(scene.bench.inputs.programs.join("casemate"));
+    let out = scene.path("order.img");
+    let mut pack = casemate();
+    pack.args(["reseal", "pack"]).arg(folder).arg("--out").arg(&out);
+    for key in keys {
+        let uri = scene.bench.inputs.keys.join(format!("release/{key}.uri"));
+        let signature = scene.path(&format!("{key}.sig"));
+        let mut sign = casemate();
+        sign.args(["bundle", "sign"]).arg(folder).arg("--key").arg(uri);
+        run(scene, sign.arg("--out").arg(&signature))?;
+        pack.arg("--signature").arg(signature);
+    }
+    run(scene, &mut pack)?;
+    Ok(out)
+}
+
+/// What a dbx update leaves in the variable store of a machine that is off.
+fn set_dbx(scene: &Scene<'_>, config: &Config, update: &Path) -> anyhow::Result<()> {
+    let vars = config.state.join("vars.qcow2");
+    let (old, new) = (scene.path("vars.fd"), scene.path("vars.fd"));
+    let convert = |formats: [&str; 2], from: &Path, to: &Path| {
+        let mut command = tool::command("qemu-img");
+        command.args(["convert", "-f", formats[0], "-O", formats[1]]).arg(from).arg(to);
+        run(scene, &mut command).map(drop)
+    };
+    convert(["qcow2", "raw"], &vars, &old)?;
+    let mut command = tool::command("virt-fw-vars");
+    command.arg("--input").arg(&old).arg("--output").arg(&new).arg("--set-dbx").arg(update);
+    run(scene, &mut command)?;
+    convert(["raw", "qcow2"], &new, &vars)
+}
+
+fn run(scene: &Scene<'_>, command: &mut std::process::Command) -> anyhow::Result<String> {
+    let scratch = scene.path("tool");
+    std::fs::create_dir(&scratch)?;
+    let ended = tool::run(command, &scratch, scene.within(TOOL_LIMIT)?)?;
+    ensure!(ended.code == Some(0), "{command:?}: {}", ended.said());
+    Ok(ended.stdout)
+}
