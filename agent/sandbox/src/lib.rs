@@ -9,7 +9,10 @@
 //!
 //! Landlock alone is no egress barrier (MPTCP, `MSG_FASTOPEN`, UDP and Unix sockets are not covered), so the
 //! tables refuse sockets too. The units add network and mount namespaces; nothing here relies on them.
-#![expect(unsafe_code, reason = "mapping a sealed descriptor, children of the self-test; with SAFETY comments")]
+#![expect(
+    unsafe_code,
+    reason = "mapping a sealed descriptor, children of the self-test; with SAFETY comments"
+)]
 
 mod confine;
 mod profile;

@@ -17,6 +17,7 @@ mod mutations;
 pub mod pcr;
 pub mod quote;
 pub mod signature;
+pub mod site;
 pub mod userspace;
 pub mod verify;
 

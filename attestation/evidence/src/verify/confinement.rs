@@ -14,10 +14,7 @@ const AGENTD_AT: usize = 3;
 const ENGINE: &str = "engine";
 
 /// Judges the confinement events among `events`; each of `expected` must be there, once, and nothing else.
-pub(super) fn judge(
-    events: &[AgentEvent],
-    expected: &BTreeMap<String, Confinement>,
-) -> Judged<()> {
+pub(super) fn judge(events: &[AgentEvent], expected: &BTreeMap<String, Confinement>) -> Judged<()> {
     let reports = reports(events)?;
     for (process, (_, report)) in &reports {
         let Some(table) = expected.get(process) else {
@@ -36,7 +33,8 @@ pub(super) fn judge(
             "{missing} n'a pas déclaré son confinement"
         )));
     }
-    let (count, tried) = (reports.len(), expected.values().map(|table| table.self_test.len()).sum::<usize>());
+    let (count, tried) =
+        (reports.len(), expected.values().map(|table| table.self_test.len()).sum::<usize>());
     let names: Vec<_> = reports.into_keys().collect();
     let names = names.join(", ");
     let reason = says!(
