@@ -27,7 +27,7 @@ pub(crate) fn run(args: &EvidenceArgs) -> anyhow::Result<Report> {
     Ok(Report { text, established: verdict.established() })
 }
 
-fn check_schema(path: &Path, found: &str, expected: &str) -> anyhow::Result<()> {
+pub(crate) fn check_schema(path: &Path, found: &str, expected: &str) -> anyhow::Result<()> {
     ensure!(
         found == expected,
         "{} has schema {found:?}; {expected:?} is expected: use the casemate-verify of its version",
@@ -36,7 +36,7 @@ fn check_schema(path: &Path, found: &str, expected: &str) -> anyhow::Result<()> 
     Ok(())
 }
 
-fn lines(verdict: &Verdict, lang: Language) -> anyhow::Result<String> {
+pub(crate) fn lines(verdict: &Verdict, lang: Language) -> anyhow::Result<String> {
     let mut text = String::new();
     for claim in &verdict.claims {
         let (status, id) = (lang.status(claim.status), lang.claim(claim.id));

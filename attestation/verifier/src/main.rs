@@ -1,7 +1,9 @@
-//! casemate-verify: evidence in, verdict out, on any laptop. No TPM, no network, no clock.
+//! casemate-verify: evidence in, verdict out, on any laptop. No TPM and no clock; a network only for `fetch` and
+//! `proxy`, whose code is `client`.
 //!
 //! Exit status: 0 established, 1 not established, 2 unusable input or usage.
 
+mod client;
 mod event_log;
 mod files;
 mod judge;
@@ -32,6 +34,10 @@ enum Command {
     Evidence(EvidenceArgs),
     /// Replay a firmware event log to the PCRs that it gives.
     Eventlog(EventLogArgs),
+    /// Fetch evidence from an appliance, judge it, and pin the gateway's key if it is established.
+    Fetch(Box<client::fetch::FetchArgs>),
+    /// Let unchanged OpenAI clients talk to an attested appliance, and to no other.
+    Proxy(Box<client::proxy::ProxyArgs>),
     /// Check a TPM2 quote under an attestation key.
     Quote(QuoteArgs),
 }
@@ -103,6 +109,8 @@ fn run(command: &Command) -> anyhow::Result<Report> {
     match command {
         Command::Evidence(args) => judge::run(args),
         Command::Eventlog(args) => event_log::run(args),
+        Command::Fetch(args) => client::fetch::run(args),
+        Command::Proxy(args) => client::proxy::run(args),
         Command::Quote(args) => quote::run(args),
     }
 }
