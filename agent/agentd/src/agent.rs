@@ -6,7 +6,7 @@
 use std::sync::{Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
-use evidence::format::{AgentEvent, BundleEvent, BundleStatement};
+use evidence::format::{AgentEvent, BundleEvent, BundleStatement, ConfinementEvent, agent_event};
 use evidence::ledger::Event;
 use evidence::verify::qualifying_data;
 use ipc::{AgentStatus, ModelInfo};
@@ -26,6 +26,7 @@ const CHECKPOINT_EVERY: Duration = Duration::from_secs(5);
 #[derive(Debug)]
 pub(crate) struct Agent {
     image: Image,
+    csr: String,
     logs: EventLogs,
     /// `None` once the agent is stopping.
     attestor: Mutex<Option<Attestor>>,
@@ -59,14 +60,18 @@ pub(crate) enum AgentError {
     #[error(transparent)]
     Report(#[from] ReportError),
     /// A measured event cannot be written or read.
-    #[error("a bundle event is malformed: {0}")]
+    #[error("an event is malformed: {0}")]
     Event(#[from] serde_json::Error),
+    /// Not what a process may report of itself.
+    #[error("a report of {found:?} with {tests} tests came from the {expected}")]
+    Confinement { found: String, tests: usize, expected: &'static str },
 }
 
 impl Agent {
     /// Starts with a judged ledger; signs its first checkpoint before any record, then records the start.
     pub(crate) fn start(
         image: Image,
+        csr: String,
         logs: EventLogs,
         attestor: Attestor,
         ledger: Ledger,
@@ -74,6 +79,7 @@ impl Agent {
         let (first, cut_bytes) = (ledger.size() == 0, ledger.cut());
         let agent = Self {
             image,
+            csr,
             logs,
             attestor: Mutex::new(Some(attestor)),
             ledger: Mutex::new(ledger),
@@ -110,6 +116,36 @@ impl Agent {
         Ok(lock(&self.ledger).append(now(), event)?)
     }
 
+    /// Measures how `process` confined itself, unless this boot has done so already.
+    pub(crate) fn confined(
+        &self,
+        process: &'static str,
+        report: ipc::Confinement,
+    ) -> Result<(), AgentError> {
+        let ipc::Confinement { process: found, table_sha256, self_test } = report;
+        let tests = self_test.len();
+        if found != process || tests > ipc::SELF_TEST_MAX {
+            return Err(AgentError::Confinement { found, tests, expected: process });
+        }
+        let event = ConfinementEvent { process: found, table_sha256, self_test };
+        let content = serde_json::to_string(&event)?;
+        let mut attestor = lock(&self.attestor);
+        let attestor = attestor.as_mut().ok_or(AgentError::Stopping)?;
+        Ok(attestor.measure_once(agent_event::CONFINEMENT, &content)?)
+    }
+
+    /// Whether this boot has measured the confinement of `process`.
+    pub(crate) fn is_confined(&self, process: &str) -> Result<bool, AgentError> {
+        let attestor = lock(&self.attestor);
+        let attestor = attestor.as_ref().ok_or(AgentError::Stopping)?;
+        Ok(attestor.measured().is_confined(process))
+    }
+
+    /// The certificate signing request of the gateway's key, PEM.
+    pub(crate) fn csr(&self) -> String {
+        self.csr.clone()
+    }
+
     /// Measures an admitted bundle, unless this boot has done so already, and puts it on record.
     pub(crate) fn admit(
         &self,
@@ -121,7 +157,7 @@ impl Agent {
             let mut attestor = lock(&self.attestor);
             let attestor = attestor.as_mut().ok_or(AgentError::Stopping)?;
             if attestor.measured().bundle().is_none() {
-                let kind = measured::BUNDLE.to_owned();
+                let kind = agent_event::BUNDLE.to_owned();
                 attestor.measure(AgentEvent { kind, content }, signatures.to_vec())?;
             }
         }

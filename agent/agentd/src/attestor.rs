@@ -74,12 +74,12 @@ impl Attestor {
         Ok(Self { tpm, key, judge, origin, key_id, measured, runtime: runtime.to_owned() })
     }
 
-    /// Measures the policy, unless this boot has done so already.
-    pub(crate) fn measure_policy(&mut self, policy: &str) -> Result<(), AttestorError> {
-        self.measured.check_policy(policy)?;
-        if self.measured.events.is_empty() {
-            let (kind, content) = (measured::POLICY.to_owned(), policy.to_owned());
-            self.measure(AgentEvent { kind, content }, Vec::new())?;
+    /// Measures `content`, unless this boot has done so already; another content of its kind is refused.
+    pub(crate) fn measure_once(&mut self, kind: &str, content: &str) -> Result<(), AttestorError> {
+        let event = AgentEvent { kind: kind.to_owned(), content: content.to_owned() };
+        if !self.measured.has(&event)? {
+            let signatures = self.measured.signatures.clone();
+            self.measure(event, signatures)?;
         }
         Ok(())
     }

@@ -5,29 +5,34 @@
 
 use std::path::Path;
 
-use sandbox::{AGENTD, Access, Confined, PathRule, Profile, SandboxError};
+use sandbox::{AGENTD, AgentdFolders, Confined, Profile, SandboxError, agentd_paths};
 
 use crate::options::Options;
 
 /// Confines this process to `options`' folders, which exist, and to the table of [`sandbox::AGENTD`].
 pub(crate) fn confine(options: &Options) -> Result<Confined, SandboxError> {
-    let above_medium = options.bundle.parent().unwrap_or(Path::new("/"));
-    let paths = [
-        PathRule {
-            path: above_medium,
-            access: Access::Read,
-            why: "media are mounted below it later, and judged file by file",
-        },
-        PathRule {
-            path: &options.state,
-            access: Access::ReadWrite,
-            why: "records are appended, a torn one is cut, the checkpoint is replaced",
-        },
-        PathRule {
-            path: &options.runtime,
-            access: Access::ReadWrite,
-            why: "the log of what was measured is replaced",
-        },
-    ];
-    sandbox::confine(&Profile { paths: &paths, ..AGENTD })
+    sandbox::confine(&Profile { paths: &agentd_paths(&folders(options)), ..AGENTD })
+}
+
+fn folders(options: &Options) -> AgentdFolders<'_> {
+    AgentdFolders {
+        media: options.bundle.parent().unwrap_or(Path::new("/")),
+        ledger: &options.state,
+        tls: &options.tls,
+        runtime: &options.runtime,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser as _;
+
+    use super::*;
+
+    #[test]
+    fn the_appliance_s_table_is_the_one_that_the_builder_predicts() {
+        let options = Options::parse_from(["agentd", "--boot", "b"]);
+        let profile = Profile { paths: &agentd_paths(&folders(&options)), ..AGENTD };
+        assert_eq!(sandbox::appliance_tables()[0], ("agentd", profile.table_sha256()));
+    }
 }

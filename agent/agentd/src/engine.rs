@@ -1,7 +1,7 @@
-//! Handing an admitted bundle to the engine.
+//! Meeting the engine, and handing an admitted bundle to it.
 //!
-//! The control connection stays open for as long as the engine has the bundle: its end is how agentd learns that
-//! the engine is gone and that the next one needs the weights again.
+//! The control connection stays open from the engine's start to its end: it begins with the engine's word on its
+//! confinement, and its end is how agentd learns that the next engine needs the weights again.
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -10,16 +10,27 @@ use std::path::Path;
 use std::time::Duration;
 
 use ipc::{
-    FRAME_BYTES_MAX, FrameError, Load, LoadFile, LoadReply, ModelInfo, read_frame, send_with_fds,
+    Confinement, FRAME_BYTES_MAX, FrameError, Load, LoadFile, LoadReply, ModelInfo, read_frame,
+    send_with_fds,
 };
 use rustix::net::{RecvFlags, recv};
 
 use crate::admission::Admissible;
 
+/// Longest that a starting engine may take to confine itself.
+const MEETING_MAX: Duration = Duration::from_secs(60);
 /// Longest that the engine may take to check and map the weights.
 const REPLY_MAX: Duration = Duration::from_secs(600);
 /// Longest that sending a frame may take.
 const SEND_MAX: Duration = Duration::from_secs(30);
+
+/// An engine that confined itself, says it.
+#[derive(Debug)]
+pub(crate) struct Met {
+    stream: UnixStream,
+    /// Its report, to be measured before anything else is done with it.
+    pub(crate) confinement: Confinement,
+}
 
 /// An engine that has the bundle.
 #[derive(Debug)]
@@ -43,23 +54,30 @@ pub(crate) enum LoadError {
     Refused { reason: String },
 }
 
-impl Link {
-    /// Sends the bundle with read-only descriptors and waits for the engine's answer.
-    pub(crate) fn load(socket: &Path, bundle: &Admissible) -> Result<Self, LoadError> {
+impl Met {
+    /// Connects and waits for the engine's report.
+    pub(crate) fn meet(socket: &Path) -> Result<Self, LoadError> {
         let mut stream = UnixStream::connect(socket)?;
-        stream.set_read_timeout(Some(REPLY_MAX))?;
+        stream.set_read_timeout(Some(MEETING_MAX))?;
         stream.set_write_timeout(Some(SEND_MAX))?;
+        let confinement = read_frame(&mut stream, FRAME_BYTES_MAX)?;
+        Ok(Self { stream, confinement })
+    }
+
+    /// Sends the bundle with read-only descriptors and waits for the engine's answer.
+    pub(crate) fn load(mut self, bundle: &Admissible) -> Result<Link, LoadError> {
+        self.stream.set_read_timeout(Some(REPLY_MAX))?;
         let readers = bundle
             .files
             .iter()
             .map(|(_, file)| file.reader())
             .collect::<io::Result<Vec<OwnedFd>>>()?;
         let fds: Vec<_> = readers.iter().map(AsFd::as_fd).collect();
-        send_with_fds(&mut stream, &message(bundle), FRAME_BYTES_MAX, &fds)?;
-        match read_frame(&mut stream, FRAME_BYTES_MAX)? {
+        send_with_fds(&mut self.stream, &message(bundle), FRAME_BYTES_MAX, &fds)?;
+        match read_frame(&mut self.stream, FRAME_BYTES_MAX)? {
             LoadReply::Loaded(model) => {
                 check(&model, bundle)?;
-                Ok(Self { stream, model })
+                Ok(Link { stream: self.stream, model })
             }
             LoadReply::Refused { reason } => Err(LoadError::Refused { reason }),
         }
@@ -67,14 +85,25 @@ impl Link {
 
     /// Whether the engine still holds its end.
     pub(crate) fn is_alive(&self) -> bool {
-        let mut byte = [0_u8; 1];
-        let flags = RecvFlags::PEEK | RecvFlags::DONTWAIT;
-        // The engine has nothing to say after its answer: any byte is as bad as the end.
-        matches!(
-            recv(&self.stream, &mut byte, flags),
-            Err(rustix::io::Errno::AGAIN | rustix::io::Errno::INTR)
-        )
+        is_open(&self.stream)
     }
+}
+
+impl Link {
+    /// Whether the engine still holds its end.
+    pub(crate) fn is_alive(&self) -> bool {
+        is_open(&self.stream)
+    }
+}
+
+fn is_open(stream: &UnixStream) -> bool {
+    let mut byte = [0_u8; 1];
+    let flags = RecvFlags::PEEK | RecvFlags::DONTWAIT;
+    // The engine has nothing to say unasked: any byte is as bad as the end.
+    matches!(
+        recv(stream, &mut byte, flags),
+        Err(rustix::io::Errno::AGAIN | rustix::io::Errno::INTR)
+    )
 }
 
 fn message(bundle: &Admissible) -> Load {
@@ -128,6 +157,12 @@ mod tests {
         let digest = digest.to_owned();
         let engine = thread::spawn(move || {
             let (mut stream, _) = listener.accept().unwrap();
+            let report = Confinement {
+                process: "engine".to_owned(),
+                table_sha256: "t".to_owned(),
+                self_test: Vec::new(),
+            };
+            ipc::write_frame(&mut stream, &report, FRAME_BYTES_MAX).unwrap();
             let (load, fds): (Load, _) = ipc::recv_with_fds(&mut stream, FRAME_BYTES_MAX).unwrap();
             let mut content = String::new();
             File::from(fds.into_iter().next().unwrap()).read_to_string(&mut content).unwrap();
@@ -141,7 +176,9 @@ mod tests {
             ipc::write_frame(&mut stream, &LoadReply::Loaded(model), FRAME_BYTES_MAX).unwrap();
             stream
         });
-        let link = Link::load(&path, &bundle());
+        let met = Met::meet(&path).unwrap();
+        assert!(met.is_alive() && met.confinement.process == "engine");
+        let link = met.load(&bundle());
         (link, engine.join().unwrap())
     }
 
@@ -162,7 +199,7 @@ mod tests {
 
     #[test]
     fn an_absent_engine_is_unreachable() {
-        let error = Link::load(Path::new("/nonexistent/control"), &bundle()).unwrap_err();
+        let error = Met::meet(Path::new("/nonexistent/control")).unwrap_err();
         assert!(matches!(error, LoadError::Unreachable(_)), "{error}");
     }
 }

@@ -19,6 +19,8 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use crate::agent::{Agent, AgentError};
 use crate::journal::say;
 
+/// The process at the other end: only its user may connect.
+const GATEWAY: &str = "gateway";
 /// Most connections at once, others are closed unheard: more than the gateway has chats.
 const CONNECTIONS_MAX: usize = 256;
 /// Longest silence on a connection.
@@ -125,6 +127,10 @@ fn answer(agent: &Agent, request: AgentRequest) -> AgentReply {
         AgentRequest::Append(exchange) => agent
             .append(Event::Exchange(record(exchange)))
             .map(|index| AgentReply::Appended { index }),
+        AgentRequest::Confined(report) => {
+            agent.confined(GATEWAY, report).map(|()| AgentReply::Measured)
+        }
+        AgentRequest::Csr => Ok(AgentReply::Csr { pem: agent.csr() }),
         AgentRequest::Evidence { nonce } => {
             agent.evidence(&nonce).map(|json| AgentReply::Evidence { json })
         }

@@ -1,4 +1,6 @@
-//! Watches for a medium, admits its bundle once per boot, and keeps the engine supplied with it.
+//! Watches for the engine and a medium, admits its bundle once per boot, and keeps the engine supplied with it.
+//!
+//! Invariant: no medium is judged before an engine's confinement is measured, so that the bundle's event follows it.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -10,10 +12,14 @@ use evidence::format::Policy;
 
 use crate::admission::{self, Admissible, Refusal};
 use crate::agent::{Agent, AgentError};
-use crate::engine::{Link, LoadError};
+use crate::attestor::AttestorError;
+use crate::engine::{Link, LoadError, Met};
 use crate::journal::say;
+use crate::measured::MeasuredError;
 use crate::medium::{Identity, Medium};
 
+/// The process at the other end of the control socket.
+const ENGINE: &str = "engine";
 /// How often medium and engine are looked at.
 const TICK: Duration = Duration::from_secs(1);
 
@@ -43,8 +49,10 @@ pub(crate) struct Importer {
 /// What is known of the engine.
 #[derive(Debug)]
 enum Engine {
-    /// It has not the bundle (any more).
-    Empty,
+    /// Nobody is there (any more).
+    Absent,
+    /// Its confinement is measured; it has no bundle.
+    Met(Met),
     /// It has it.
     Loaded(Link),
     /// It judged the bundle and does not want it.
@@ -53,22 +61,68 @@ enum Engine {
 
 impl Importer {
     pub(crate) fn new(agent: Arc<Agent>, route: Route) -> Self {
-        let (judged, trouble, bundle, engine) = (None, None, None, Engine::Empty);
+        let (judged, trouble, bundle, engine) = (None, None, None, Engine::Absent);
         Self { agent, route, judged, trouble, bundle, engine }
     }
 
     /// Never returns but with what stops the agent: a measurement or a record that cannot be made.
     pub(crate) fn watch(mut self) -> AgentError {
         loop {
-            if let Err(error) = self.look().and_then(|()| self.supply()) {
+            if let Err(error) = self.meet().and_then(|()| self.look()).and_then(|()| self.supply())
+            {
                 return error;
             }
             thread::sleep(TICK);
         }
     }
 
+    /// Notices an engine that left, and measures one that came.
+    fn meet(&mut self) -> Result<(), AgentError> {
+        match &self.engine {
+            Engine::Met(met) if met.is_alive() => return Ok(()),
+            Engine::Loaded(link) if link.is_alive() => return Ok(()),
+            Engine::Refused => return Ok(()),
+            Engine::Absent => {}
+            Engine::Met(_) => say("the engine is gone before it had a bundle"),
+            Engine::Loaded(_) => {
+                say("the engine is gone; its successor gets the bundle");
+                self.agent.run(None);
+            }
+        }
+        self.engine = Engine::Absent;
+        let met = match Met::meet(&self.route.engine) {
+            Ok(met) => met,
+            // It may be starting: the next tick tries again.
+            Err(error) => {
+                self.report(error.to_string());
+                return Ok(());
+            }
+        };
+        match self.agent.confined(ENGINE, met.confinement.clone()) {
+            Ok(()) => {
+                self.trouble = None;
+                self.engine = Engine::Met(met);
+                Ok(())
+            }
+            // An engine that is not what this boot measured is given nothing; its successor may be right.
+            Err(
+                error @ (AgentError::Confinement { .. }
+                | AgentError::Attestor(AttestorError::Measured(MeasuredError::Differs {
+                    ..
+                }))),
+            ) => {
+                self.report(format!("the engine is given nothing: {error}"));
+                Ok(())
+            }
+            Err(error) => Err(error),
+        }
+    }
+
     /// Judges a medium that was not judged before.
     fn look(&mut self) -> Result<(), AgentError> {
+        if !self.agent.is_confined(ENGINE)? {
+            return Ok(());
+        }
         let medium = match Medium::find(&self.route.medium) {
             Ok(medium) => medium,
             Err(error) => {
@@ -120,17 +174,14 @@ impl Importer {
     /// Gives the engine the admitted bundle if it has not got it.
     fn supply(&mut self) -> Result<(), AgentError> {
         let Some(bundle) = &self.bundle else { return Ok(()) };
-        match &self.engine {
-            Engine::Refused => return Ok(()),
-            Engine::Loaded(link) if link.is_alive() => return Ok(()),
-            Engine::Loaded(_) => {
-                say("the engine is gone; its successor gets the bundle");
-                self.agent.run(None);
-                self.engine = Engine::Empty;
+        let met = match std::mem::replace(&mut self.engine, Engine::Absent) {
+            Engine::Met(met) => met,
+            other => {
+                self.engine = other;
+                return Ok(());
             }
-            Engine::Empty => {}
-        }
-        match Link::load(&self.route.engine, bundle) {
+        };
+        match met.load(bundle) {
             Ok(link) => {
                 say(&format!("engine loaded {} with {}", link.model.model_id, link.model.kernels));
                 self.agent.run(Some(link.model.clone()));
@@ -141,7 +192,7 @@ impl Importer {
                 self.engine = Engine::Refused;
                 self.agent.refuse(&Refusal::Engine { reason }.to_string())?;
             }
-            // It may be starting: the next tick tries again.
+            // It went away: the next tick meets its successor.
             Err(error) => self.report(error.to_string()),
         }
         Ok(())

@@ -22,6 +22,7 @@ mod medium;
 mod options;
 mod report;
 mod sealed;
+mod tls;
 
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::process::ExitCode;
@@ -31,8 +32,10 @@ use std::thread;
 use anyhow::Context as _;
 use clap::Parser as _;
 use evidence::bundle::Quorum;
-use evidence::format::Policy;
+use evidence::format::{ConfinementEvent, Policy, Site, agent_event};
+use evidence::site;
 use ipc::Activated;
+use sandbox::Confined;
 
 use crate::agent::{Agent, AgentError};
 use crate::attestor::Attestor;
@@ -93,6 +96,7 @@ fn start(options: &Options, logs: EventLogs) -> anyhow::Result<(Agent, Route)> {
     logs.userspace()?;
     let (text, policy) = read_policy(options)?;
     let quorum = Quorum::parse(&policy)?;
+    let (site_text, site) = read_site(options)?;
     let image = read_image(options)?;
     // Asks the system, which a confined process cannot.
     let bytes_max = options.bundle_bytes_max.unwrap_or_else(memory_share);
@@ -100,13 +104,21 @@ fn start(options: &Options, logs: EventLogs) -> anyhow::Result<(Agent, Route)> {
     say(&format!("image {} profile {}", image.version, image.profile));
     say(&format!("attestation key {}", attestor.key_name()));
     ledger::make_folder(&options.state)?;
-    let _confined = confinement::confine(options)?;
-    say("confined: the ledger, the medium, what was measured; no program, no IP socket");
+    ledger::make_folder(&options.tls)?;
+    let confined = confinement::confine(options)?;
+    say(
+        "confined: the ledger, the gateway's key, the medium, what was measured; no program, no IP socket",
+    );
     let ledger = Unjudged::read(&options.state, &options.boot)?
         .judge(attestor.origin(), |note| attestor.open_checkpoint(note))?;
     say(&format!("ledger opened with {} records", ledger.size()));
-    attestor.measure_policy(&text)?;
-    let agent = Agent::start(image, logs, attestor, ledger)?;
+    let tls = tls::open_or_make(&options.tls, &site).context("the gateway's key")?;
+    say(&format!("gateway key {} ({:?})", tls.spki_sha256, tls.origin));
+    attestor.measure_once(agent_event::POLICY, &text)?;
+    attestor.measure_once(agent_event::SITE, &site_text)?;
+    attestor.measure_once(agent_event::TLS_KEY, &tls.spki_sha256)?;
+    attestor.measure_once(agent_event::CONFINEMENT, &own_report(&confined)?)?;
+    let agent = Agent::start(image, tls.csr, logs, attestor, ledger)?;
     let route = Route {
         medium: options.bundle.clone(),
         engine: options.engine_control.clone(),
@@ -126,6 +138,28 @@ fn read_policy(options: &Options) -> anyhow::Result<(String, Policy)> {
     let policy =
         serde_json::from_str(&text).with_context(|| format!("{shown} is no quorum policy"))?;
     Ok((text, policy))
+}
+
+/// The site configuration, and that its authority is the one beside it.
+fn read_site(options: &Options) -> anyhow::Result<(String, Site)> {
+    let shown = options.site.display();
+    let read = |name: &str| {
+        files::read_bounded(&options.site.join(name), site::SITE_BYTES_MAX as u64)
+            .with_context(|| format!("cannot read {shown}/{name}"))
+    };
+    let text = String::from_utf8(read("site.json")?)
+        .with_context(|| format!("{shown}/site.json is not UTF-8"))?;
+    let site = Site::parse(&text, &read("client-ca.pem")?).with_context(|| shown.to_string())?;
+    Ok((text, site))
+}
+
+/// What agentd measures of itself.
+fn own_report(confined: &Confined) -> serde_json::Result<String> {
+    serde_json::to_string(&ConfinementEvent {
+        process: confined.process().to_owned(),
+        table_sha256: confined.table_sha256().to_owned(),
+        self_test: confined.self_test().iter().map(|&name| name.to_owned()).collect(),
+    })
 }
 
 fn read_image(options: &Options) -> anyhow::Result<Image> {

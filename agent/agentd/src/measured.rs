@@ -9,21 +9,16 @@ use std::io;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
-use evidence::format::AgentEvent;
+use evidence::format::{AgentEvent, ConfinementEvent, agent_event};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 /// Name of the file in the runtime folder.
 const FILE: &str = "agent-log.json";
-/// Longest file: the policy, one bundle event and its signatures.
+/// Longest file: policy and site, small events, one bundle event and its signatures.
 const FILE_BYTES_MAX: u64 = 16 << 20;
-/// `policy`, then `bundle`.
-const EVENTS_MAX: usize = 2;
-
-/// Kind of the event that measures the quorum policy.
-pub(crate) const POLICY: &str = "policy";
-/// Kind of the event that measures an admitted bundle.
-pub(crate) const BUNDLE: &str = "bundle";
+/// Policy, site, TLS key, three confinements, bundle.
+const EVENTS_MAX: usize = 7;
 
 /// agentd's own event log.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -50,9 +45,12 @@ pub(crate) enum MeasuredError {
          it was extended by somebody else, or the log was edited; reboot"
     )]
     Mismatch { found: String, expected: String, events: usize },
-    /// This boot measured another policy.
-    #[error("this boot measured another quorum policy than the one that is read now; reboot")]
-    Policy,
+    /// This boot measured something else of that kind.
+    #[error("this boot measured another {what} than the one that is found now; reboot")]
+    Differs { what: String },
+    /// There is room for what one boot measures, once.
+    #[error("this boot measured {EVENTS_MAX} events already, and {kind} is one more; reboot")]
+    Full { kind: String },
 }
 
 impl Measured {
@@ -100,7 +98,7 @@ impl Measured {
         }
         if let Some(last) = self.events.pop() {
             if fold(&self.events) == pcr {
-                if last.kind == BUNDLE {
+                if last.kind == agent_event::BUNDLE {
                     self.signatures.clear();
                 }
                 return Ok(self);
@@ -114,21 +112,47 @@ impl Measured {
         })
     }
 
-    /// Refuses a log that began with another policy.
-    pub(crate) fn check_policy(&self, policy: &str) -> Result<(), MeasuredError> {
-        match self.events.first() {
-            Some(first) if first.kind != POLICY || first.content != policy => {
-                Err(MeasuredError::Policy)
+    /// Whether this boot has measured `event` already.
+    ///
+    /// # Errors
+    /// If it has measured another one in its place, or has no room for one more.
+    pub(crate) fn has(&self, event: &AgentEvent) -> Result<bool, MeasuredError> {
+        let what = subject(event);
+        match self.events.iter().find(|measured| subject(measured) == what) {
+            Some(measured) if measured == event => Ok(true),
+            Some(_) => Err(MeasuredError::Differs { what }),
+            None if self.events.len() >= EVENTS_MAX => {
+                Err(MeasuredError::Full { kind: event.kind.clone() })
             }
-            _ => Ok(()),
+            None => Ok(false),
         }
+    }
+
+    /// Whether this boot has measured the confinement of `process`.
+    pub(crate) fn is_confined(&self, process: &str) -> bool {
+        let what = confinement_of(process);
+        self.events.iter().any(|event| subject(event) == what)
     }
 
     /// Content of the bundle event, if this boot has one.
     pub(crate) fn bundle(&self) -> Option<&str> {
-        let event = self.events.iter().find(|event| event.kind == BUNDLE)?;
+        let event = self.events.iter().find(|event| event.kind == agent_event::BUNDLE)?;
         Some(&event.content)
     }
+}
+
+/// What is measured once: a kind, and of confinements one per process.
+fn subject(event: &AgentEvent) -> String {
+    if event.kind != agent_event::CONFINEMENT {
+        return event.kind.clone();
+    }
+    // Written by this agent; a report that is none stands for itself.
+    let report = serde_json::from_str::<ConfinementEvent>(&event.content);
+    confinement_of(report.as_ref().map_or(&event.content, |report| &report.process))
+}
+
+fn confinement_of(process: &str) -> String {
+    format!("{} of {process}", agent_event::CONFINEMENT)
 }
 
 /// The register after `events`, from zero.
@@ -148,7 +172,7 @@ mod tests {
     use super::*;
 
     fn log(contents: &[&str]) -> Measured {
-        let kinds = [POLICY, BUNDLE];
+        let kinds = [agent_event::POLICY, agent_event::BUNDLE];
         let events = kinds
             .iter()
             .zip(contents)
@@ -188,10 +212,44 @@ mod tests {
         assert!(Measured::default().resume([1; 32]).is_err());
     }
 
+    fn event(kind: &str, content: &str) -> AgentEvent {
+        AgentEvent { kind: kind.to_owned(), content: content.to_owned() }
+    }
+
+    fn confined(process: &str, table: &str) -> AgentEvent {
+        let report = ConfinementEvent {
+            process: process.to_owned(),
+            table_sha256: table.to_owned(),
+            self_test: Vec::new(),
+        };
+        event(agent_event::CONFINEMENT, &serde_json::to_string(&report).unwrap())
+    }
+
     #[test]
-    fn another_policy_in_the_same_boot_is_refused() {
-        log(&["p"]).check_policy("p").unwrap();
-        assert!(matches!(log(&["p"]).check_policy("q"), Err(MeasuredError::Policy)));
+    fn an_equal_event_is_measured_already_and_a_differing_one_is_refused() {
+        let log = log(&["p"]);
+        assert!(log.has(&event(agent_event::POLICY, "p")).unwrap());
+        assert!(!log.has(&event(agent_event::SITE, "p")).unwrap());
+        let error = log.has(&event(agent_event::POLICY, "q")).unwrap_err();
+        assert!(matches!(error, MeasuredError::Differs { .. }), "{error}");
+    }
+
+    #[test]
+    fn each_process_is_confined_once() {
+        let mut log = Measured::default();
+        log.events.push(confined("engine", "a"));
+        assert!(log.is_confined("engine") && !log.is_confined("gateway"));
+        assert!(log.has(&confined("engine", "a")).unwrap());
+        assert!(!log.has(&confined("gateway", "a")).unwrap());
+        let error = log.has(&confined("engine", "b")).unwrap_err();
+        assert!(error.to_string().contains("confinement of engine"), "{error}");
+    }
+
+    #[test]
+    fn a_boot_measures_so_much_and_no_more() {
+        let events = (0..EVENTS_MAX).map(|n| event(&n.to_string(), "")).collect();
+        let log = Measured { events, signatures: Vec::new() };
+        assert!(matches!(log.has(&event("x", "")), Err(MeasuredError::Full { .. })));
     }
 
     #[test]

@@ -11,12 +11,18 @@ pub(crate) struct Options {
     /// Quorum policy in the signed image.
     #[arg(long, default_value = "/usr/lib/casemate/policy.json")]
     pub(crate) policy: PathBuf,
+    /// Folder with site.json and client-ca.pem in the signed image.
+    #[arg(long, default_value = "/usr/lib/casemate/site")]
+    pub(crate) site: PathBuf,
     /// os-release in the signed image.
     #[arg(long, default_value = "/etc/os-release")]
     pub(crate) os_release: PathBuf,
     /// Folder of the ledger, on the state partition.
     #[arg(long, default_value = "/var/lib/casemate/ledger")]
     pub(crate) state: PathBuf,
+    /// Folder of the gateway's key, on the state partition.
+    #[arg(long, default_value = "/var/lib/casemate/tls")]
+    pub(crate) tls: PathBuf,
     /// Folder that outlives this process but not the boot.
     #[arg(long, default_value = "/run/casemate-agentd")]
     pub(crate) runtime: PathBuf,

@@ -7,11 +7,11 @@ mod appliance;
 use std::fs;
 use std::io::Write;
 
-use appliance::engine::Engine;
+use appliance::engine::{self, Engine};
 use appliance::{Agentd, Appliance, medium};
 use evidence::format::{AGENT_PCR, Evidence, Machine, REFERENCE_SCHEMA, Reference};
 use evidence::ledger::Record;
-use evidence::verify::{ClaimId, Status, Verdict, verify};
+use evidence::verify::{ClaimId, Status, Verdict, measured_tls_key, verify};
 use ipc::{AgentReply, AgentRequest, Exchange};
 use sha2::{Digest, Sha256};
 
@@ -46,6 +46,8 @@ fn judge(appliance: &Appliance, agentd: &Agentd, evidence: &Evidence) -> Verdict
         root_hash: String::new(),
         cmdline: String::new(),
         policy_sha256: hex::encode(Sha256::digest(appliance.policy_text())),
+        site_sha256: appliance.site_sha256(),
+        confinement: appliance.confinement(),
     };
     verify(evidence, &reference, &appliance.policy(), &pinned(agentd), NONCE)
 }
@@ -89,10 +91,14 @@ fn a_signed_bundle_runs_and_the_auditor_sees_it() {
     let status = agentd.wait_status(|status| status.model.is_some());
     assert_eq!((status.profile.as_str(), status.refusal), ("development", None));
     let index = append(&agentd, "chatcmpl-1");
+    let unreported = judge(&appliance, &agentd, &evidence(&agentd));
+    assert_eq!(unreported.status(ClaimId::Confinement), Status::NotEstablished);
+    agentd.report_gateway();
     let evidence = evidence(&agentd);
     let verdict = judge(&appliance, &agentd, &evidence);
-    use ClaimId::{Bundle, Fresh, Ledger, Machine, Pcrs, Policy, Quote};
-    for id in [Machine, Quote, Fresh, Pcrs, Policy, Bundle, Ledger] {
+    use ClaimId::{Bundle, Confinement, Fresh, Ledger, Machine, Pcrs, Policy, Quote, Site, TlsKey};
+    let agents = [Policy, Site, TlsKey, Confinement, Bundle, Ledger];
+    for id in [Machine, Quote, Fresh, Pcrs].into_iter().chain(agents) {
         assert_eq!(verdict.status(id), Status::Established, "{verdict:#?}");
     }
     let last = evidence.ledger.records.last().unwrap();
@@ -214,6 +220,77 @@ fn a_bundle_that_the_engine_refuses_is_not_pressed_on_it() {
     std::thread::sleep(std::time::Duration::from_secs(3));
     assert!(engine.is_untouched());
     assert_eq!(agentd.status().model, None);
+}
+
+#[test]
+fn a_process_reports_once_for_itself_and_a_differing_report_is_refused() {
+    let Some(appliance) = Appliance::boot() else { return };
+    let agentd = appliance.start_ready();
+    let report = engine::report(&sandbox::GATEWAY);
+    let ask = |report: &ipc::Confinement| agentd.ask(&AgentRequest::Confined(report.clone()));
+    let engines = engine::report(&sandbox::ENGINE);
+    assert!(matches!(ask(&engines), AgentReply::Error { .. }), "only the gateway connects here");
+    let mut endless = report.clone();
+    endless.self_test = vec![String::new(); 1000];
+    assert!(matches!(ask(&endless), AgentReply::Error { .. }));
+    let before = evidence(&agentd).quote.pcrs;
+    assert!(matches!(ask(&report), AgentReply::Measured));
+    let after = evidence(&agentd).quote.pcrs;
+    assert_ne!(before[&AGENT_PCR], after[&AGENT_PCR]);
+    // A restarted gateway says the same, and nothing is measured again.
+    assert!(matches!(ask(&report), AgentReply::Measured));
+    let mut other = report;
+    other.self_test.pop();
+    assert!(matches!(ask(&other), AgentReply::Error { .. }));
+    assert_eq!(after, evidence(&agentd).quote.pcrs);
+}
+
+#[test]
+fn the_gateway_s_key_outlives_a_boot_and_what_is_damaged_stops_the_agent() {
+    let Some(appliance) = Appliance::boot() else { return };
+    let agentd = appliance.start_ready();
+    let before = evidence(&agentd);
+    let key = measured_tls_key(&before).unwrap();
+    let line = format!("agentd: gateway key {} (Made)", hex::encode(key));
+    assert!(agentd.console().contains(&line), "{}", agentd.console());
+    let AgentReply::Csr { pem } = agentd.ask(&AgentRequest::Csr) else { panic!("no request") };
+    assert!(pem.starts_with("-----BEGIN CERTIFICATE REQUEST-----"), "{pem}");
+    assert!(agentd.terminate().success());
+    let agentd = appliance.start_ready();
+    assert_eq!(before.agent_log, evidence(&agentd).agent_log);
+    assert!(agentd.console().contains("(Found)"), "{}", agentd.console());
+    assert!(agentd.terminate().success());
+
+    let path = appliance.path("tls/server.key");
+    let whole = fs::read(&path).unwrap();
+    fs::remove_file(&path).unwrap();
+    appliance.start().wait_refused("clients pinned a key that no longer exists");
+    fs::write(&path, b"no key").unwrap();
+    appliance.start().wait_refused("is no P-256 private key");
+    // Another key than this boot measured.
+    for name in ["server.key", "server.pem", "server.csr"] {
+        fs::remove_file(appliance.path("tls").join(name)).unwrap();
+    }
+    appliance.start().wait_refused("another tls-key than the one that is found now");
+    for name in ["server.pem", "server.csr"] {
+        fs::remove_file(appliance.path("tls").join(name)).unwrap();
+    }
+    fs::write(&path, whole).unwrap();
+    assert!(appliance.start_ready().console().contains("(Renewed)"));
+}
+
+#[test]
+fn a_site_with_another_authority_or_another_text_in_the_same_boot_stops_the_agent() {
+    let Some(appliance) = Appliance::boot() else { return };
+    assert!(appliance.start_ready().terminate().success());
+    let (site, authority) =
+        (appliance.path("site/site.json"), appliance.path("site/client-ca.pem"));
+    let text = fs::read_to_string(&site).unwrap();
+    fs::write(&site, text.replace("\"version\":1", "\"version\":2")).unwrap();
+    appliance.start().wait_refused("another site than the one that is found now");
+    fs::write(&site, text).unwrap();
+    fs::write(authority, "another authority").unwrap();
+    appliance.start().wait_refused("client-ca.pem has SHA-256");
 }
 
 #[test]

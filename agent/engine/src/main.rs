@@ -8,9 +8,9 @@ use engine::limits::THREADS_MAX;
 use engine::load::Machine;
 use engine::log;
 use engine::server::Server;
-use ipc::Activated;
+use ipc::{Activated, Confinement};
 use kernels::Isa;
-use sandbox::{ENGINE, confine};
+use sandbox::{Confined, ENGINE, confine};
 
 fn main() -> ExitCode {
     match run() {
@@ -30,7 +30,7 @@ fn run() -> Result<std::convert::Infallible, Box<dyn std::error::Error>> {
     let threads = std::thread::available_parallelism()?.get().min(THREADS_MAX);
     let machine = Machine { isa: Isa::detect(), threads };
     // Before any byte from a peer is read.
-    let _confined = confine(&ENGINE)?;
+    let confined = confine(&ENGINE)?;
     log::line(format_args!(
         "confined: no path, no socket but the inherited ones; waits for a bundle ({} kernels, {threads} threads)",
         machine.isa.name()
@@ -40,5 +40,14 @@ fn run() -> Result<std::convert::Infallible, Box<dyn std::error::Error>> {
     std::thread::Builder::new()
         .name("requests".to_owned())
         .spawn(move || clients.serve_requests(&requests))?;
-    server.serve_control(&control, machine)
+    server.serve_control(&control, machine, &report(&confined))
+}
+
+/// What agentd measures before it hands anything over.
+fn report(confined: &Confined) -> Confinement {
+    Confinement {
+        process: confined.process().to_owned(),
+        table_sha256: confined.table_sha256().to_owned(),
+        self_test: confined.self_test().iter().map(|&name| name.to_owned()).collect(),
+    }
 }

@@ -12,8 +12,8 @@ use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use ipc::{
-    Chat, EngineErrorKind, EngineReply, EngineRequest, FRAME_BYTES_MAX, FrameError, Load,
-    LoadReply, read_frame, recv_with_fds, write_frame,
+    Chat, Confinement, EngineErrorKind, EngineReply, EngineRequest, FRAME_BYTES_MAX, FrameError,
+    Load, LoadReply, read_frame, recv_with_fds, write_frame,
 };
 use rustix::event::{PollFd, PollFlags, Timespec};
 
@@ -35,11 +35,17 @@ pub struct Server {
 }
 
 impl Server {
-    /// Takes bundles from agentd, one connection after the other. Never returns.
-    pub fn serve_control(&self, listener: &UnixListener, machine: Machine) -> ! {
+    /// Tells agentd on each connection that this process is confined, then takes bundles; one connection after the
+    /// other. Never returns.
+    pub fn serve_control(
+        &self,
+        listener: &UnixListener,
+        machine: Machine,
+        confinement: &Confinement,
+    ) -> ! {
         loop {
             match listener.accept() {
-                Ok((stream, _)) => self.control(stream, machine),
+                Ok((stream, _)) => self.control(stream, machine, confinement),
                 Err(error) => pause_after(&error),
             }
         }
@@ -55,7 +61,10 @@ impl Server {
         }
     }
 
-    fn control(&self, mut stream: UnixStream, machine: Machine) {
+    fn control(&self, mut stream: UnixStream, machine: Machine, confinement: &Confinement) {
+        if let Err(error) = write_frame(&mut stream, confinement, FRAME_BYTES_MAX) {
+            return log::line(format_args!("the control connection failed: {error}"));
+        }
         loop {
             let reply = match recv_with_fds::<Load>(&mut stream, FRAME_BYTES_MAX) {
                 Ok((message, fds)) => self.load(&message, &fds, machine),

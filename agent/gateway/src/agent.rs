@@ -5,8 +5,8 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use ipc::{
-    AgentReply, AgentRequest, AgentStatus, EVIDENCE_BYTES_MAX, Exchange, FRAME_BYTES_MAX,
-    FrameError,
+    AgentReply, AgentRequest, AgentStatus, Confinement, EVIDENCE_BYTES_MAX, Exchange,
+    FRAME_BYTES_MAX, FrameError,
 };
 use tokio::net::UnixStream;
 use tokio::time::timeout;
@@ -78,6 +78,29 @@ impl Agent {
         let request = AgentRequest::Append(exchange);
         match self.ask(&request, FRAME_BYTES_MAX, AGENT_TIMEOUT).await? {
             AgentReply::Appended { index } => Ok(index),
+            _ => Err(AgentError::Unexpected),
+        }
+    }
+
+    /// Reports that this process is confined; returns once that is measured.
+    ///
+    /// # Errors
+    /// If it is not certain, or this boot has measured a gateway that was confined otherwise.
+    pub async fn confined(&self, report: Confinement) -> Result<(), AgentError> {
+        let request = AgentRequest::Confined(report);
+        match self.ask(&request, FRAME_BYTES_MAX, AGENT_TIMEOUT).await? {
+            AgentReply::Measured => Ok(()),
+            _ => Err(AgentError::Unexpected),
+        }
+    }
+
+    /// The signing request of this gateway's key, PEM.
+    ///
+    /// # Errors
+    /// If agentd gives none.
+    pub async fn csr(&self) -> Result<String, AgentError> {
+        match self.ask(&AgentRequest::Csr, FRAME_BYTES_MAX, AGENT_TIMEOUT).await? {
+            AgentReply::Csr { pem } => Ok(pem),
             _ => Err(AgentError::Unexpected),
         }
     }

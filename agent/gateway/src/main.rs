@@ -14,7 +14,8 @@ use gateway::listener::serve;
 use gateway::routes::App;
 use gateway::stop;
 use gateway::tls::Credentials;
-use sandbox::{GATEWAY, confine};
+use ipc::Confinement;
+use sandbox::{Confined, GATEWAY, confine};
 use tokio::signal::unix::{SignalKind, signal};
 
 /// Name of the inherited listening socket (`FileDescriptorName=`).
@@ -44,9 +45,12 @@ fn run() -> Result<()> {
             .context("descriptor https is not a listening TCP socket")?;
         let mut terminate = signal(SignalKind::terminate())?;
         let (caller, stop) = stop::pair();
+        let agent = peers.agent.clone();
         let app = App::new(peers, stop.clone());
         // All files are read and all descriptors are here: from now on only sockets are used.
-        let _confined = confine(&GATEWAY)?;
+        let confined = confine(&GATEWAY)?;
+        // Measured before the first client is heard.
+        agent.confined(report(&confined)).await?;
         sd_notify::notify(&[sd_notify::NotifyState::Ready])?;
         log("ready", &[("address", &listener.local_addr()?)]);
         tokio::spawn(async move {
@@ -58,6 +62,14 @@ fn run() -> Result<()> {
         app.finish().await;
         Ok(())
     })
+}
+
+fn report(confined: &Confined) -> Confinement {
+    Confinement {
+        process: confined.process().to_owned(),
+        table_sha256: confined.table_sha256().to_owned(),
+        self_test: confined.self_test().iter().map(|&name| name.to_owned()).collect(),
+    }
 }
 
 /// `--engine PATH` and `--agent PATH`, for tests; the appliance uses the defaults.

@@ -64,6 +64,7 @@ impl App {
             .route("/v1/models/{id}", get(model))
             .route("/healthz", get(healthz))
             .route("/casemate/evidence", get(evidence))
+            .route("/casemate/csr", get(csr))
             .fallback(async || ApiError::UnknownPath)
             .method_not_allowed_fallback(async || ApiError::MethodNotAllowed)
             .layer(middleware::map_response(common_headers))
@@ -294,6 +295,12 @@ async fn evidence(
     let json = app.0.peers.agent.evidence(nonce.clone()).await.map_err(agent_unavailable)?;
     log("evidence", &[("client", &client.name()), ("nonce", &nonce), ("bytes", &json.len())]);
     Ok(([(header::CONTENT_TYPE, "application/json")], json).into_response())
+}
+
+/// The signing request of the gateway's key, for an authority of the organisation's own.
+async fn csr(State(app): State<App>) -> Result<Response, ApiError> {
+    let pem = app.0.peers.agent.csr().await.map_err(agent_unavailable)?;
+    Ok(([(header::CONTENT_TYPE, "application/x-pem-file")], pem).into_response())
 }
 
 /// The one parameter `nonce`, as agentd wants it.

@@ -2,15 +2,31 @@
 //!
 //! | socket | from → to | messages |
 //! |---|---|---|
-//! | `engine-control.sock` | agentd → engine | [`Load`] with descriptors → [`LoadReply`] |
+//! | `engine-control.sock` | agentd → engine | [`Confinement`] ← ; [`Load`] with descriptors → [`LoadReply`] |
 //! | `engine.sock` | gateway → engine | [`EngineRequest`] → [`EngineReply`] stream |
 //! | `agentd.sock` | gateway → agentd | [`AgentRequest`] → [`AgentReply`] |
 //!
 //! One request is one connection on `engine.sock`: closing it cancels the request. The connection on
 //! `engine-control.sock` stays open for as long as the engine has the bundle: when the engine closes it, agentd
-//! connects again and hands the same bundle to its successor.
+//! connects again and hands the same bundle to its successor. The engine speaks first, so that its confinement is
+//! measured before it is given anything.
 
 use serde::{Deserialize, Serialize};
+
+/// How a process confined itself, told once it has seen that it holds.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Confinement {
+    /// `engine` or `gateway`.
+    pub process: String,
+    /// SHA-256 of the canonical text of its table, lower-case hex.
+    pub table_sha256: String,
+    /// What it tried and saw refused, by name; at most [`SELF_TEST_MAX`].
+    pub self_test: Vec<String>,
+}
+
+/// Most names in a [`Confinement`].
+pub const SELF_TEST_MAX: usize = 64;
 
 /// The weights of an admitted bundle. Its descriptors follow in the order of `files`.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -187,6 +203,10 @@ pub enum AgentRequest {
     Status,
     /// Put one exchange in the ledger.
     Append(Exchange),
+    /// The gateway has confined itself. Asked once, at its start.
+    Confined(Confinement),
+    /// The certificate signing request of the gateway's key.
+    Csr,
     /// Evidence under a nonce of the verifier's.
     Evidence {
         /// 32 bytes, lower-case hex.
@@ -228,6 +248,13 @@ pub enum AgentReply {
     Appended {
         /// Index in the ledger, from 0.
         index: u64,
+    },
+    /// The confinement is measured.
+    Measured,
+    /// Answer to [`AgentRequest::Csr`].
+    Csr {
+        /// PKCS#10 in PEM.
+        pem: String,
     },
     /// The evidence file, as `evidence::format::Evidence` in JSON text.
     Evidence {

@@ -7,8 +7,6 @@ use landlock::{
     ABI, Access as _, AccessFs, AccessNet, BitFlags, CompatLevel, Compatible, PathBeneath, PathFd,
     Ruleset, RulesetAttr, RulesetCreatedAttr, RulesetStatus, Scope,
 };
-use rustix::fs::{Mode, OFlags};
-use rustix::net::{AddressFamily, SocketType};
 use rustix::process::{DumpableBehavior, Rlimit};
 use rustix::thread::{CapabilitySet, CapabilitySets};
 use seccompiler::{
@@ -17,13 +15,38 @@ use seccompiler::{
 };
 
 use crate::profile::{Access, Arg, Profile};
+use crate::self_test;
 
 /// Landlock ABI that every profile needs: 6 (Linux 6.12) confines signals and abstract sockets.
 pub const LANDLOCK_ABI_MIN: u32 = 6;
 
-/// Proof that this process is confined. Not `Clone`: it is made once.
+/// Proof that this process is confined, and what was seen refused. Not `Clone`: it is made once.
 #[derive(Debug)]
-pub struct Confined(());
+pub struct Confined {
+    process: &'static str,
+    table_sha256: String,
+    self_test: Vec<&'static str>,
+}
+
+impl Confined {
+    /// Name of the profile.
+    #[must_use]
+    pub fn process(&self) -> &'static str {
+        self.process
+    }
+
+    /// [`Profile::table_sha256`] of what is enforced.
+    #[must_use]
+    pub fn table_sha256(&self) -> &str {
+        &self.table_sha256
+    }
+
+    /// What was tried and refused, in the order of trying.
+    #[must_use]
+    pub fn self_test(&self) -> &[&'static str] {
+        &self.self_test
+    }
+}
 
 /// Why a process is not confined. It must not go on.
 #[derive(Debug, thiserror::Error)]
@@ -82,6 +105,20 @@ pub enum SandboxError {
 /// # Errors
 /// If any part of the profile is not enforced. The process may be confined in part by then and must end.
 pub fn confine(profile: &Profile<'_>) -> Result<Confined, SandboxError> {
+    require_one_thread(profile)?;
+    self_test::deadly(profile)?;
+    restrict(profile)?;
+    self_test::sockets(profile)?;
+    self_test::open(profile)?;
+    Ok(Confined {
+        process: profile.name,
+        table_sha256: profile.table_sha256(),
+        self_test: self_test::names(),
+    })
+}
+
+/// Enforces the profile; the caller sees that it holds.
+pub(crate) fn restrict(profile: &Profile<'_>) -> Result<(), SandboxError> {
     let step = |step, result: rustix::io::Result<()>| {
         result.map_err(|source| SandboxError::Step {
             profile: profile.name,
@@ -89,7 +126,6 @@ pub fn confine(profile: &Profile<'_>) -> Result<Confined, SandboxError> {
             source: source.into(),
         })
     };
-    require_one_thread(profile)?;
     for limit in profile.limits {
         let max = Rlimit { current: Some(limit.max), maximum: Some(limit.max) };
         step("set a resource limit", rustix::process::setrlimit(limit.resource, max))?;
@@ -107,16 +143,8 @@ pub fn confine(profile: &Profile<'_>) -> Result<Confined, SandboxError> {
     };
     step("drop capabilities", rustix::thread::set_capabilities(None, none))?;
     restrict_paths(profile)?;
-    test_open(profile, rustix::io::Errno::ACCESS)?;
-    install(profile)?;
-    test_sockets(profile)?;
-    let refused = profile.refuse.iter().find(|rule| rule.syscall == libc::SYS_openat);
-    test_open(
-        profile,
-        refused
-            .map_or(rustix::io::Errno::ACCESS, |r| rustix::io::Errno::from_raw_os_error(r.errno)),
-    )?;
-    Ok(Confined(()))
+    self_test::open_by_landlock(profile)?;
+    install(profile)
 }
 
 fn require_one_thread(profile: &Profile<'_>) -> Result<(), SandboxError> {
@@ -154,7 +182,7 @@ fn restrict_paths(profile: &Profile<'_>) -> Result<(), SandboxError> {
     Ok(())
 }
 
-fn rights(access: Access) -> BitFlags<AccessFs> {
+pub(crate) fn rights(access: Access) -> BitFlags<AccessFs> {
     match access {
         Access::Read => AccessFs::ReadFile | AccessFs::ReadDir,
         Access::ReadWrite => {
@@ -227,46 +255,5 @@ fn condition(arg: Arg) -> Result<SeccompCondition, seccompiler::BackendError> {
         Arg::IsNot(i, value) => SeccompCondition::new(i, Dword, SeccompCmpOp::Ne, value.into()),
         Arg::Lacks(i, bits) => SeccompCondition::new(i, Qword, SeccompCmpOp::MaskedEq(bits), 0),
         Arg::Has(i, bits) => SeccompCondition::new(i, Qword, SeccompCmpOp::MaskedEq(bits), bits),
-    }
-}
-
-/// The root folder is below no rule of any profile.
-fn test_open(profile: &Profile<'_>, expected: rustix::io::Errno) -> Result<(), SandboxError> {
-    let opened = rustix::fs::open("/", OFlags::RDONLY | OFlags::DIRECTORY, Mode::empty());
-    match opened {
-        Err(errno) if errno == expected => Ok(()),
-        other => Err(SandboxError::SelfTest {
-            profile: profile.name,
-            probe: "opening /",
-            found: describe(&other.map(drop)),
-            expected: "a refusal",
-        }),
-    }
-}
-
-fn test_sockets(profile: &Profile<'_>) -> Result<(), SandboxError> {
-    for (probe, family, kind) in [
-        ("a TCP socket", AddressFamily::INET, SocketType::STREAM),
-        ("a UDP socket", AddressFamily::INET6, SocketType::DGRAM),
-        ("a netlink socket", AddressFamily::NETLINK, SocketType::RAW),
-        ("a vsock socket", AddressFamily::VSOCK, SocketType::STREAM),
-    ] {
-        let made = rustix::net::socket(family, kind, None);
-        if !matches!(made, Err(rustix::io::Errno::PERM)) {
-            return Err(SandboxError::SelfTest {
-                profile: profile.name,
-                probe,
-                found: describe(&made.map(drop)),
-                expected: "a refusal (EPERM)",
-            });
-        }
-    }
-    Ok(())
-}
-
-fn describe(result: &rustix::io::Result<()>) -> String {
-    match result {
-        Ok(()) => "success".to_owned(),
-        Err(errno) => errno.to_string(),
     }
 }

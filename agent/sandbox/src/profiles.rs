@@ -2,13 +2,15 @@
 //!
 //! x86-64 only: a port adds its own numbers and tests.
 
+use std::path::Path;
+
 use libc::{
     AF_UNIX, CLONE_THREAD, CLONE_VM, ENOSYS, EPERM, MSG_FASTOPEN, PR_SET_NAME, PROT_EXEC,
     SOL_SOCKET,
 };
 use rustix::process::Resource;
 
-use crate::profile::{Allow, Arg, Limit, Profile, Refuse};
+use crate::profile::{Access, Allow, Arg, Limit, PathRule, Profile, Refuse};
 
 /// Shortens a line of a table.
 const fn allow(syscall: i64, why: &'static str) -> Allow {
@@ -167,6 +169,56 @@ pub const GATEWAY: Profile<'static> = Profile {
         Limit { resource: Resource::Nofile, max: 4096, why: "two sockets per exchange" },
     ],
 };
+
+/// The folders of [`AGENTD`], wherever they are.
+#[must_use]
+pub fn agentd_paths<'a>(folders: &AgentdFolders<'a>) -> [PathRule<'a>; 4] {
+    let rule = |path, access, why| PathRule { path, access, why };
+    [
+        rule(
+            folders.media,
+            Access::Read,
+            "media are mounted below it later, and judged file by file",
+        ),
+        rule(
+            folders.ledger,
+            Access::ReadWrite,
+            "records are appended, a torn one is cut, the checkpoint is replaced",
+        ),
+        rule(
+            folders.tls,
+            Access::ReadWrite,
+            "the gateway's key is made at the first start, and read at the others",
+        ),
+        rule(folders.runtime, Access::ReadWrite, "the log of what was measured is replaced"),
+    ]
+}
+
+/// Where the agent's folders are.
+#[derive(Clone, Copy, Debug)]
+pub struct AgentdFolders<'a> {
+    /// Above the mount points of media.
+    pub media: &'a Path,
+    /// The ledger.
+    pub ledger: &'a Path,
+    /// The gateway's key.
+    pub tls: &'a Path,
+    /// What outlives the process but not the boot.
+    pub runtime: &'a Path,
+}
+
+/// Process and [`Profile::table_sha256`] of each process, as they are on an appliance.
+#[must_use]
+pub fn appliance_tables() -> [(&'static str, String); 3] {
+    let paths = agentd_paths(&AgentdFolders {
+        media: Path::new("/run/casemate"),
+        ledger: Path::new("/var/lib/casemate/ledger"),
+        tls: Path::new("/var/lib/casemate/tls"),
+        runtime: Path::new("/run/casemate-agentd"),
+    });
+    [Profile { paths: &paths, ..AGENTD }, ENGINE, GATEWAY]
+        .map(|profile| (profile.name, profile.table_sha256()))
+}
 
 /// The agent, once its TPM is open: that takes libraries, the device and files of settings. Its paths are options.
 pub const AGENTD: Profile<'static> = Profile {

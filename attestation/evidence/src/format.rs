@@ -11,6 +11,8 @@ use serde::{Deserialize, Serialize};
 pub const EVIDENCE_SCHEMA: &str = "casemate-evidence-v1";
 /// Schema name of [`Reference`].
 pub const REFERENCE_SCHEMA: &str = "casemate-reference-v1";
+/// Schema name of [`Site`].
+pub const SITE_SCHEMA: &str = "casemate-site-v1";
 /// Schema name of [`Policy`].
 pub const POLICY_SCHEMA: &str = "casemate-policy-v1";
 /// PCR that the agent extends: not resettable before the next boot, used by nothing else without shim.
@@ -62,10 +64,37 @@ pub struct Quote {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct AgentEvent {
-    /// `policy` (the quorum policy's file) or `bundle` (see [`BundleEvent`]).
+    /// One of [`agent_event`], in the order that stands there.
     pub kind: String,
     /// The measured text.
     pub content: String,
+}
+
+/// Kinds of [`AgentEvent`], in the order in which agentd measures them: `policy`, `site`, `tls-key`, agentd's own
+/// `confinement`; then the other processes' as they start, and `bundle`, which comes after the engine's.
+pub mod agent_event {
+    /// The quorum policy's file.
+    pub const POLICY: &str = "policy";
+    /// The site configuration's file, see [`super::Site`].
+    pub const SITE: &str = "site";
+    /// SHA-256 of the gateway's SubjectPublicKeyInfo (DER), lower-case hex.
+    pub const TLS_KEY: &str = "tls-key";
+    /// See [`super::ConfinementEvent`]; one per process.
+    pub const CONFINEMENT: &str = "confinement";
+    /// See [`super::BundleEvent`].
+    pub const BUNDLE: &str = "bundle";
+}
+
+/// Content of an [`AgentEvent`] of kind `confinement`, as compact JSON in this field order.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ConfinementEvent {
+    /// `agentd`, `engine` or `gateway`.
+    pub process: String,
+    /// SHA-256 of the canonical text of its table, lower-case hex; see `sandbox`.
+    pub table_sha256: String,
+    /// What the process tried when it was confined and saw refused, by name.
+    pub self_test: Vec<String>,
 }
 
 /// Content of an [`AgentEvent`] of kind `bundle`, as compact JSON in this field order.
@@ -141,6 +170,34 @@ pub struct Reference {
     pub cmdline: String,
     /// SHA-256 of the quorum policy file in the image, hex.
     pub policy_sha256: String,
+    /// SHA-256 of the site configuration file in the image, hex.
+    pub site_sha256: String,
+    /// What each process must report of its confinement, by process.
+    pub confinement: BTreeMap<String, Confinement>,
+}
+
+/// How one process must be confined.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Confinement {
+    /// SHA-256 of the canonical text of its table, lower-case hex.
+    pub table_sha256: String,
+    /// What it must have seen refused, by name.
+    pub self_test: Vec<String>,
+}
+
+/// Configuration of one site, in the signed image. It holds no secret.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Site {
+    /// [`SITE_SCHEMA`].
+    pub schema: String,
+    /// Grows with each change.
+    pub version: u64,
+    /// Names and addresses by which clients reach the gateway: they are in its certificate.
+    pub server_names: Vec<String>,
+    /// SHA-256 of `client-ca.pem` beside it, whose authorities make a client; hex.
+    pub client_ca_sha256: String,
 }
 
 /// One measurement that a boot of the image makes.

@@ -22,6 +22,7 @@ pub mod quote;
 pub mod reseal;
 pub mod sigdb;
 pub mod signature;
+pub mod site;
 pub mod time;
 pub mod userspace;
 pub mod verify;

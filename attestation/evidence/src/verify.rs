@@ -12,6 +12,7 @@
 mod agent;
 mod boot;
 mod clock;
+mod confinement;
 mod reason;
 mod records;
 mod unexplained;
@@ -22,7 +23,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use sha2::{Digest as _, Sha256};
 
-pub use agent::AGENT_EVENTS_MAX;
+pub use agent::{AGENT_EVENTS_MAX, measured_tls_key};
 pub use clock::{AsOf, CLOCK_SET_BACK_S_MAX};
 pub use reason::Reason;
 pub use unexplained::{Log, Unexplained};
@@ -58,6 +59,12 @@ pub enum ClaimId {
     CommandLine,
     /// The agent enforces the reference's quorum policy.
     Policy,
+    /// The site configuration is the reference's.
+    Site,
+    /// The gateway's TLS key is the one that agentd measured.
+    TlsKey,
+    /// Every process confined itself by the reference's table and saw its refusals.
+    Confinement,
     /// The model that runs was signed by the quorum.
     Bundle,
     /// The ledger's records are under the signed head.
@@ -66,7 +73,7 @@ pub enum ClaimId {
 
 impl ClaimId {
     /// Every claim, in the order of the verdict.
-    pub const ALL: [Self; 12] = [
+    pub const ALL: [Self; 15] = [
         Self::Machine,
         Self::Quote,
         Self::Fresh,
@@ -77,6 +84,9 @@ impl ClaimId {
         Self::Image,
         Self::CommandLine,
         Self::Policy,
+        Self::Site,
+        Self::TlsKey,
+        Self::Confinement,
         Self::Bundle,
         Self::Ledger,
     ];
@@ -95,6 +105,9 @@ impl ClaimId {
             Self::Image => "image",
             Self::CommandLine => "command-line",
             Self::Policy => "policy",
+            Self::Site => "site",
+            Self::TlsKey => "tls-key",
+            Self::Confinement => "confinement",
             Self::Bundle => "bundle",
             Self::Ledger => "ledger",
         }
@@ -230,6 +243,9 @@ pub fn verify(
             claim(ClaimId::Image, &boot.image()).with(boot.image_facts()),
             claim(ClaimId::CommandLine, &boot.command_line()).with(boot.command_line_facts()),
             claim(ClaimId::Policy, &agent.policy()),
+            claim(ClaimId::Site, &agent.site()),
+            claim(ClaimId::TlsKey, &agent.tls_key()),
+            claim(ClaimId::Confinement, &agent.confinement()),
             claim(ClaimId::Bundle, &agent.bundle()),
             claim(ClaimId::Ledger, &ledger),
         ],

@@ -49,13 +49,13 @@ fn read<T: DeserializeOwned>(
 }
 
 /// This computer's clock.
-fn clock() -> anyhow::Result<Timestamp> {
+pub(crate) fn clock() -> anyhow::Result<Timestamp> {
     let since = SystemTime::now().duration_since(UNIX_EPOCH);
     let since = since.context("this computer's clock is before 1970; give --now")?;
     Ok(Timestamp::from_unix(i64::try_from(since.as_secs())?))
 }
 
-fn check_schema(path: &Path, found: &str, expected: &str) -> anyhow::Result<()> {
+pub(crate) fn check_schema(path: &Path, found: &str, expected: &str) -> anyhow::Result<()> {
     ensure!(
         found == expected,
         "{} has schema {found:?}; {expected:?} is expected: use the casemate-verify of its version",

@@ -1,8 +1,9 @@
-//! casemate-verify: evidence in, verdict out, on any laptop. No TPM, no network; no claim depends on a clock of its
-//! own.
+//! casemate-verify: evidence in, verdict out, on any laptop. No TPM; no claim depends on a clock of its own; a network
+//! only for `fetch` and `proxy`, whose code is `client`.
 //!
 //! Exit status: 0 established, 1 not established, 2 unusable input or usage.
 
+mod client;
 mod event_log;
 mod export;
 mod files;
@@ -36,6 +37,10 @@ enum Command {
     Evidence(EvidenceArgs),
     /// Replay a firmware event log to the PCRs that it gives.
     Eventlog(EventLogArgs),
+    /// Fetch evidence from an appliance, judge it, and pin the gateway's key if it is established.
+    Fetch(Box<client::fetch::FetchArgs>),
+    /// Let unchanged OpenAI clients talk to an attested appliance, and to no other.
+    Proxy(Box<client::proxy::ProxyArgs>),
     /// Check a TPM2 quote under an attestation key.
     Quote(QuoteArgs),
     /// Write our files in other formats.
@@ -123,6 +128,8 @@ fn run(command: &Command) -> anyhow::Result<Report> {
     match command {
         Command::Evidence(args) => judge::run(args),
         Command::Eventlog(args) => event_log::run(args),
+        Command::Fetch(args) => client::fetch::run(args),
+        Command::Proxy(args) => client::proxy::run(args),
         Command::Quote(args) => quote::run(args),
         Command::Export { format } => export::run(format),
     }

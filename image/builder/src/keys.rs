@@ -1,10 +1,18 @@
 //! The key set of `casemate keys`, as files.
-//! Invariant: a [`KeySet`] exists only if every file of it is there and its owner GUID is one.
+//! Invariant: a [`KeySet`] exists only if every file of it is there, its owner GUID is one, and its site configuration
+//! is one that the agent takes.
 
 use std::path::{Path, PathBuf};
 
+use evidence::format::Site;
+use evidence::site::SiteError;
+
 /// Longest file of a key set.
 const FILE_BYTES_MAX: u64 = 1 << 20;
+/// Site configuration.
+const SITE: &str = "site/site.json";
+/// Authorities of the clients, which the site configuration names by digest.
+const CLIENT_CA: &str = "site/client-ca.pem";
 /// Every file that a build reads.
 const FILES: &[&str] = &[
     "secureboot/PK.crt",
@@ -15,9 +23,8 @@ const FILES: &[&str] = &[
     "pcr/pcr.key",
     "pcr/pcr.pub",
     "policy.json",
-    "site/server.pem",
-    "site/server.key",
-    "site/client-ca.pem",
+    SITE,
+    CLIENT_CA,
 ];
 
 /// A whole key set.
@@ -53,6 +60,14 @@ pub enum KeysError {
         path: PathBuf,
         /// Its text.
         found: String,
+    },
+    /// The site configuration is not usable.
+    #[error("{path}: {source}")]
+    Site {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        source: SiteError,
     },
     /// A certificate is not PEM.
     #[error("{path} holds no PEM certificate")]
@@ -116,6 +131,11 @@ impl KeySet {
         let text = read(&path)?;
         let owner = Guid::parse(text.trim())
             .ok_or_else(|| KeysError::Guid { path, found: text.trim().to_owned() })?;
+        let path = folder.join(SITE);
+        let client_ca = read(&folder.join(CLIENT_CA))?;
+        // The agent would refuse it at every start.
+        Site::parse(&read(&path)?, client_ca.as_bytes())
+            .map_err(|source| KeysError::Site { path, source })?;
         Ok(Self { folder: folder.to_owned(), owner })
     }
 
@@ -135,6 +155,12 @@ impl KeySet {
     pub fn certificate(&self, file: &str) -> Result<Vec<u8>, KeysError> {
         let path = self.path(file);
         certificate_der(&read(&path)?).ok_or(KeysError::Pem { path })
+    }
+
+    /// The site configuration's bytes.
+    pub fn site(&self) -> Result<Vec<u8>, KeysError> {
+        let path = self.path(SITE);
+        std::fs::read(&path).map_err(|source| KeysError::Read { path, source })
     }
 
     /// The quorum policy's bytes.

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use evidence::format::{REFERENCE_SCHEMA, Reference};
+use evidence::format::{Confinement, REFERENCE_SCHEMA, Reference};
 use evidence::pcr::Pcr;
 use sha2::{Digest as _, Sha256};
 
@@ -90,5 +90,31 @@ pub(crate) fn reference(
         root_hash: identity.root_hash.to_owned(),
         cmdline: identity.cmdline.to_owned(),
         policy_sha256: hex::encode(Sha256::digest(keys.policy()?)),
+        site_sha256: hex::encode(Sha256::digest(keys.site()?)),
+        confinement: confinement(),
     })
+}
+
+/// The tables that the agent's programs are linked with, when they are built from the same sources as this builder.
+fn confinement() -> BTreeMap<String, Confinement> {
+    let self_test: Vec<String> =
+        sandbox::self_test_names().into_iter().map(str::to_owned).collect();
+    sandbox::appliance_tables()
+        .map(|(process, table_sha256)| {
+            (process.to_owned(), Confinement { table_sha256, self_test: self_test.clone() })
+        })
+        .into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_process_s_table_is_predicted() {
+        let tables = confinement();
+        assert_eq!(tables.keys().collect::<Vec<_>>(), ["agentd", "engine", "gateway"]);
+        assert_eq!(tables["engine"].table_sha256, sandbox::ENGINE.table_sha256());
+        assert!(tables.values().all(|table| !table.self_test.is_empty()));
+    }
 }

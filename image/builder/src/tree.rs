@@ -18,9 +18,8 @@ use crate::users::{self, UsersError};
 /// Programs of the agent, as cargo names them.
 pub(crate) const AGENT: &[&str] = &["agentd", "engine", "gateway", "reseal"];
 const AGENT_FOLDER: &str = "usr/lib/casemate/bin";
-/// TLS material and its mode: systemd reads it as root and hands it over as credentials.
-const SITE: &[(&str, u32)] =
-    &[("server.pem", 0o644), ("server.key", 0o600), ("client-ca.pem", 0o644)];
+/// The site's configuration. No secret is among it: the gateway's key is made on the appliance.
+const SITE: &[&str] = &["site.json", "client-ca.pem"];
 /// Names under which a shell would be started.
 const SHELLS: &[&str] = &[
     "usr/bin/sh",
@@ -132,8 +131,8 @@ pub(crate) fn make(inputs: &Inputs<'_>, tree: &Path) -> Result<()> {
 fn install_casemate(inputs: &Inputs<'_>, tree: &Path) -> Result<()> {
     let lib = tree.join("usr/lib/casemate");
     copy_file(&inputs.keys.path("policy.json"), &lib.join("policy.json"), 0o644)?;
-    for (file, mode) in SITE {
-        copy_file(&inputs.keys.path(&format!("site/{file}")), &lib.join("site").join(file), *mode)?;
+    for file in SITE {
+        copy_file(&inputs.keys.path(&format!("site/{file}")), &lib.join("site").join(file), 0o644)?;
     }
     if let Some(agent) = inputs.agent {
         for program in AGENT {

@@ -1,7 +1,6 @@
 //! `casemate demo`: the whole appliance at work, refusals included, every step real.
 
 use std::fs;
-use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::time::{Duration, Instant};
@@ -78,8 +77,11 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     fs::create_dir_all(&cache)?;
     let work = tempfile::Builder::new().prefix("demo-").tempdir_in(&cache)?;
     let mut acts = Acts::default();
-    let (booted, ak_name) =
-        acts.play("boot, Secure Boot on, boot measured", || boot(args, &work))?;
+    let auditor = work.path().join("auditor");
+    let (booted, auditor) = acts
+        .play("boot, measured; its TLS key is attested and pinned", || {
+            boot(args, &work, &auditor)
+        })?;
     let mut serving = acts.play("a stick with a signed model is plugged in", || {
         let mut machine = booted.fork(&work.path().join("serving"))?;
         machine.plug_bundle(&args.bundle)?;
@@ -90,10 +92,11 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         println!("{}", machine.wait_for("engine: loaded", BUNDLE_LIMIT)?);
         Ok(machine)
     })?;
-    acts.play("an unchanged OpenAI client asks, streamed", || ask(args, serving.port()))?;
-    let auditor = Auditor::new(args, &work.path().join("auditor"), &ak_name)?;
+    acts.play("an unchanged OpenAI client asks, streamed", || {
+        ask(args, &auditor.pin(), serving.port())
+    })?;
     acts.play("an auditor verifies fresh evidence: ESTABLISHED", || {
-        auditor.fetch(args, serving.port())?;
+        print!("{}", auditor.fetch(args, serving.port(), &[])?);
         auditor.verify(args, "evidence.json", 0).map(drop)
     })?;
     acts.play("one ledger record is edited: NOT ESTABLISHED", || {
@@ -108,18 +111,18 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     serving.forbid("login:")?;
     serving.quit()?;
     acts.play("a bundle with one flipped byte is refused", || {
-        refuse(args, &booted, &args.bundle_flipped, &work.path().join("flipped"))
+        refuse(args, &booted, &auditor, &args.bundle_flipped, &work.path().join("flipped"))
     })?;
     acts.play("a bundle with one signature of two is refused", || {
-        refuse(args, &booted, &args.bundle_one_signature, &work.path().join("one"))
+        refuse(args, &booted, &auditor, &args.bundle_one_signature, &work.path().join("one"))
     })?;
     acts.print();
     println!("\nThe appliance ran, answered, and proved it. Every refusal was seen.");
     Ok(())
 }
 
-/// Boots to a ready agent with no model, and freezes that machine.
-fn boot(args: &Args, work: &tempfile::TempDir) -> Result<(Snapshot, String)> {
+/// Boots to a ready agent with no model, attests it, and freezes that machine.
+fn boot(args: &Args, work: &tempfile::TempDir, auditor: &Path) -> Result<(Snapshot, Auditor)> {
     let probe = accel::probe(Some(&args.image), &accel::default_cache_folder()?)?;
     println!("{}", probe.reason);
     let config = Config::new(&args.image, work.path().join("booted"), probe.accel);
@@ -133,16 +136,18 @@ fn boot(args: &Args, work: &tempfile::TempDir) -> Result<(Snapshot, String)> {
         .context("the console names no attestation key")?
         .to_owned();
     println!("{}", machine.wait_for("agentd: ready", BOOT_LIMIT)?);
+    let auditor = Auditor::new(args, auditor, &ak_name)?;
     // The last phase is measured once the boot is complete; evidence before it would be of half a boot.
-    wait_healthy(args, machine.port(), "503")?;
-    Ok((machine.snapshot()?, ak_name))
+    print!("{}", auditor.wait_attested(args, machine.port())?);
+    wait_healthy(args, &auditor.pin(), machine.port(), "503")?;
+    Ok((machine.snapshot()?, auditor))
 }
 
 /// Waits until the gateway answers `/healthz` with `status`; returns the body.
-fn wait_healthy(args: &Args, port: u16, status: &str) -> Result<String> {
+fn wait_healthy(args: &Args, pin: &Path, port: u16, status: &str) -> Result<String> {
     let deadline = Instant::now() + BOOT_LIMIT;
     loop {
-        let reply = curl(args, port, "/healthz", &["--write-out", "\n%{http_code}"])?;
+        let reply = curl(args, pin, port, "/healthz", &["--write-out", "\n%{http_code}"])?;
         let text = String::from_utf8_lossy(&reply.stdout).into_owned();
         if let Some(body) = text.strip_suffix(status) {
             return Ok(body.trim().to_owned());
@@ -157,11 +162,11 @@ fn wait_healthy(args: &Args, port: u16, status: &str) -> Result<String> {
     }
 }
 
-fn curl(args: &Args, port: u16, path: &str, extra: &[&str]) -> Result<Output> {
+fn curl(args: &Args, pin: &Path, port: u16, path: &str, extra: &[&str]) -> Result<Output> {
     let site = args.keys.join("site");
     Command::new("curl")
         .args(["--silent", "--show-error", "--max-time", "60", "--cacert"])
-        .arg(site.join("ca.pem"))
+        .arg(pin)
         .arg("--cert")
         .arg(site.join("client.pem"))
         .arg("--key")
@@ -172,7 +177,7 @@ fn curl(args: &Args, port: u16, path: &str, extra: &[&str]) -> Result<Output> {
         .context("cannot start curl")
 }
 
-fn ask(args: &Args, port: u16) -> Result<()> {
+fn ask(args: &Args, pin: &Path, port: u16) -> Result<()> {
     let site = args.keys.join("site");
     println!("    {QUESTION}");
     let status = Command::new("timeout")
@@ -182,7 +187,7 @@ fn ask(args: &Args, port: u16) -> Result<()> {
         .arg("--base-url")
         .arg(format!("https://127.0.0.1:{port}/v1"))
         .arg("--ca")
-        .arg(site.join("ca.pem"))
+        .arg(pin)
         .arg("--cert")
         .arg(site.join("client.pem"))
         .arg("--key")
@@ -198,7 +203,6 @@ fn ask(args: &Args, port: u16) -> Result<()> {
 #[derive(Debug)]
 struct Auditor {
     folder: PathBuf,
-    nonce: String,
 }
 
 impl Auditor {
@@ -208,22 +212,49 @@ impl Auditor {
         fs::copy(args.keys.join("policy.json"), folder.join("policy.json"))?;
         let machine = PinnedMachine { ak_name: ak_name.to_owned() };
         fs::write(folder.join("machine.json"), serde_json::to_vec(&machine)?)?;
-        let mut nonce = [0; 32];
-        fs::File::open("/dev/urandom")?.read_exact(&mut nonce)?;
-        Ok(Self { folder: folder.to_owned(), nonce: hex::encode(nonce) })
+        Ok(Self { folder: folder.to_owned() })
     }
 
-    fn fetch(&self, args: &Args, port: u16) -> Result<()> {
-        let path = format!("/casemate/evidence?nonce={}", self.nonce);
-        let reply = curl(args, port, &path, &["--fail-with-body"])?;
-        ensure!(
-            reply.status.success(),
-            "no evidence: {}{}",
-            String::from_utf8_lossy(&reply.stderr),
-            String::from_utf8_lossy(&reply.stdout)
-        );
-        fs::write(self.folder.join("evidence.json"), reply.stdout)?;
-        Ok(())
+    /// The gateway's certificate, once [`Self::fetch`] has established whose it is.
+    fn pin(&self) -> PathBuf {
+        self.folder.join("pin.pem")
+    }
+
+    /// Asks until the evidence of a machine that starts is established but for its bundle; returns the report.
+    fn wait_attested(&self, args: &Args, port: u16) -> Result<String> {
+        let deadline = Instant::now() + BOOT_LIMIT;
+        loop {
+            match self.fetch(args, port, &["--before-bundle"]) {
+                Ok(report) => return Ok(report),
+                Err(error) if Instant::now() >= deadline => return Err(error),
+                Err(_starting) => std::thread::sleep(Duration::from_millis(500)),
+            }
+        }
+    }
+
+    /// Runs `casemate-verify fetch`, which trusts nothing but this folder; returns its report.
+    fn fetch(&self, args: &Args, port: u16, more: &[&str]) -> Result<String> {
+        let site = args.keys.join("site");
+        let fetched = Command::new(&args.verifier)
+            .current_dir(&self.folder)
+            .args(["fetch", "--url", &format!("https://127.0.0.1:{port}"), "--client-cert"])
+            .arg(site.join("client.pem"))
+            .arg("--client-key")
+            .arg(site.join("client.key"))
+            .args(["--reference", "reference.json", "--policy", "policy.json"])
+            .args(["--machine", "machine.json", "--out", "evidence.json", "--pin", "pin.pem"])
+            .args(more)
+            .output()
+            .context("cannot start casemate-verify")?;
+        let report = String::from_utf8_lossy(&fetched.stdout).into_owned();
+        let errors = String::from_utf8_lossy(&fetched.stderr);
+        ensure!(fetched.status.success(), "the appliance is not attested:\n{report}{errors}");
+        Ok(report)
+    }
+
+    fn nonce(&self) -> Result<String> {
+        let evidence = fs::read(self.folder.join("evidence.json"))?;
+        Ok(serde_json::from_slice::<Evidence>(&evidence)?.nonce)
     }
 
     /// Writes `edited.json`: the evidence with one token more in its newest exchange.
@@ -244,7 +275,7 @@ impl Auditor {
         let verdict = Command::new(&args.verifier)
             .current_dir(&self.folder)
             .args(["evidence", file, "--reference", "reference.json", "--policy", "policy.json"])
-            .args(["--machine", "machine.json", "--nonce", &self.nonce])
+            .args(["--machine", "machine.json", "--nonce", &self.nonce()?])
             .output()
             .context("cannot start casemate-verify")?;
         let text = String::from_utf8_lossy(&verdict.stdout).into_owned();
@@ -258,11 +289,17 @@ impl Auditor {
 }
 
 /// Plugs a bad bundle into a machine of its own: it must be refused, and nothing may be served.
-fn refuse(args: &Args, booted: &Snapshot, bundle: &Path, state: &Path) -> Result<()> {
+fn refuse(
+    args: &Args,
+    booted: &Snapshot,
+    auditor: &Auditor,
+    bundle: &Path,
+    state: &Path,
+) -> Result<()> {
     let mut machine = booted.fork(state)?;
     machine.plug_bundle(bundle)?;
     println!("{}", machine.wait_for("agentd: bundle refused", BUNDLE_LIMIT)?);
-    println!("{}", wait_healthy(args, machine.port(), "503")?);
+    println!("{}", wait_healthy(args, &auditor.pin(), machine.port(), "503")?);
     machine.forbid("agentd: bundle admitted")?;
     machine.forbid("engine: loaded")?;
     machine.quit()?;

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Asks one question through PyPI's `openai`, unchanged, with a client certificate.
+"""Asks one question through PyPI's `openai`, unchanged: with a client certificate, or through `casemate-verify proxy`.
 
 Prints the answer as it arrives. Exit status 1, and the error on standard error, if there is no complete
 answer: a stream without finish_reason is not complete.
@@ -15,9 +15,9 @@ import openai
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--base-url", required=True, help="such as https://localhost:8443/v1")
-    parser.add_argument("--ca", required=True, help="PEM of the authority that signed the server's certificate")
-    parser.add_argument("--cert", required=True, help="PEM of the client's certificate")
-    parser.add_argument("--key", required=True, help="PEM of the client's private key")
+    parser.add_argument("--ca", help="PEM of the server's certificate, as `casemate-verify fetch` pinned it")
+    parser.add_argument("--cert", help="PEM of the client's certificate; none through the proxy, which has its own")
+    parser.add_argument("--key", help="PEM of the client's private key")
     parser.add_argument("--model", required=True)
     parser.add_argument("--stream", action="store_true")
     parser.add_argument("--max-tokens", type=int, default=None)
@@ -29,7 +29,8 @@ def parse_args() -> argparse.Namespace:
 
 def connect(args: argparse.Namespace) -> openai.OpenAI:
     context = ssl.create_default_context(cafile=args.ca)
-    context.load_cert_chain(args.cert, args.key)
+    if args.cert is not None:
+        context.load_cert_chain(args.cert, args.key)
     return openai.OpenAI(
         base_url=args.base_url,
         # The certificate is the client's identity; the library insists on a key all the same.

@@ -27,6 +27,7 @@ pub enum Identity {
 pub struct Api {
     port: u16,
     site: PathBuf,
+    pin: PathBuf,
     scratch: PathBuf,
     deadline: Instant,
     requests: AtomicU32,
@@ -79,11 +80,12 @@ pub fn chat_body(model: &str, prompt: &str, max_tokens: u32, stream: bool) -> Va
 }
 
 impl Api {
-    /// A client that gives up at `deadline`. `site` holds `ca.pem`, `client.pem`, `client.key` and the foreign pair.
+    /// A client that gives up at `deadline`. `site` holds `client.pem`, `client.key` and the foreign pair; `pin` is the
+    /// gateway's certificate, as `casemate-verify fetch` wrote it.
     #[must_use]
-    pub fn new(port: u16, site: &Path, scratch: &Path, deadline: Instant) -> Self {
-        let (site, scratch) = (site.to_owned(), scratch.to_owned());
-        Self { port, site, scratch, deadline, requests: AtomicU32::new(0) }
+    pub fn new(port: u16, site: &Path, pin: &Path, scratch: &Path, deadline: Instant) -> Self {
+        let (site, pin, scratch) = (site.to_owned(), pin.to_owned(), scratch.to_owned());
+        Self { port, site, pin, scratch, deadline, requests: AtomicU32::new(0) }
     }
 
     /// The address up to the path.
@@ -206,7 +208,7 @@ impl Api {
         let mut command = tool::command("openssl");
         command.args(["s_client", "-quiet", "-ign_eof", "-verify_return_error"]);
         command.arg("-connect").arg(format!("127.0.0.1:{}", self.port));
-        command.arg("-CAfile").arg(self.site.join("ca.pem"));
+        command.arg("-CAfile").arg(&self.pin);
         command.arg("-cert").arg(self.site.join("client.pem"));
         command.arg("-key").arg(self.site.join("client.key"));
         command.stdin(std::fs::File::open(&input)?);
@@ -224,7 +226,7 @@ impl Api {
         let mut curl = tool::command("curl");
         curl.args(["--silent", "--show-error", "--noproxy", "*"]);
         curl.arg("--max-time").arg(self.remaining()?.as_secs().max(1).to_string());
-        curl.arg("--cacert").arg(self.site.join("ca.pem"));
+        curl.arg("--cacert").arg(&self.pin);
         let pair = match identity {
             Identity::Client => Some("client"),
             Identity::Foreign => Some("foreign"),

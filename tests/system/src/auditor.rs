@@ -1,7 +1,8 @@
 //! The auditor's side: evidence on another computer, with nothing but the trust roots.
 
+use std::ffi::OsString;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail, ensure};
 use serde_json::Value;
@@ -45,7 +46,99 @@ impl Verdict {
     }
 }
 
+/// What `casemate-verify fetch` left behind.
+#[derive(Debug)]
+pub struct Fetched {
+    /// Exit code 0.
+    pub established: bool,
+    /// What it said.
+    pub report: String,
+    /// Where the evidence is, if it was established.
+    pub evidence: PathBuf,
+    /// Where the gateway's certificate is, if so.
+    pub pin: PathBuf,
+}
+
+/// Where an appliance is, and whose certificate asks.
+#[derive(Clone, Copy, Debug)]
+pub struct Gateway<'a> {
+    /// On loopback.
+    pub port: u16,
+    /// Folder with `client.pem` and `client.key`.
+    pub site: &'a Path,
+}
+
 impl Auditor {
+    /// Arguments of `casemate-verify fetch` and `proxy`; their files lie in `folder`.
+    pub fn client_args(
+        &self,
+        folder: &Path,
+        gateway: Gateway<'_>,
+        ak_name: &str,
+    ) -> anyhow::Result<Vec<OsString>> {
+        self.prepare(folder, ak_name)?;
+        let url = format!("https://127.0.0.1:{}", gateway.port);
+        let mut args = vec![OsString::from("--url"), url.into()];
+        for (option, path) in [
+            ("--client-cert", gateway.site.join("client.pem")),
+            ("--client-key", gateway.site.join("client.key")),
+            ("--reference", folder.join("reference.json")),
+            ("--policy", folder.join("policy.json")),
+            ("--machine", folder.join("machine.json")),
+        ] {
+            args.extend([option.into(), path.into_os_string()]);
+        }
+        Ok(args)
+    }
+
+    /// Runs `casemate-verify fetch` once.
+    pub fn fetch(
+        &self,
+        folder: &Path,
+        gateway: Gateway<'_>,
+        ak_name: &str,
+        before_bundle: bool,
+    ) -> anyhow::Result<Fetched> {
+        let (evidence, pin) = (folder.join("evidence.json"), folder.join("pin.pem"));
+        let mut command = tool::command(&self.program);
+        command.arg("fetch").args(self.client_args(folder, gateway, ak_name)?);
+        command.arg("--out").arg(&evidence).arg("--pin").arg(&pin);
+        command.args(before_bundle.then_some("--before-bundle"));
+        let ended = tool::run(&mut command, folder, Duration::from_secs(180))?;
+        Ok(Fetched { established: ended.code == Some(0), report: ended.said(), evidence, pin })
+    }
+
+    /// Fetches until the evidence of an appliance that starts is established but for its bundle; returns the pin.
+    pub fn pin(
+        &self,
+        folder: &Path,
+        gateway: Gateway<'_>,
+        ak_name: &str,
+        limit: Duration,
+    ) -> anyhow::Result<PathBuf> {
+        let deadline = Instant::now() + limit;
+        loop {
+            let fetched = self.fetch(folder, gateway, ak_name, true)?;
+            if fetched.established {
+                return Ok(fetched.pin);
+            }
+            ensure!(Instant::now() < deadline, "not attested in time: {}", fetched.report);
+            std::thread::sleep(Duration::from_millis(500));
+        }
+    }
+
+    fn prepare(&self, folder: &Path, ak_name: &str) -> anyhow::Result<()> {
+        std::fs::create_dir_all(folder).with_context(|| folder.display().to_string())?;
+        let copy = |from: &Path, name: &str| {
+            std::fs::copy(from, folder.join(name)).with_context(|| from.display().to_string())
+        };
+        copy(&self.reference, "reference.json")?;
+        copy(&self.policy, "policy.json")?;
+        let machine = evidence::format::Machine { ak_name: ak_name.to_owned() };
+        std::fs::write(folder.join("machine.json"), serde_json::to_vec(&machine)?)?;
+        Ok(())
+    }
+
     /// Runs `casemate-verify` in a `folder` that holds only what an auditor has.
     pub fn verify(
         &self,
@@ -55,14 +148,8 @@ impl Auditor {
         nonce: &str,
     ) -> anyhow::Result<Verdict> {
         std::fs::create_dir(folder).with_context(|| folder.display().to_string())?;
-        let copy = |from: &Path, name: &str| {
-            std::fs::copy(from, folder.join(name)).with_context(|| from.display().to_string())
-        };
-        copy(&self.reference, "reference.json")?;
-        copy(&self.policy, "policy.json")?;
+        self.prepare(folder, ak_name)?;
         std::fs::write(folder.join("evidence.json"), evidence)?;
-        let machine = evidence::format::Machine { ak_name: ak_name.to_owned() };
-        std::fs::write(folder.join("machine.json"), serde_json::to_vec(&machine)?)?;
         let mut command = tool::command(&self.program);
         command.current_dir(folder).args(["evidence", "evidence.json"]);
         command.args(["--reference", "reference.json", "--policy", "policy.json"]);

@@ -13,7 +13,7 @@ use qemu::{Accel, Config, Machine, Snapshot};
 use serde_json::Value;
 
 use crate::api::Api;
-use crate::auditor::Auditor;
+use crate::auditor::{Auditor, Gateway};
 
 /// Longest boot: 22 to 60 s of guest time were seen without KVM, up to 90 s on the wall with other work beside it.
 pub const BOOT_LIMIT: Duration = Duration::from_secs(300);
@@ -74,6 +74,8 @@ pub struct Ready {
     pub snapshot: Snapshot,
     /// Name of the attestation key, as whoever installs the machine reads it on the console.
     pub ak_name: String,
+    /// The gateway's certificate, pinned after its evidence was established.
+    pub pin: PathBuf,
 }
 
 /// The appliance with the good bundle admitted.
@@ -138,8 +140,9 @@ impl Bench {
             let state = self.inputs.results.join("shared-ready");
             let mut machine = Machine::boot(self.config(&state))?;
             let ak_name = wait_ready(&mut machine)?;
-            self.stage_api(&machine, &state).wait_health(503, HEALTH_LIMIT)?;
-            Ok(Ready { snapshot: machine.snapshot()?, ak_name })
+            let pin = self.pin(&machine, &state.join("auditor"), &ak_name, HEALTH_LIMIT)?;
+            self.stage_api(&machine, &pin, &state).wait_health(503, HEALTH_LIMIT)?;
+            Ok(Ready { snapshot: machine.snapshot()?, ak_name, pin })
         })
     }
 
@@ -152,7 +155,7 @@ impl Bench {
             let mut machine = ready.snapshot.fork(&state)?;
             machine.plug_bundle(good)?;
             let model = wait_admitted(&mut machine)?;
-            self.stage_api(&machine, &state).wait_health(200, HEALTH_LIMIT)?;
+            self.stage_api(&machine, &ready.pin, &state).wait_health(200, HEALTH_LIMIT)?;
             let ak_name = ready.ak_name.clone();
             Ok(Serving { snapshot: machine.snapshot()?, ak_name, model })
         })
@@ -195,9 +198,27 @@ impl Bench {
         }
     }
 
-    fn stage_api(&self, machine: &Machine, scratch: &Path) -> Api {
+    /// Attests a machine that has no bundle yet; returns the pin of its gateway.
+    pub fn pin(
+        &self,
+        machine: &Machine,
+        folder: &Path,
+        ak_name: &str,
+        limit: Duration,
+    ) -> anyhow::Result<PathBuf> {
+        let gateway = Gateway { port: machine.port(), site: &self.site() };
+        self.auditor().pin(folder, gateway, ak_name, limit)
+    }
+
+    /// Folder with the certificates of clients.
+    #[must_use]
+    pub fn site(&self) -> PathBuf {
+        self.inputs.keys.join("site")
+    }
+
+    fn stage_api(&self, machine: &Machine, pin: &Path, scratch: &Path) -> Api {
         let deadline = Instant::now() + HEALTH_LIMIT;
-        Api::new(machine.port(), &self.inputs.keys.join("site"), scratch, deadline)
+        Api::new(machine.port(), &self.site(), pin, scratch, deadline)
     }
 }
 
@@ -252,10 +273,14 @@ impl<'a> Scene<'a> {
         Ok(self.bench.serving()?.snapshot.fork(&self.path("fork"))?)
     }
 
-    /// The site's client of a machine.
-    pub fn api(&self, machine: &Machine) -> Api {
-        let site = self.bench.inputs.keys.join("site");
-        Api::new(machine.port(), &site, &self.folder, self.deadline)
+    /// The site's client of a machine that was forked from the shared boot, or boots its disk.
+    pub fn api(&self, machine: &Machine) -> anyhow::Result<Api> {
+        Ok(self.api_of(machine, &self.bench.ready()?.pin))
+    }
+
+    /// The site's client of a machine with another key.
+    pub fn api_of(&self, machine: &Machine, pin: &Path) -> Api {
+        Api::new(machine.port(), &self.bench.site(), pin, &self.folder, self.deadline)
     }
 }
 

@@ -71,7 +71,8 @@ pub(crate) fn binaries(tree: &Tree, steps: &mut Steps) -> Result<PathBuf> {
 }
 
 fn keys(tree: &Tree, binaries: &Path, folder: &Path) -> Result<PathBuf> {
-    let keys = folder.join("keys");
+    // Named after its form: a set of the first one has a server key and no site configuration.
+    let keys = folder.join("keys-2");
     if !keys.join("profile").exists() {
         sh(tree.enter(binaries.join("casemate")).arg("keys").arg(&keys))?;
     }

@@ -8,7 +8,7 @@ use std::sync::mpsc::{Receiver, channel};
 use std::thread;
 use std::time::Duration;
 
-use ipc::{Load, LoadReply, ModelInfo};
+use ipc::{Confinement, FrameError, Load, LoadReply, ModelInfo};
 
 /// What one engine process was given: file names with their contents, and its end of the connection.
 pub(crate) struct Given {
@@ -28,8 +28,10 @@ impl Engine {
         let (sender, receiver) = channel();
         thread::spawn(move || {
             for stream in listener.incoming() {
+                // An agentd that ended before it had a bundle.
+                let Some(given) = take(stream.unwrap(), refusal) else { continue };
                 // The test is over when nobody receives.
-                if sender.send(take(stream.unwrap(), refusal)).is_err() {
+                if sender.send(given).is_err() {
                     return;
                 }
             }
@@ -48,8 +50,22 @@ impl Engine {
     }
 }
 
-fn take(mut process: UnixStream, refusal: Option<&str>) -> Given {
-    let (load, fds): (Load, _) = ipc::recv_with_fds(&mut process, ipc::FRAME_BYTES_MAX).unwrap();
+/// What a process reports that is confined as its table says.
+pub(crate) fn report(profile: &sandbox::Profile<'_>) -> Confinement {
+    Confinement {
+        process: profile.name.to_owned(),
+        table_sha256: profile.table_sha256(),
+        self_test: sandbox::self_test_names().into_iter().map(str::to_owned).collect(),
+    }
+}
+
+fn take(mut process: UnixStream, refusal: Option<&str>) -> Option<Given> {
+    ipc::write_frame(&mut process, &report(&sandbox::ENGINE), ipc::FRAME_BYTES_MAX).unwrap();
+    let (load, fds): (Load, _) = match ipc::recv_with_fds(&mut process, ipc::FRAME_BYTES_MAX) {
+        Ok(received) => received,
+        Err(FrameError::Closed) => return None,
+        Err(error) => panic!("{error}"),
+    };
     assert_eq!(load.files.len(), fds.len());
     let mut files = Vec::new();
     for (file, fd) in load.files.iter().zip(fds) {
@@ -68,5 +84,5 @@ fn take(mut process: UnixStream, refusal: Option<&str>) -> Given {
         }),
     };
     ipc::write_frame(&mut process, &reply, ipc::FRAME_BYTES_MAX).unwrap();
-    Given { load, files, process }
+    Some(Given { load, files, process })
 }

@@ -4,6 +4,7 @@ pub(crate) mod engine;
 pub(crate) mod medium;
 mod swtpm;
 
+use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::{UnixListener, UnixStream};
@@ -11,13 +12,17 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
-use evidence::format::Policy;
+use evidence::format::{Confinement, Policy, SITE_SCHEMA, Site};
 use ipc::{AgentReply, AgentRequest, AgentStatus};
 use rustix::process::{Pid, Signal, kill_process};
+use sandbox::{AGENTD, AgentdFolders, ENGINE, GATEWAY, Profile, agentd_paths};
+use sha2::{Digest as _, Sha256};
 use swtpm::Swtpm;
 
 /// Longest that anything here may take on a busy machine.
 const WAIT_MAX: Duration = Duration::from_secs(60);
+/// Nothing here speaks TLS; only its digest counts.
+const CLIENT_CA: &str = "authority of the clients";
 /// Passes descriptors as systemd does: sd_listen_fds(3).
 const START: &str = r#"
 exec 3<&0 4<"$FIRMWARE_LOG" 5<"$USERSPACE_LOG" 0</dev/null
@@ -59,6 +64,15 @@ impl Appliance {
         fs::write(path("firmware-log"), b"firmware events").unwrap();
         fs::write(path("userspace-log"), b"userspace events").unwrap();
         fs::create_dir(path("run")).unwrap();
+        fs::create_dir(path("site")).unwrap();
+        fs::write(path("site/client-ca.pem"), CLIENT_CA).unwrap();
+        let site = Site {
+            schema: SITE_SCHEMA.to_owned(),
+            version: 1,
+            server_names: vec!["casemate".to_owned(), "127.0.0.1".to_owned()],
+            client_ca_sha256: hex::encode(Sha256::digest(CLIENT_CA)),
+        };
+        fs::write(path("site/site.json"), serde_json::to_string(&site).unwrap()).unwrap();
         fs::create_dir(path("bundle")).unwrap();
         Some(Self { swtpm, firmware_log: path("firmware-log"), folder })
     }
@@ -73,6 +87,24 @@ impl Appliance {
 
     pub(crate) fn policy(&self) -> Policy {
         serde_json::from_str(&self.policy_text()).unwrap()
+    }
+
+    pub(crate) fn site_sha256(&self) -> String {
+        hex::encode(Sha256::digest(fs::read(self.path("site/site.json")).unwrap()))
+    }
+
+    /// What the builder would predict, for this test's folders.
+    pub(crate) fn confinement(&self) -> BTreeMap<String, Confinement> {
+        let [ledger, tls, runtime] = ["ledger", "tls", "run"].map(|name| self.path(name));
+        let media = self.folder.path();
+        let folders = AgentdFolders { media, ledger: &ledger, tls: &tls, runtime: &runtime };
+        [Profile { paths: &agentd_paths(&folders), ..AGENTD }, ENGINE, GATEWAY]
+            .map(|profile| {
+                let report = engine::report(&profile);
+                let (table_sha256, self_test) = (report.table_sha256, report.self_test);
+                (report.process, Confinement { table_sha256, self_test })
+            })
+            .into()
     }
 
     /// What somebody else than agentd does to the TPM; agentd must not run meanwhile.
@@ -94,6 +126,8 @@ impl Appliance {
             ("--policy", "policy.json"),
             ("--os-release", "os-release"),
             ("--state", "ledger"),
+            ("--site", "site"),
+            ("--tls", "tls"),
             ("--runtime", "run"),
             ("--bundle", "bundle"),
             ("--engine-control", "engine.sock"),
@@ -158,6 +192,13 @@ impl Agentd {
             panic!("another answer than a status")
         };
         status
+    }
+
+    /// Reports for the gateway, as it does at its start.
+    pub(crate) fn report_gateway(&self) {
+        let report = AgentRequest::Confined(engine::report(&GATEWAY));
+        let reply = self.ask(&report);
+        assert!(matches!(reply, AgentReply::Measured), "{reply:?}");
     }
 
     /// Asks for the status until it fits.

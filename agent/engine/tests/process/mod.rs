@@ -10,8 +10,8 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use ipc::{
-    Chat, EngineReply, EngineRequest, FRAME_BYTES_MAX, Finish, Load, LoadFile, LoadReply, Message,
-    Role, read_frame, send_with_fds, write_frame,
+    Chat, Confinement, EngineReply, EngineRequest, FRAME_BYTES_MAX, Finish, Load, LoadFile,
+    LoadReply, Message, Role, read_frame, send_with_fds, write_frame,
 };
 use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, memfd_create};
 
@@ -83,6 +83,10 @@ impl Engine {
         let load =
             Load { model_id: "tiny".to_owned(), bundle_digest: "5a".repeat(32), files: vec![file] };
         let mut stream = self.connect("control");
+        let told: Confinement = read_frame(&mut stream, FRAME_BYTES_MAX).unwrap();
+        assert_eq!(told.process, "engine");
+        assert_eq!(told.table_sha256, sandbox::ENGINE.table_sha256());
+        assert_eq!(told.self_test, sandbox::self_test_names());
         send_with_fds(&mut stream, &load, FRAME_BYTES_MAX, &[memfd.as_fd()]).unwrap();
         read_frame(&mut stream, FRAME_BYTES_MAX).unwrap()
     }

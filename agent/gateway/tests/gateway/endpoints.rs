@@ -4,7 +4,7 @@ use serde_json::json;
 
 use crate::appliance::Appliance;
 use crate::client::{Response, bare};
-use crate::peers::{CONTEXT_TOKENS_MAX, model};
+use crate::peers::{CONTEXT_TOKENS_MAX, CSR, model};
 
 fn get(appliance: &Appliance, path: &str) -> Response {
     appliance.connect().ask(bare("GET", path))
@@ -73,4 +73,23 @@ fn evidence_comes_from_agentd_under_the_verifiers_nonce() {
     appliance.stop_agent();
     let response = get(&appliance, &format!("/casemate/evidence?nonce={nonce}"));
     assert_eq!(response.error(), (503, "agent_unavailable".to_owned()));
+}
+
+#[test]
+fn the_confinement_is_reported_once_before_any_client_is_heard() {
+    let appliance = Appliance::start();
+    let reports = appliance.agent.change(|state| state.confinements.clone());
+    assert_eq!(reports.len(), 1);
+    assert_eq!(reports[0].process, "gateway");
+    assert_eq!(reports[0].table_sha256, sandbox::GATEWAY.table_sha256());
+    assert_eq!(reports[0].self_test, sandbox::self_test_names());
+}
+
+#[test]
+fn the_signing_request_comes_from_agentd() {
+    let appliance = Appliance::start();
+    let response = get(&appliance, "/casemate/csr");
+    assert_eq!((response.status, response.body.as_str()), (200, CSR));
+    appliance.stop_agent();
+    assert_eq!(get(&appliance, "/casemate/csr").error(), (503, "agent_unavailable".to_owned()));
 }

@@ -9,8 +9,8 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use ipc::{
-    AgentReply, AgentRequest, AgentStatus, Chat, EngineErrorKind, EngineReply, EngineRequest,
-    Exchange, FRAME_BYTES_MAX, Finish, ModelInfo, read_frame, write_frame,
+    AgentReply, AgentRequest, AgentStatus, Chat, Confinement, EngineErrorKind, EngineReply,
+    EngineRequest, Exchange, FRAME_BYTES_MAX, Finish, ModelInfo, read_frame, write_frame,
 };
 
 /// How long a test waits for what must happen.
@@ -60,7 +60,12 @@ impl<T> Watched<T> {
     }
 }
 
+/// Stands for a signing request; the gateway does not look into it.
+pub(crate) const CSR: &str = "-----BEGIN CERTIFICATE REQUEST-----";
+
 pub(crate) struct AgentState {
+    /// What the gateway said of its confinement.
+    pub(crate) confinements: Vec<Confinement>,
     pub(crate) status: AgentStatus,
     pub(crate) records: Vec<Exchange>,
     /// Appends wait while this is false.
@@ -78,6 +83,7 @@ pub(crate) fn agent(socket: &Path) -> Arc<Watched<AgentState>> {
         ledger_records: 0,
     };
     let state = Watched::new(AgentState {
+        confinements: Vec::new(),
         status,
         records: Vec::new(),
         disk_answers: true,
@@ -96,6 +102,11 @@ pub(crate) fn agent(socket: &Path) -> Arc<Watched<AgentState>> {
 fn answer(state: &Watched<AgentState>, request: AgentRequest) -> AgentReply {
     match request {
         AgentRequest::Status => AgentReply::Status(state.change(|state| state.status.clone())),
+        AgentRequest::Confined(report) => {
+            state.change(|state| state.confinements.push(report));
+            AgentReply::Measured
+        }
+        AgentRequest::Csr => AgentReply::Csr { pem: CSR.to_owned() },
         AgentRequest::Evidence { nonce } => {
             AgentReply::Evidence { json: format!(r#"{{"nonce":"{nonce}"}}"#) }
         }

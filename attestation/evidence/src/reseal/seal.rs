@@ -1,5 +1,5 @@
 //! The policy digest of the state partition's seal, as systemd 257 computes it: TPM2_PolicyAuthorize with the key
-//! that signs PCR 11 policies, then TPM2_PolicyPCR over the literal PCRs 7 and 12 (TPM 2.0 Library Part 3).
+//! that signs PCR 11 policies, then TPM2_PolicyPCR over the literal PCRs 7, 12 and 13 (TPM 2.0 Library Part 3).
 
 use rsa::RsaPublicKey;
 use rsa::pkcs8::DecodePublicKey as _;
@@ -20,8 +20,8 @@ const ALG_RSA: u16 = 0x0001;
 const ALG_NULL: u16 = 0x0010;
 /// `TPMA_OBJECT` userWithAuth, decrypt and sign: how systemd loads the key (`tpm2_tpm2b_public_from_pem`).
 const ATTRIBUTES: u32 = 0x0000_0040 | 0x0002_0000 | 0x0004_0000;
-/// `TPML_PCR_SELECTION` of PCRs 7 and 12 in the SHA-256 bank.
-const SELECTION: [u8; 10] = [0, 0, 0, 1, 0, 0x0b, 3, 0x80, 0x10, 0];
+/// `TPML_PCR_SELECTION` of PCRs 7, 12 and 13 in the SHA-256 bank.
+const SELECTION: [u8; 10] = [0, 0, 0, 1, 0, 0x0b, 3, 0x80, 0x30, 0];
 /// Moduli that TPMs take.
 const MODULUS_BYTES: [usize; 3] = [256, 384, 512];
 
@@ -99,11 +99,15 @@ impl SealingKey {
         Ok(Self { authorized: extend(&[&first]) })
     }
 
-    /// Policy digest of a seal that opens with this PCR 7, PCR 12 = 0, and a PCR 11 that the key signed.
+    /// Policy digest of a seal that opens with this PCR 7, PCRs 12 and 13 = 0, and a PCR 11 that the key signed.
     #[must_use]
     pub fn policy(&self, pcr7: [u8; 32]) -> [u8; 32] {
-        let pcrs = extend(&[&pcr7, &[0; 32]]);
-        extend(&[&self.authorized, &CC_POLICY_PCR.to_be_bytes(), &SELECTION, &pcrs])
+        self.policy_over(SELECTION, &[&pcr7, &[0; 32], &[0; 32]])
+    }
+
+    fn policy_over(&self, selection: [u8; 10], pcrs: &[&[u8]]) -> [u8; 32] {
+        let pcrs = extend(pcrs);
+        extend(&[&self.authorized, &CC_POLICY_PCR.to_be_bytes(), &selection, &pcrs])
     }
 }
 
@@ -115,17 +119,18 @@ fn extend(parts: &[&[u8]]) -> [u8; 32] {
 mod tests {
     use super::*;
 
-    /// A throw-away key, and what systemd 257 wrote for it into the header of a state partition.
+    /// A throw-away key, and what systemd 257 wrote for it into the header of a partition sealed to PCRs 7 and 12.
     const PEM: &str = include_str!("../fixture/pcr.pub.pem");
 
     #[test]
     fn the_policy_is_the_one_that_systemd_seals_to() {
         let key = SealingKey::from_pem(PEM).unwrap();
+        let only_7_and_12 = [0, 0, 0, 1, 0, 0x0b, 3, 0x80, 0x10, 0];
         let mut pcr7 = [0; 32];
         let text = "8e8eb6766ea644fc5f4ca0aaf8b3210a8dcbb2888ef8d569cc8283b5ef832365";
         hex::decode_to_slice(text, &mut pcr7).unwrap();
         assert_eq!(
-            hex::encode(key.policy(pcr7)),
+            hex::encode(key.policy_over(only_7_and_12, &[&pcr7, &[0; 32]])),
             "be719c0f6dd28ff7dfcb58b037944269aaa2b4eb8330c93d99b48214a696da57"
         );
         assert_ne!(key.policy([0; 32]), key.policy(pcr7));

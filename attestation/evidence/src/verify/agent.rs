@@ -1,17 +1,33 @@
-//! What the agent measured: its quorum policy, then the bundle that it admitted.
+//! What the agent measured: its quorum policy, the site configuration, the gateway's TLS key, how the processes are
+//! confined, and the bundle that it admitted.
+//!
+//! The order of the events is part of what is judged: each has its place, and an event that is out of it refutes the
+//! claim that it belongs to.
 
 use super::reason::says;
-use super::{Case, ClaimId, Doubt, Judged, Proven, rests_on};
+use super::{Case, ClaimId, Doubt, Judged, Proven, confinement, digest_of_hex, rests_on};
 use crate::bundle;
-use crate::format::{AGENT_PCR, AgentEvent, BundleEvent, BundleStatement, Policy};
+use crate::format::{
+    AGENT_PCR, AgentEvent, BundleEvent, BundleStatement, Evidence, Policy, Site, agent_event,
+};
 use crate::pcr::{HashAlg, Pcr};
 use crate::quote::PcrValues;
 
-/// Most agent events that are read: one policy, and one bundle for each time that one was loaded.
+/// Most agent events that are read: a boot has one of each kind, and a confinement per process.
 pub const AGENT_EVENTS_MAX: usize = 256;
 
-const KIND_POLICY: &str = "policy";
-const KIND_BUNDLE: &str = "bundle";
+/// Kinds that anything is known of.
+const KINDS: [&str; 5] = [
+    agent_event::POLICY,
+    agent_event::SITE,
+    agent_event::TLS_KEY,
+    agent_event::CONFINEMENT,
+    agent_event::BUNDLE,
+];
+/// Places of the events that a boot begins with.
+const POLICY_AT: usize = 0;
+const SITE_AT: usize = 1;
+const TLS_KEY_AT: usize = 2;
 
 /// The agent's events, once PCR 14 says that they happened.
 pub(super) struct Agent<'a> {
@@ -27,20 +43,20 @@ impl<'a> Agent<'a> {
 
     pub(super) fn policy(&self) -> Judged<()> {
         let events = self.events.as_ref().map_err(Clone::clone)?;
-        let Some((first, rest)) = events.split_first() else {
+        if events.is_empty() {
             return Err(Doubt::refuted(says!(
                 "the agent measured nothing: it did not start, or it is not this image's agent",
                 "l'agent n'a rien mesuré : il n'a pas démarré, ou ce n'est pas celui de cette image"
             )));
-        };
-        let kinds = (first.kind.as_str(), rest.iter().all(|event| event.kind == KIND_BUNDLE));
-        if kinds != (KIND_POLICY, true) {
-            let found: Vec<_> = events.iter().map(|event| &event.kind).collect();
+        }
+        if let Some(foreign) = events.iter().find(|event| !KINDS.contains(&event.kind.as_str())) {
+            let found = &foreign.kind;
             return Err(Doubt::refuted(says!(
-                "the agent's events are {found:?}; one \"policy\", then \"bundle\" are expected",
-                "les événements de l'agent sont {found:?} ; un « policy », puis « bundle » sont attendus"
+                "the agent measured an event of kind {found:?}; {KINDS:?} are known",
+                "l'agent a mesuré un événement de type {found:?} ; {KINDS:?} sont connus"
             )));
         }
+        let first = self.only(agent_event::POLICY, POLICY_AT)?;
         let measured = HashAlg::Sha256.hash(&[first.content.as_bytes()]).to_string();
         let expected = &self.case.reference.policy_sha256;
         if !measured.eq_ignore_ascii_case(expected) {
@@ -64,6 +80,77 @@ impl<'a> Agent<'a> {
             "l'agent applique la politique de la référence : {needed} clés de publication sur {keys} (PCR 14)"
         );
         Ok(Proven { value: (), reason })
+    }
+
+    pub(super) fn site(&self) -> Judged<()> {
+        let event = self.only(agent_event::SITE, SITE_AT)?;
+        let measured = HashAlg::Sha256.hash(&[event.content.as_bytes()]).to_string();
+        let expected = &self.case.reference.site_sha256;
+        if !measured.eq_ignore_ascii_case(expected) {
+            return Err(Doubt::refuted(says!(
+                "the site configuration is {measured}; the reference has {expected:?}",
+                "la configuration du site est {measured} ; la référence a {expected:?}"
+            )));
+        }
+        let site: Site = serde_json::from_str(&event.content).map_err(|error| {
+            Doubt::refuted(says!(
+                "the reference's site configuration is malformed: {error}",
+                "la configuration du site de la référence est mal formée : {error}"
+            ))
+        })?;
+        let (version, names, clients) =
+            (site.version, site.server_names.join(", "), site.client_ca_sha256);
+        let reason = says!(
+            "the reference's, version {version}: served as {names}; clients are of the authority {clients}",
+            "celle de la référence, version {version} : service sous {names} ; clients de l'autorité {clients}"
+        );
+        Ok(Proven { value: (), reason })
+    }
+
+    pub(super) fn tls_key(&self) -> Judged<()> {
+        let event = self.only(agent_event::TLS_KEY, TLS_KEY_AT)?;
+        let key = &event.content;
+        if digest_of_hex(key).is_none() {
+            return Err(Doubt::refuted(says!(
+                "the measured TLS key is {key:?}, which is no SHA-256",
+                "la clé TLS mesurée est {key:?}, qui n'est pas un SHA-256"
+            )));
+        }
+        let reason = says!(
+            "made on the appliance and measured; SHA-256 of the public key: {key}",
+            "créée sur l'appliance et mesurée ; SHA-256 de la clé publique : {key}"
+        );
+        Ok(Proven { value: (), reason })
+    }
+
+    pub(super) fn confinement(&self) -> Judged<()> {
+        let Ok(events) = &self.events else { return Err(Doubt::rests_on(ClaimId::Policy)) };
+        confinement::judge(events, &self.case.reference.confinement)
+    }
+
+    /// The one event of its kind, at its place.
+    fn only(&self, kind: &str, place: usize) -> Result<&'a AgentEvent, Doubt> {
+        let events = match &self.events {
+            Ok(events) => *events,
+            // Said once, by the first claim about the agent.
+            Err(_) if place != POLICY_AT => return Err(Doubt::rests_on(ClaimId::Policy)),
+            Err(doubt) => return Err(doubt.clone()),
+        };
+        let mut found = (0_usize..).zip(events.iter()).filter(|(_, event)| event.kind == kind);
+        match (found.next(), found.next()) {
+            (Some((at, event)), None) if at == place => Ok(event),
+            (None, _) => Err(Doubt::refuted(says!(
+                "the agent measured no {kind}",
+                "l'agent n'a pas mesuré d'événement « {kind} »"
+            ))),
+            _ => {
+                let kinds: Vec<_> = events.iter().map(|event| event.kind.as_str()).collect();
+                Err(Doubt::refuted(says!(
+                    "the agent's events are {kinds:?}; one {kind:?} is expected, at place {place} from 0",
+                    "les événements de l'agent sont {kinds:?} ; un seul {kind:?} est attendu, à la place {place} à partir de 0"
+                )))
+            }
+        }
     }
 
     pub(super) fn bundle(&self) -> Judged<()> {
@@ -101,7 +188,7 @@ impl<'a> Agent<'a> {
 
     /// The bundle that was measured last, and what was sent about it.
     fn loaded(&self, events: &[AgentEvent]) -> Result<(BundleEvent, &'a BundleStatement), Doubt> {
-        let measured = events.iter().rev().find(|event| event.kind == KIND_BUNDLE);
+        let measured = events.iter().rev().find(|event| event.kind == agent_event::BUNDLE);
         let (event, statement) = match (measured, &self.case.evidence.bundle) {
             (Some(event), Some(statement)) => (event, statement),
             (None, None) => {
@@ -128,6 +215,14 @@ impl<'a> Agent<'a> {
         })?;
         Ok((event, statement))
     }
+}
+
+/// SHA-256 of the SubjectPublicKeyInfo that the evidence says is the gateway's. It means nothing before
+/// [`ClaimId::TlsKey`] is established.
+#[must_use]
+pub fn measured_tls_key(evidence: &Evidence) -> Option<[u8; 32]> {
+    let event = evidence.agent_log.iter().find(|event| event.kind == agent_event::TLS_KEY)?;
+    digest_of_hex(&event.content)
 }
 
 fn replay<'a>(case: &Case<'a>, pcrs: &PcrValues) -> Result<&'a [AgentEvent], Doubt> {

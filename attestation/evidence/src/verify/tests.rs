@@ -47,7 +47,7 @@ fn says(verdict: &Verdict, id: ClaimId, part: &str) {
 }
 
 /// What rests on the quote.
-const ON_QUOTE: [ClaimId; 10] = [
+const ON_QUOTE: [ClaimId; 13] = [
     ClaimId::Fresh,
     ClaimId::Pcrs,
     ClaimId::FirmwareLog,
@@ -56,9 +56,23 @@ const ON_QUOTE: [ClaimId; 10] = [
     ClaimId::Image,
     ClaimId::CommandLine,
     ClaimId::Policy,
+    ClaimId::Site,
+    ClaimId::TlsKey,
+    ClaimId::Confinement,
     ClaimId::Bundle,
     ClaimId::Ledger,
 ];
+
+/// What rests on the agent's log.
+const ON_AGENT: [ClaimId; 4] =
+    [ClaimId::Site, ClaimId::TlsKey, ClaimId::Confinement, ClaimId::Bundle];
+/// Places in the agent's log of [`Appliance::booted`].
+const SITE: usize = 1;
+const TLS_KEY: usize = 2;
+const AGENTD: usize = 3;
+const ENGINE: usize = 4;
+const GATEWAY: usize = 5;
+const BUNDLE: usize = 6;
 
 #[test]
 fn honest_evidence_is_established() {
@@ -125,7 +139,7 @@ fn a_quote_signed_by_another_key_is_refuted() {
 fn a_changed_pcr_value_is_refuted() {
     let mut evidence = Appliance::booted().evidence(NONCE);
     evidence.quote.pcrs.insert(12, hex::encode([1; 32]));
-    let on_pcrs = &ON_QUOTE[2..9];
+    let on_pcrs = &ON_QUOTE[2..12];
     check(&judge(&evidence), &[ClaimId::Pcrs], on_pcrs);
 
     let mut evidence = Appliance::booted().evidence(NONCE);
@@ -145,7 +159,7 @@ fn a_quote_over_too_few_pcrs_establishes_nothing_about_them() {
     evidence.quote.signature = STANDARD.encode(signature);
     evidence.quote.pcrs.remove(&12);
     let verdict = judge(&evidence);
-    check(&verdict, &[], &ON_QUOTE[1..9]);
+    check(&verdict, &[], &ON_QUOTE[1..12]);
     says(&verdict, ClaimId::Pcrs, "PCR 12 is not in the quote");
 }
 
@@ -306,7 +320,7 @@ fn an_agent_log_that_is_not_pcr_14_is_refuted() {
     for edit in edits {
         let mut evidence = Appliance::booted().evidence(NONCE);
         edit(&mut evidence);
-        check(&judge(&evidence), &[ClaimId::Policy], &[ClaimId::Bundle]);
+        check(&judge(&evidence), &[ClaimId::Policy], &ON_AGENT);
     }
 }
 
@@ -318,13 +332,119 @@ fn agent_events_of_other_kinds_are_refuted() {
     check(&judge(&appliance.evidence(NONCE)), &[ClaimId::Policy], &[]);
 
     let silent = Appliance { agent: Vec::new(), bundle: None, ..Appliance::booted() };
-    check(&judge(&silent.evidence(NONCE)), &[ClaimId::Policy], &[ClaimId::Bundle]);
+    let verdict = judge(&silent.evidence(NONCE));
+    let refuted = [ClaimId::Policy, ClaimId::Site, ClaimId::TlsKey];
+    check(&verdict, &refuted, &[ClaimId::Confinement, ClaimId::Bundle]);
+}
+
+#[test]
+fn an_edited_site_is_refuted() {
+    let mut appliance = Appliance::booted();
+    let site = &mut appliance.agent[SITE].content;
+    *site = site.replace("casemate\"]", "casemate\",\"evil.example\"]");
+    let verdict = judge(&appliance.evidence(NONCE));
+    check(&verdict, &[ClaimId::Site], &[]);
+    says(&verdict, ClaimId::Site, &reference().site_sha256);
+}
+
+#[test]
+fn the_tls_key_is_in_the_quote_and_is_told() {
+    let mut appliance = Appliance::booted();
+    appliance.serve_with([0xab; 32]);
+    let evidence = appliance.evidence(NONCE);
+    let verdict = judge(&evidence);
+    check(&verdict, &[], &[]);
+    says(&verdict, ClaimId::TlsKey, &"ab".repeat(32));
+    assert_eq!(measured_tls_key(&evidence), Some([0xab; 32]));
+
+    // Another key than the measured one, put into the file.
+    let mut evidence = Appliance::booted().evidence(NONCE);
+    evidence.agent_log[TLS_KEY].content = "ab".repeat(32);
+    check(&judge(&evidence), &[ClaimId::Policy], &ON_AGENT);
+
+    let mut appliance = Appliance::booted();
+    appliance.agent[TLS_KEY].content = "no digest".to_owned();
+    check(&judge(&appliance.evidence(NONCE)), &[ClaimId::TlsKey], &[]);
+}
+
+#[test]
+fn an_event_out_of_its_place_refutes_what_it_belongs_to() {
+    let swapped = |a: usize, b: usize| {
+        let mut appliance = Appliance::booted();
+        appliance.agent.swap(a, b);
+        judge(&appliance.evidence(NONCE))
+    };
+    check(&swapped(SITE, TLS_KEY), &[ClaimId::Site, ClaimId::TlsKey], &[]);
+    check(&swapped(AGENTD, ENGINE), &[ClaimId::Confinement], &[]);
+    let verdict = swapped(ENGINE, BUNDLE);
+    check(&verdict, &[ClaimId::Confinement], &[]);
+    says(&verdict, ClaimId::Confinement, "before any bundle");
+    // The gateway and the engine start side by side, and a bundle does not wait for the gateway.
+    check(&swapped(ENGINE, GATEWAY), &[], &[]);
+    check(&swapped(GATEWAY, BUNDLE), &[], &[]);
+    // A second one of a kind that is measured once.
+    for (place, id) in [(SITE, ClaimId::Site), (TLS_KEY, ClaimId::TlsKey)] {
+        let mut appliance = Appliance::booted();
+        let again = appliance.agent[place].clone();
+        appliance.agent.push(again);
+        check(&judge(&appliance.evidence(NONCE)), &[id], &[]);
+    }
+}
+
+#[test]
+fn a_process_with_another_table_or_fewer_tests_is_refuted_and_named() {
+    for (place, process) in [(AGENTD, "agentd"), (ENGINE, "engine"), (GATEWAY, "gateway")] {
+        let confinement = &reference().confinement[process];
+        let edits = [
+            (confinement.table_sha256.as_str(), "00"),
+            ("\"open-root\",", ""),
+            ("\"execve\"", "\"execve\",\"execve\""),
+        ];
+        for (from, to) in edits {
+            let mut appliance = Appliance::booted();
+            let content = &mut appliance.agent[place].content;
+            assert!(content.contains(from), "{content}");
+            *content = content.replace(from, to);
+            let verdict = judge(&appliance.evidence(NONCE));
+            check(&verdict, &[ClaimId::Confinement], &[]);
+            says(&verdict, ClaimId::Confinement, process);
+        }
+    }
+}
+
+#[test]
+fn a_process_that_did_not_report_leaves_confinement_open() {
+    let mut appliance = Appliance::booted();
+    appliance.agent.remove(GATEWAY);
+    let verdict = judge(&appliance.evidence(NONCE));
+    check(&verdict, &[], &[ClaimId::Confinement]);
+    says(&verdict, ClaimId::Confinement, "gateway has not reported");
+    // A bundle went to an engine that nobody knows to be confined.
+    let mut appliance = Appliance::booted();
+    appliance.agent.remove(ENGINE);
+    check(&judge(&appliance.evidence(NONCE)), &[ClaimId::Confinement], &[]);
+}
+
+#[test]
+fn a_process_that_is_unknown_or_reports_twice_is_refuted() {
+    for process in ["engine", "shell"] {
+        let mut appliance = Appliance::booted();
+        let mut event = appliance.agent[GATEWAY].clone();
+        event.content = event.content.replace("\"gateway\"", &format!("{process:?}"));
+        appliance.agent.push(event);
+        let verdict = judge(&appliance.evidence(NONCE));
+        check(&verdict, &[ClaimId::Confinement], &[]);
+        says(&verdict, ClaimId::Confinement, process);
+    }
+    let mut appliance = Appliance::booted();
+    appliance.agent[GATEWAY].content = "confined".to_owned();
+    check(&judge(&appliance.evidence(NONCE)), &[ClaimId::Confinement], &[]);
 }
 
 #[test]
 fn no_bundle_is_said_and_not_established() {
     let mut appliance = Appliance { bundle: None, ..Appliance::booted() };
-    appliance.agent.truncate(1);
+    appliance.agent.truncate(BUNDLE);
     let verdict = judge(&appliance.evidence(NONCE));
     check(&verdict, &[], &[ClaimId::Bundle]);
     says(&verdict, ClaimId::Bundle, "no bundle is loaded");
@@ -337,7 +457,7 @@ fn a_bundle_and_its_statement_go_together() {
     check(&judge(&evidence), &[ClaimId::Bundle], &[]);
 
     let mut appliance = Appliance::booted();
-    appliance.agent.truncate(1);
+    appliance.agent.truncate(BUNDLE);
     check(&judge(&appliance.evidence(NONCE)), &[ClaimId::Bundle], &[]);
 }
 
@@ -366,10 +486,10 @@ fn a_bundle_with_a_missing_or_foreign_signature_is_refuted() {
 #[test]
 fn a_measured_digest_of_another_bundle_is_refuted() {
     let mut appliance = Appliance::booted();
-    let event = appliance.agent[1].content.clone();
+    let event = appliance.agent[BUNDLE].content.clone();
     let digest = HashAlg::Sha256.hash(&[b"another"]).to_string();
     let start = event.find("\":\"").unwrap() + 3;
-    appliance.agent[1].content = event.replace(&event[start..start + 64], &digest);
+    appliance.agent[BUNDLE].content = event.replace(&event[start..start + 64], &digest);
     let verdict = judge(&appliance.evidence(NONCE));
     check(&verdict, &[ClaimId::Bundle], &[]);
     says(&verdict, ClaimId::Bundle, &digest);

@@ -181,8 +181,8 @@ impl Language {
         } else if fate(|fate| matches!(fate, Fate::Breaks(_))) {
             advice.push(says!(
                 self,
-                "no order mends this: PCR 12 must be zero; remove what is injected beside the UKI",
-                "aucun ordre n'y remédie : le PCR 12 doit être nul ; retirez ce qui est injecté à côté de l'UKI"
+                "no order mends this: PCRs 12 and 13 must be zero; remove what is injected beside the UKI",
+                "aucun ordre n'y remédie : les PCR 12 et 13 doivent être nuls ; retirez ce qui est injecté à côté de l'UKI"
             ));
         }
         if fate(|fate| matches!(fate, Fate::Uncertain(_))) {

@@ -5,12 +5,17 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 
 use anyhow::Context as _;
+use evidence::format::{SITE_SCHEMA, Site};
+use sha2::{Digest as _, Sha256};
 
 use super::{MODE_PRIVATE, folder, random_uuid, write_private};
 use crate::tool;
 
 /// Ten years: longer than any development image is kept.
 const DAYS: &str = "3650";
+
+/// How a development machine is reached: by its name, or through the host's forwarded port.
+const SERVER_NAMES: [&str; 3] = ["casemate", "localhost", "127.0.0.1"];
 
 /// A certificate to make.
 struct Certificate<'a> {
@@ -32,13 +37,6 @@ const CLIENT: &[&str] = &[
     "keyUsage=critical,digitalSignature",
     "extendedKeyUsage=clientAuth",
 ];
-const SERVER: &[&str] = &[
-    "basicConstraints=critical,CA:FALSE",
-    "keyUsage=critical,digitalSignature",
-    "extendedKeyUsage=serverAuth",
-    "subjectAltName=DNS:casemate,DNS:localhost,IP:127.0.0.1",
-];
-
 /// PK, KEK and db: RSA-2048, which every firmware takes.
 pub(super) fn secureboot(dir: &Path) -> anyhow::Result<()> {
     folder(dir)?;
@@ -63,7 +61,8 @@ pub(super) fn pcr(dir: &Path) -> anyhow::Result<()> {
     tool::run("openssl", &["pkey", "-in", &key, "-pubout", "-out", &public])
 }
 
-/// TLS: a CA with one server and one client, and a client of a CA that nobody trusts, for tests.
+/// The site's clients: a CA with one client, and a client of a CA that nobody trusts, for tests. The server's key is
+/// made on the appliance.
 pub(super) fn site(dir: &Path) -> anyhow::Result<()> {
     folder(dir)?;
     let authority = |files, common_name| Certificate {
@@ -82,13 +81,20 @@ pub(super) fn site(dir: &Path) -> anyhow::Result<()> {
     };
     let (ours, foreign) = (("ca.pem", "ca.key"), ("foreign-ca.pem", "foreign-ca.key"));
     authority(ours, "casemate development CA").make(dir)?;
-    leaf(("server.pem", "server.key"), "casemate", ours, SERVER).make(dir)?;
     leaf(("client.pem", "client.key"), "demo-client", ours, CLIENT).make(dir)?;
     authority(foreign, "foreign CA").make(dir)?;
     leaf(("foreign.pem", "foreign.key"), "foreign-client", foreign, CLIENT).make(dir)?;
     fs::remove_file(dir.join(foreign.1)).context("foreign-ca.key")?;
-    fs::copy(dir.join("ca.pem"), dir.join("client-ca.pem")).context("client-ca.pem")?;
-    Ok(())
+    let client_ca = fs::read(dir.join("ca.pem")).context("ca.pem")?;
+    fs::write(dir.join("client-ca.pem"), &client_ca).context("client-ca.pem")?;
+    let site = Site {
+        schema: SITE_SCHEMA.to_owned(),
+        version: 1,
+        server_names: SERVER_NAMES.map(str::to_owned).into(),
+        client_ca_sha256: hex::encode(Sha256::digest(&client_ca)),
+    };
+    let site = serde_json::to_string_pretty(&site)? + "\n";
+    fs::write(dir.join("site.json"), site).context("site.json")
 }
 
 impl Certificate<'_> {

@@ -22,7 +22,7 @@ pub(super) fn boots_and_measures(scene: &Scene<'_>) -> anyhow::Result<()> {
         ensure!(!console.contains(word), "{word:?} on the console:\n{console}");
     }
     let mut machine = scene.fork_ready()?;
-    let api = scene.api(&machine);
+    let api = scene.api(&machine)?;
     api.get("/healthz")?.expect(503)?;
     let evidence: evidence::format::Evidence =
         serde_json::from_str(&api.evidence(&auditor::nonce()?)?)?;
@@ -49,7 +49,7 @@ pub(super) fn boots_and_measures(scene: &Scene<'_>) -> anyhow::Result<()> {
 pub(super) fn state_persists(scene: &Scene<'_>) -> anyhow::Result<()> {
     let serving = scene.bench.serving()?;
     let machine = scene.fork_serving()?;
-    let api = scene.api(&machine);
+    let api = scene.api(&machine)?;
     let answer = api.chat(&serving.model, "Name a colour.", 4)?;
     let records = ledger_records(&api.get("/healthz")?.expect(200)?.json()?)?;
     let config = machine.config().clone();
@@ -64,7 +64,7 @@ pub(super) fn power_cut(scene: &Scene<'_>) -> anyhow::Result<()> {
     let mut machine = scene.fork_serving()?;
     let cuts = if scene.bench.inputs.long { CUTS_LONG } else { 1 };
     for cut in 1..=cuts {
-        let answer = scene.api(&machine).chat(&serving.model, "Name a colour.", 4)?;
+        let answer = scene.api(&machine)?.chat(&serving.model, "Name a colour.", 4)?;
         let config = machine.config().clone();
         machine.cut_power()?;
         machine = boot_again(scene, serving, config).with_context(|| format!("cut {cut}"))?;
@@ -87,7 +87,7 @@ fn boot_again(
     if machine.console().transcript.find(crate::bench::ADMITTED).is_none() {
         wait_admitted(&mut machine)?;
     }
-    scene.api(&machine).wait_health(200, HEALTH_LIMIT)?;
+    scene.api(&machine)?.wait_health(200, HEALTH_LIMIT)?;
     Ok(machine)
 }
 
@@ -99,7 +99,7 @@ fn expect_record(
     request: &str,
     records_before: u64,
 ) -> anyhow::Result<()> {
-    let api = scene.api(machine);
+    let api = scene.api(machine)?;
     let records = ledger_records(&api.get("/healthz")?.expect(200)?.json()?)?;
     ensure!(records >= records_before, "{records} records, {records_before} before");
     let nonce = auditor::nonce()?;

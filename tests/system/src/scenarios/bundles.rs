@@ -40,7 +40,7 @@ fn wait_reason(scene: &Scene<'_>, api: &Api, reason: &str) -> anyhow::Result<()>
 fn refused(scene: &Scene<'_>, bundle: Option<&Path>, cause: &str) -> anyhow::Result<()> {
     let bundle = bundle.context("no image of this bad bundle was given")?;
     let mut machine = scene.fork_ready()?;
-    let api = scene.api(&machine);
+    let api = scene.api(&machine)?;
     machine.plug_bundle(bundle)?;
     let reason = wait_refused(&mut machine)?;
     ensure!(reason.contains(cause), "refused for another reason than {cause:?}: {reason}");

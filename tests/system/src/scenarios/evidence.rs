@@ -18,7 +18,7 @@ impl Fetched {
     fn fetch(scene: &Scene<'_>) -> anyhow::Result<Self> {
         let serving = scene.bench.serving()?;
         let machine = scene.fork_serving()?;
-        let api = scene.api(&machine);
+        let api = scene.api(&machine)?;
         let request = api.chat(&serving.model, "Name a colour.", 4)?.id;
         let nonce = auditor::nonce()?;
         let text = api.evidence(&nonce)?;
@@ -73,7 +73,13 @@ pub(super) fn other_machine(scene: &Scene<'_>) -> anyhow::Result<()> {
     let verdict = fetched.verify(scene, &fetched.text, &other, &fetched.nonce)?;
     verdict.expect_refuted(&["REFUTED", "machine"])?;
     let nonce = auditor::nonce()?;
-    let api = scene.api(&second);
+    let folder = scene.path("second-auditor");
+    let pin = scene.bench.pin(&second, &folder, &other, scene.within(HEALTH_LIMIT)?)?;
+    ensure!(
+        std::fs::read(&pin)? != std::fs::read(&scene.bench.ready()?.pin)?,
+        "two machines, one key"
+    );
+    let api = scene.api_of(&second, &pin);
     api.wait_health(503, scene.within(HEALTH_LIMIT)?)?;
     let text = api.evidence(&nonce)?;
     let verdict = fetched.verify(scene, &text, &fetched.ak_name, &nonce)?;

@@ -2,6 +2,7 @@
 //!
 //! Nothing passes that was not seen: a refusal is a line that says so, never only silence.
 
+mod attested_tls;
 mod boot;
 mod bundles;
 mod evidence;
@@ -119,6 +120,22 @@ pub const ALL: &[Scenario] = &[
         long_factor: 1,
         needs: Serving,
         run: evidence::other_machine,
+    },
+    Scenario {
+        name: "tls-key-attested",
+        about: "fetch establishes the evidence and pins the gateway's key; the OpenAI client works with the pin",
+        limit_s: 420,
+        long_factor: 1,
+        needs: Serving,
+        run: attested_tls::tls_key_attested,
+    },
+    Scenario {
+        name: "proxy-refuses-unattested",
+        about: "the proxy serves an unchanged client, and nothing reaches an impostor or a machine that is not trusted",
+        limit_s: 900,
+        long_factor: 1,
+        needs: Serving,
+        run: attested_tls::proxy_refuses_unattested,
     },
     Scenario {
         name: "bundle-flipped-byte",

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, bail, ensure};
 use serde_json::{Value, json};
 
-use crate::api::{Api, Identity, Response, chat_body};
+use crate::api::{Identity, Response, chat_body};
 use crate::auditor;
 use crate::bench::{HEALTH_LIMIT, Scene};
 use crate::tool;
@@ -18,7 +18,7 @@ const TLS_ENDED: &[&str] = &["Some(35)", "Some(52)", "Some(55)", "Some(56)"];
 pub(super) fn model_answers(scene: &Scene<'_>) -> anyhow::Result<()> {
     let model = &scene.bench.serving()?.model;
     let machine = scene.fork_serving()?;
-    let api = scene.api(&machine);
+    let api = scene.api(&machine)?;
     let models = api.get("/v1/models")?.expect(200)?.json()?;
     let listed = models.pointer("/data/0/id").and_then(Value::as_str);
     ensure!(listed == Some(model), "{models} does not list {model}");
@@ -28,8 +28,10 @@ pub(super) fn model_answers(scene: &Scene<'_>) -> anyhow::Result<()> {
     ensure!(whole.text.contains("Paris"), "the model answered {:?}", whole.text);
     let streamed = api.chat_streamed(model, prompt, 12)?;
     ensure!(streamed == whole.text, "streamed {streamed:?}, whole {:?}", whole.text);
+    let pin = &scene.bench.ready()?.pin;
     for stream in [false, true] {
-        let said = openai_client(scene, &api, (model, prompt), stream)?;
+        let client = OpenAi { base: &api.base(), pin: Some(pin), stream };
+        let said = client.ask(scene, model, prompt)?;
         let same = said.trim() == whole.text.trim();
         ensure!(same, "openai (stream: {stream}) got {said:?}, curl {:?}", whole.text);
     }
@@ -37,27 +39,47 @@ pub(super) fn model_answers(scene: &Scene<'_>) -> anyhow::Result<()> {
 }
 
 /// PyPI's `openai`, unchanged.
-fn openai_client(
-    scene: &Scene<'_>,
-    api: &Api,
-    (model, prompt): (&str, &str),
-    stream: bool,
-) -> anyhow::Result<String> {
-    let python = scene.bench.inputs.python.as_deref().context("no --python")?;
-    let site = scene.bench.inputs.keys.join("site");
-    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("clients/openai_chat.py");
-    let scratch = scene.path("openai");
-    std::fs::create_dir(&scratch)?;
-    let mut command = tool::command(python);
-    command.arg(script).arg("--base-url").arg(format!("{}/v1", api.base()));
-    command.arg("--ca").arg(site.join("ca.pem"));
-    command.arg("--cert").arg(site.join("client.pem"));
-    command.arg("--key").arg(site.join("client.key")).args(["--model", model]);
-    command.args(["--max-tokens", "12", "--temperature", "0"]).args(stream.then_some("--stream"));
-    command.arg(prompt);
-    let ended = tool::run(&mut command, &scratch, scene.within(Duration::from_secs(600))?)?;
-    ensure!(ended.code == Some(0), "the OpenAI client failed: {}", ended.said());
-    Ok(ended.stdout)
+pub(super) struct OpenAi<'a> {
+    pub(super) base: &'a str,
+    /// The gateway's certificate; none is asked for through the proxy, which needs no client certificate either.
+    pub(super) pin: Option<&'a Path>,
+    pub(super) stream: bool,
+}
+
+impl OpenAi<'_> {
+    /// The answer, which must be whole.
+    pub(super) fn ask(
+        &self,
+        scene: &Scene<'_>,
+        model: &str,
+        prompt: &str,
+    ) -> anyhow::Result<String> {
+        let ended = self.run(scene, model, prompt)?;
+        ensure!(ended.code == Some(0), "the OpenAI client failed: {}", ended.said());
+        Ok(ended.stdout)
+    }
+
+    pub(super) fn run(
+        &self,
+        scene: &Scene<'_>,
+        model: &str,
+        prompt: &str,
+    ) -> anyhow::Result<tool::Ended> {
+        let python = scene.bench.inputs.python.as_deref().context("no --python")?;
+        let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("clients/openai_chat.py");
+        let scratch = scene.path("openai");
+        std::fs::create_dir(&scratch)?;
+        let mut command = tool::command(python);
+        command.arg(script).arg("--base-url").arg(format!("{}/v1", self.base));
+        if let Some(pin) = self.pin {
+            let site = scene.bench.site();
+            command.arg("--ca").arg(pin).arg("--cert").arg(site.join("client.pem"));
+            command.arg("--key").arg(site.join("client.key"));
+        }
+        command.args(["--model", model, "--max-tokens", "12", "--temperature", "0"]);
+        command.args(self.stream.then_some("--stream")).arg(prompt);
+        tool::run(&mut command, &scratch, scene.within(Duration::from_secs(600))?)
+    }
 }
 
 /// A request and what it must get.
@@ -122,7 +144,7 @@ fn bad_chats(model: &str, context_tokens: u64) -> Vec<Bad> {
 pub(super) fn bad_requests(scene: &Scene<'_>) -> anyhow::Result<()> {
     let model = &scene.bench.serving()?.model;
     let machine = scene.fork_serving()?;
-    let api = scene.api(&machine);
+    let api = scene.api(&machine)?;
     let models = api.get("/v1/models")?.expect(200)?.json()?;
     let context = models.pointer("/data/0/max_model_len").and_then(Value::as_u64);
     for bad in bad_chats(model, context.context("no max_model_len")?) {
@@ -164,7 +186,7 @@ pub(super) fn foreign_client_certificate(scene: &Scene<'_>) -> anyhow::Result<()
 
 fn only_the_sites_client_is_answered(scene: &Scene<'_>, other: Identity) -> anyhow::Result<()> {
     let machine = scene.fork_serving()?;
-    let api = scene.api(&machine);
+    let api = scene.api(&machine)?;
     for path in ["/healthz", "/v1/models", "/casemate/evidence"] {
         api.get("/healthz")?.expect(200)?;
         match api.request(other, path, &[], None) {
@@ -185,7 +207,7 @@ pub(super) fn concurrent(scene: &Scene<'_>) -> anyhow::Result<()> {
     const PROMPTS: [&str; 3] = ["Name a colour.", "Count to three.", "Say hello in French."];
     let model = &scene.bench.serving()?.model;
     let machine = scene.fork_serving()?;
-    let api = scene.api(&machine);
+    let api = scene.api(&machine)?;
     let alone = PROMPTS.map(|prompt| api.chat(model, prompt, 6));
     let together = std::thread::scope(|threads| {
         PROMPTS
@@ -213,7 +235,7 @@ pub(super) fn concurrent(scene: &Scene<'_>) -> anyhow::Result<()> {
 pub(super) fn cancelled(scene: &Scene<'_>) -> anyhow::Result<()> {
     let model = &scene.bench.serving()?.model;
     let machine = scene.fork_serving()?;
-    let api = scene.api(&machine);
+    let api = scene.api(&machine)?;
     api.chat_and_leave(model, "Write a long story about a lighthouse.", 400)?;
     api.chat(model, "Name a colour.", 4).context("the next request")?;
     let deadline = Instant::now() + scene.within(HEALTH_LIMIT)?;

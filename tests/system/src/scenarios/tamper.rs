@@ -113,7 +113,7 @@ pub(super) fn smbios_cmdline_injected(scene: &Scene<'_>) -> anyhow::Result<()> {
         return never_goes_on(scene, &mut machine, AGENTD_READY);
     }
     machine.console().transcript.find(ATTESTATION_KEY).context("agentd did not print its key")?;
-    let api = scene.api(&machine);
+    let api = scene.api(&machine)?;
     api.wait_health(200, scene.within(HEALTH_LIMIT)?)?;
     let nonce = auditor::nonce()?;
     let evidence = api.evidence(&nonce)?;
