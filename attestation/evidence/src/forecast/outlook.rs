@@ -117,7 +117,8 @@ pub struct Sealed {
 }
 
 /// Everything that an appliance seals: `image/config`, `systemd-repart.service.d` and the UKI's policy.
-pub const SEALS: &[Sealed] = &[Sealed { name: "state-partition", literal: &[7, 12, 13], signed: 11 }];
+pub const SEALS: &[Sealed] =
+    &[Sealed { name: "state-partition", literal: &[7, 12, 13], signed: 11 }];
 
 /// What becomes of a seal.
 #[derive(Clone, Debug, PartialEq, Eq)]
