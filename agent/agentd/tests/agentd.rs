@@ -28,7 +28,7 @@ fn evidence(agentd: &Agentd) -> Evidence {
 fn pinned(agentd: &Agentd) -> Machine {
     let console = agentd.console();
     let line = console.lines().find_map(|line| line.strip_prefix("agentd: attestation key "));
-    Machine { ak_name: line.unwrap().to_owned() }
+    Machine::from_console(line.unwrap())
 }
 
 /// The auditor's verdict. Only claims of agentd's own can be established: the boot is not a real one.

@@ -6,8 +6,10 @@
 #![allow(clippy::missing_panics_doc, reason = "as above")]
 
 mod appliance;
+mod endorsement;
 pub mod log;
 mod tpm;
 
 pub use appliance::{Appliance, policy, reference};
+pub use endorsement::{Says, TIME_S, Vendor};
 pub use tpm::{ATTRIBUTES, SoftTpm};

@@ -106,6 +106,9 @@ pub struct Attest {
     pub qualified_signer: Vec<u8>,
     /// What the caller of `TPM2_Quote` gave as qualifying data.
     pub extra_data: Vec<u8>,
+    /// Milliseconds of the TPM's clock, which only TPM2_Clear sets back while it is not reset; the owner may advance
+    /// it.
+    pub clock_ms: u64,
     /// Times since the TPM was cleared that it was reset.
     pub reset_count: u32,
     /// Restarts since the last reset.
@@ -135,8 +138,8 @@ impl Attest {
         }
         let qualified_signer = cursor.tpm2b()?.to_vec();
         let extra_data = cursor.tpm2b()?.to_vec();
-        // clockInfo: milliseconds of a clock that the owner may advance, two counters, and whether it is safe.
-        cursor.u64_be()?;
+        // clockInfo: the clock, two counters, and whether the clock is safe.
+        let clock_ms = cursor.u64_be()?;
         let reset_count = cursor.u32_be()?;
         let restart_count = cursor.u32_be()?;
         cursor.u8()?;
@@ -149,6 +152,7 @@ impl Attest {
         Ok(Self {
             qualified_signer,
             extra_data,
+            clock_ms,
             reset_count,
             restart_count,
             firmware_version,

@@ -61,7 +61,7 @@ impl Auditor {
         copy(&self.reference, "reference.json")?;
         copy(&self.policy, "policy.json")?;
         std::fs::write(folder.join("evidence.json"), evidence)?;
-        let machine = evidence::format::Machine { ak_name: ak_name.to_owned() };
+        let machine = evidence::format::Machine::from_console(ak_name);
         std::fs::write(folder.join("machine.json"), serde_json::to_vec(&machine)?)?;
         let mut command = tool::command(&self.program);
         command.current_dir(folder).args(["evidence", "evidence.json"]);
