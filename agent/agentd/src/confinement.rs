@@ -12,11 +12,17 @@ use crate::options::Options;
 /// Confines this process to `options`' folders, which exist, and to the table of [`sandbox::AGENTD`].
 pub(crate) fn confine(options: &Options) -> Result<Confined, SandboxError> {
     let above_medium = options.bundle.parent().unwrap_or(Path::new("/"));
+    let above_exchange = options.exchange.parent().unwrap_or(Path::new("/"));
     let paths = [
         PathRule {
             path: above_medium,
             access: Access::Read,
             why: "media are mounted below it later, and judged file by file",
+        },
+        PathRule {
+            path: above_exchange,
+            access: Access::ReadWrite,
+            why: "an exchange medium is mounted below it later; answers are written beside questions",
         },
         PathRule {
             path: &options.state,

@@ -184,6 +184,7 @@ pub const AGENTD: Profile<'static> = Profile {
         allow(libc::SYS_fdatasync, "a record is on disk before it is acknowledged"),
         allow(libc::SYS_ftruncate, "a torn record is cut off"),
         allow(libc::SYS_rename, "files are replaced at once or not at all"),
+        allow(libc::SYS_renameat, "as rename, beneath the root of an exchange medium"),
         allow(libc::SYS_flock, "one agent writes the ledger"),
         allow(libc::SYS_memfd_create, "a bundle's files are copied into sealed memory"),
         allow(libc::SYS_ioctl, "non-blocking sockets; see the refusals"),

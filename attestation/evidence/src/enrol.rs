@@ -20,6 +20,7 @@ use sha2::{Digest as _, Sha256};
 
 pub use certificate::{
     CERTIFICATE_BYTES_MAX, CHAIN_MAX, CertificateError, EkCertificate, ROOTS_MAX, Root, Roots,
+    certificates,
 };
 #[cfg(any(test, feature = "fixture"))]
 pub(crate) use credential::recover;
@@ -221,6 +222,19 @@ impl Enrollee {
 #[must_use]
 pub fn qualifying_data(secret: &[u8; SECRET_BYTES]) -> [u8; 32] {
     Sha256::new().chain_update(QUALIFYING_CONTEXT).chain_update(secret).finalize().into()
+}
+
+/// Whether `certificate` (DER) is of the key in `tpmt_public`: what an appliance checks of itself. Proves nothing
+/// about who issued it.
+///
+/// # Errors
+/// If either is malformed or of a kind that is not enrolled, or they are of different keys.
+pub fn check_key(certificate: &[u8], tpmt_public: &[u8]) -> Result<(), EnrolError> {
+    let key = EndorsementKey::parse(tpmt_public)?;
+    if certificate::key(certificate)? == key {
+        return Ok(());
+    }
+    Err(EnrolError::OtherKey { certificate: hex::encode(Sha256::digest(certificate)) })
 }
 
 /// Reads a challenge: which key it is for, and what the TPM takes.

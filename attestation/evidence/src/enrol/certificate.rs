@@ -6,6 +6,7 @@
 
 use std::time::Duration;
 
+use rustls_pki_types::pem::{self, PemObject as _};
 use rustls_pki_types::{CertificateDer, TrustAnchor, UnixTime};
 use sha2::{Digest as _, Sha256};
 use webpki::{EndEntityCert, KeyUsage, anchor_from_trusted_cert};
@@ -144,6 +145,34 @@ impl Roots {
     }
 }
 
+/// The certificates of one file in an auditor's folder: PEM, as many as there are, or one in DER.
+///
+/// # Errors
+/// If it is neither, or there are too many.
+pub fn certificates(file: &[u8]) -> Result<Vec<Vec<u8>>, CertificateError> {
+    if file.first() == Some(&0x30) {
+        return Ok(vec![file.to_vec()]);
+    }
+    let mut found = Vec::new();
+    for certificate in CertificateDer::pem_slice_iter(file) {
+        let index = found.len();
+        let malformed = |error: pem::Error| CertificateError::Malformed {
+            kind: "roots",
+            index,
+            reason: error.to_string(),
+        };
+        found.push(certificate.map_err(malformed)?.to_vec());
+        if found.len() > ROOTS_MAX {
+            break;
+        }
+    }
+    if !(1..=ROOTS_MAX).contains(&found.len()) {
+        let found = found.len();
+        return Err(CertificateError::Count { kind: "roots", found, max: ROOTS_MAX });
+    }
+    Ok(found)
+}
+
 /// A certificate of an endorsement key whose chain was verified.
 #[derive(Clone, Debug)]
 pub struct EkCertificate {
@@ -224,6 +253,11 @@ impl Roots {
             roots: self.named.len(),
         })
     }
+}
+
+/// The key of a certificate that nobody judged.
+pub(super) fn key(der: &[u8]) -> Result<EndorsementKey, CertificateError> {
+    Ok(EndorsementKey::of_certificate(read("chain", 0, der)?.public_key())?)
 }
 
 fn read<'a>(
