@@ -157,7 +157,11 @@ impl Attestor {
         let endorsement = self.endorsement()?;
         Ok(Identity {
             schema: IDENTITY_SCHEMA.to_owned(),
-            ek_certificates: endorsement.certificates.iter().map(|der| STANDARD.encode(der)).collect(),
+            ek_certificates: endorsement
+                .certificates
+                .iter()
+                .map(|der| STANDARD.encode(der))
+                .collect(),
             ek_public: STANDARD.encode(&endorsement.public),
             ak_public: STANDARD.encode(self.key.public()),
         })

@@ -24,7 +24,7 @@ pub(crate) struct Options {
     #[arg(long, default_value = "/run/casemate/bundle")]
     pub(crate) bundle: PathBuf,
     /// Where the exchange medium is mounted.
-    #[arg(long, default_value = "/run/casemate-exchange/medium")]
+    #[arg(long, default_value = "/run/casemate/exchange/medium")]
     pub(crate) exchange: PathBuf,
     /// Control socket of the engine.
     #[arg(long, default_value = "/run/casemate/engine-control.sock")]

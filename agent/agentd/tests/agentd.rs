@@ -2,6 +2,7 @@
 //! and engine.
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
+#[allow(dead_code, reason = "each test binary uses a part of it")]
 mod appliance;
 
 use std::fs;

@@ -1,7 +1,7 @@
 //! agentd and an auditor enrol a machine with a real TPM (swtpm), over the gateway's socket and by a stick.
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
-#![allow(dead_code, reason = "the appliance has more than this test needs")]
 
+#[allow(dead_code, reason = "each test binary uses a part of it")]
 mod appliance;
 
 use std::fs;
@@ -55,7 +55,8 @@ fn a_machine_is_enrolled_over_the_gateway_s_socket() {
     assert!(machine.enrolment.unwrap().tpm.contains("model swtpm"));
 
     let other = Draw { secret: [1; 32], ..DRAW };
-    let error = finish(&identity, &Secret { secret: hex::encode(other.secret), ..secret }, &response);
+    let error =
+        finish(&identity, &Secret { secret: hex::encode(other.secret), ..secret }, &response);
     assert!(matches!(error, Err(EnrolError::OtherSecret { .. })), "{error:?}");
 }
 
@@ -155,6 +156,11 @@ fn a_bad_stick_is_one_line_for_each_fault_and_stops_nothing() {
     std::thread::sleep(std::time::Duration::from_secs(2));
     assert_eq!(agentd.console().matches("no answer to challenge.json").count(), 1);
     pull(&appliance);
-    // A stick whose answers cannot be written, as a full or read-only one.
-    plug(&appliance, &[("identity.json.new/x", String::new())]);
+    // A directory in the place of the new file stands for every write that fails, as on a full or read-only stick.
+    let new = appliance.path("exchange/new");
+    fs::create_dir_all(new.join("identity.json.new")).unwrap();
+    fs::rename(new, medium(&appliance)).unwrap();
+    agentd.wait_for("exchange medium: cannot write identity.json");
+    assert_eq!(agentd.status().model, None);
+    assert!(agentd.terminate().success());
 }

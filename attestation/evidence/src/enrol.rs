@@ -80,6 +80,12 @@ pub enum EnrolError {
     /// No challenge can be made of this randomness.
     #[error(transparent)]
     Credential(#[from] CredentialError),
+    /// The computer gave no randomness.
+    #[error("no randomness for a challenge: {reason}")]
+    Randomness {
+        /// What the system says.
+        reason: String,
+    },
     /// The secret was made for another identity.
     #[error("the secret was made for the {what} {expected}; this identity has {found}")]
     OtherIdentity {
@@ -118,6 +124,9 @@ impl EnrolError {
                 "the certificate of the endorsement key is refused: {error}",
                 "le certificat de la clé d'endossement est refusé : {error}"
             ),
+            Self::Randomness { .. } => {
+                says!("{self}", "pas d'aléa pour un défi : {self}")
+            }
             Self::Ek(_) | Self::Credential(_) => says!(
                 "the endorsement key is not usable: {self}",
                 "la clé d'endossement n'est pas utilisable : {self}"

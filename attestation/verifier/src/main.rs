@@ -1,7 +1,9 @@
-//! casemate-verify: evidence in, verdict out, on any laptop. No TPM, no network, no clock.
+//! casemate-verify: evidence in, verdict out, on any laptop. No TPM, no network; a clock and randomness only for
+//! `enrol`.
 //!
 //! Exit status: 0 established, 1 not established, 2 unusable input or usage.
 
+mod enrol;
 mod event_log;
 mod files;
 mod judge;
@@ -30,6 +32,9 @@ struct Cli {
 enum Command {
     /// Judge an evidence file: one line per claim, then the verdict.
     Evidence(EvidenceArgs),
+    /// Enrol a machine: pin an attestation key that is in a vendor's TPM.
+    #[command(subcommand)]
+    Enrol(enrol::EnrolCommand),
     /// Replay a firmware event log to the PCRs that it gives.
     Eventlog(EventLogArgs),
     /// Check a TPM2 quote under an attestation key.
@@ -46,7 +51,7 @@ struct EvidenceArgs {
     /// The quorum policy that the image must enforce.
     #[arg(long, value_name = "FILE")]
     policy: PathBuf,
-    /// `machine.json`: the attestation key that was pinned when the machine was installed.
+    /// `machine.json`: the attestation key that was pinned, by `enrol` or from the console.
     #[arg(long, value_name = "FILE")]
     machine: PathBuf,
     /// The 32 bytes that you sent with your question, in hex.
@@ -102,6 +107,7 @@ fn parse_nonce(text: &str) -> Result<[u8; 32], String> {
 fn run(command: &Command) -> anyhow::Result<Report> {
     match command {
         Command::Evidence(args) => judge::run(args),
+        Command::Enrol(command) => enrol::run(command),
         Command::Eventlog(args) => event_log::run(args),
         Command::Quote(args) => quote::run(args),
     }

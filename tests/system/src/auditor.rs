@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, bail, ensure};
+use evidence::format::Machine;
 use serde_json::Value;
 
 use crate::tool;
@@ -46,12 +47,23 @@ impl Verdict {
 }
 
 impl Auditor {
-    /// Runs `casemate-verify` in a `folder` that holds only what an auditor has.
+    /// Judges evidence by the key that the console showed.
     pub fn verify(
         &self,
         folder: &Path,
         evidence: &str,
         ak_name: &str,
+        nonce: &str,
+    ) -> anyhow::Result<Verdict> {
+        self.judge(folder, evidence, &Machine::from_console(ak_name), nonce)
+    }
+
+    /// Runs `casemate-verify` in a `folder` that holds only what an auditor has.
+    pub fn judge(
+        &self,
+        folder: &Path,
+        evidence: &str,
+        machine: &Machine,
         nonce: &str,
     ) -> anyhow::Result<Verdict> {
         std::fs::create_dir(folder).with_context(|| folder.display().to_string())?;
@@ -61,14 +73,26 @@ impl Auditor {
         copy(&self.reference, "reference.json")?;
         copy(&self.policy, "policy.json")?;
         std::fs::write(folder.join("evidence.json"), evidence)?;
-        let machine = evidence::format::Machine::from_console(ak_name);
-        std::fs::write(folder.join("machine.json"), serde_json::to_vec(&machine)?)?;
+        std::fs::write(folder.join("machine.json"), serde_json::to_vec(machine)?)?;
         let mut command = tool::command(&self.program);
         command.current_dir(folder).args(["evidence", "evidence.json"]);
         command.args(["--reference", "reference.json", "--policy", "policy.json"]);
         command.args(["--machine", "machine.json", "--nonce", nonce]);
         let ended = tool::run(&mut command, folder, Duration::from_secs(120))?;
         judge(ended.code, ended.stdout.clone()).with_context(|| ended.said())
+    }
+
+    /// Runs another command of `casemate-verify` in `folder`; returns its exit code and all that it said.
+    pub fn run(
+        &self,
+        folder: &Path,
+        args: &[&str],
+        last: &Path,
+    ) -> anyhow::Result<(Option<i32>, String)> {
+        let mut command = tool::command(&self.program);
+        command.current_dir(folder).args(args).arg(last);
+        let ended = tool::run(&mut command, folder, Duration::from_secs(120))?;
+        Ok((ended.code, ended.said()))
     }
 }
 

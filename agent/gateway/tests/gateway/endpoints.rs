@@ -90,6 +90,9 @@ fn identity_and_enrolment_are_agentd_s_words() {
     let response = get(&appliance, "/casemate/enrol");
     assert_eq!(response.error(), (405, "method_not_allowed".to_owned()));
     appliance.stop_agent();
-    assert_eq!(get(&appliance, "/casemate/identity").error(), (503, "agent_unavailable".to_owned()));
+    assert_eq!(
+        get(&appliance, "/casemate/identity").error(),
+        (503, "agent_unavailable".to_owned())
+    );
     assert_eq!(enrol("{}").error(), (503, "agent_unavailable".to_owned()));
 }
