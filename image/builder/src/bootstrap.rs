@@ -18,9 +18,11 @@ pub const SUITE: &str = "trixie";
 /// Meta-package of the development profile's kernel.
 pub(crate) const KERNEL: &str = "linux-image-cloud-amd64";
 /// Change when the steps below change, so that no tree of older steps is used.
-const STEPS_VERSION: &[u8] = b"bootstrap-2";
+const STEPS_VERSION: &[u8] = b"bootstrap-3";
 /// What dpkg does not unpack.
 const EXCLUDED: &[&str] = &["doc", "info", "lintian", "locale", "man"];
+/// But this is unpacked: the inventory reads licences there.
+const INCLUDED: &str = "/usr/share/doc/*/copyright";
 
 /// Why there is no bootstrapped tree.
 #[derive(Debug, thiserror::Error)]
@@ -129,6 +131,7 @@ impl Inputs<'_> {
             .arg("--aptopt=APT::Install-Recommends \"false\"")
             .arg("--aptopt=APT::Sandbox::User \"root\"")
             .args(EXCLUDED.iter().map(|name| format!("--dpkgopt=path-exclude=/usr/share/{name}/*")))
+            .arg(format!("--dpkgopt=path-include={INCLUDED}"))
             .arg(format!("--include={}", names.join(",")))
             .env("SOURCE_DATE_EPOCH", self.source_date_s.to_string())
             // No suite: whatever the repository has.

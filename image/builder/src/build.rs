@@ -1,7 +1,7 @@
 //! The build, step by step.
 
-use std::collections::BTreeMap;
 use std::fs;
+use std::io::Read as _;
 use std::path::{Path, PathBuf};
 
 use sha2::{Digest as _, Sha256};
@@ -10,9 +10,13 @@ use crate::bootstrap::{self, Bootstrap, BootstrapError};
 use crate::cache;
 use crate::disk::{Disk, DiskError};
 use crate::initrd::{self, InitrdError};
+use crate::inventory::{self, Inventory, InventoryError};
 use crate::keys::{KeySet, KeysError};
-use crate::prune::Package;
+use crate::lock::{Lock, LockError};
+use crate::provenance::{self, Digests, Materials};
 use crate::reference::{self, Identity, ReferenceError};
+use crate::report::{self, Heading};
+use crate::sbom::sbom;
 use crate::steps::{Done, Steps};
 use crate::tree::{self, TreeError};
 use crate::uki::{self, UkiBuildError};
@@ -21,11 +25,18 @@ use crate::varstore::{self, VarstoreError};
 const IMAGE_ID: &str = "casemate";
 const IMAGE_VERSION: &str = env!("CARGO_PKG_VERSION");
 /// Files of a finished build.
-const OUTPUTS: &[&str] =
-    &["casemate.raw", "casemate.efi", "OVMF_VARS.fd", "reference.json", "build.json"];
-
-/// Outputs whose digests build.json holds; the disk holds the root hash's tree and the UKI.
-const DIGESTED: &[&str] = &["casemate.efi", "OVMF_VARS.fd", "reference.json"];
+const OUTPUTS: &[&str] = &[
+    "casemate.raw",
+    "casemate.efi",
+    "OVMF_VARS.fd",
+    "reference.json",
+    "sbom.cdx.json",
+    "report.html",
+    PROVENANCE,
+];
+/// Names all other outputs by their digests.
+const PROVENANCE: &str = "provenance.json";
+const CHUNK_BYTES: usize = 1 << 20;
 
 /// What to build.
 #[derive(Clone, Debug)]
@@ -88,6 +99,20 @@ pub enum BuildError {
     /// The reference values.
     #[error(transparent)]
     Reference(#[from] ReferenceError),
+    /// What is in the image.
+    #[error(transparent)]
+    Inventory(#[from] InventoryError),
+    /// The lock is wrong.
+    #[error(transparent)]
+    Lock(#[from] LockError),
+    /// A date is outside the calendar.
+    #[error("the source date {seconds} is no date: {reason}")]
+    Date {
+        /// Seconds since 1970.
+        seconds: u32,
+        /// What is wrong.
+        reason: String,
+    },
     /// The profile of the key set is another one.
     #[error(
         "the key set is of profile `{found}`, the build of `{expected}`; use a key set of that profile"
@@ -125,7 +150,8 @@ pub fn build(options: &Options) -> Result<Built> {
     check_profile(options, &keys)?;
     let mut build = Build::start(options, keys)?;
     let bootstrap = build.bootstrap()?;
-    let packages = build.root_tree(&bootstrap)?;
+    build.root_tree(&bootstrap)?;
+    let inventory = build.inventory(&bootstrap)?;
     let initrd = build.initrd(&bootstrap)?;
     let root_hash = build.root_file_system()?;
     let cmdline = uki::cmdline(&options.source, &root_hash)?;
@@ -133,8 +159,7 @@ pub fn build(options: &Options) -> Result<Built> {
     build.disk()?;
     build.firmware_variables()?;
     build.reference_values(&root_hash, &cmdline)?;
-    let record = build.record(&bootstrap, packages)?;
-    write_json(&build.work.join("build.json"), &record)?;
+    build.describe(&bootstrap, &inventory, &root_hash)?;
     let outputs = publish(&build.work, &options.out)?;
     Ok(Built { steps: build.steps, root_hash, outputs })
 }
@@ -188,7 +213,7 @@ impl<'a> Build<'a> {
         })
     }
 
-    fn root_tree(&mut self, bootstrap: &Bootstrap) -> Result<Vec<Package>> {
+    fn root_tree(&mut self, bootstrap: &Bootstrap) -> Result<()> {
         let root = self.root();
         let inputs = tree::Inputs {
             bootstrap,
@@ -279,27 +304,71 @@ impl<'a> Build<'a> {
         })
     }
 
-    fn record(&self, bootstrap: &Bootstrap, packages: Vec<Package>) -> Result<Record> {
-        let mut configuration = BTreeMap::new();
-        for folder in ["image/config", "kernel-config", "systemd"] {
-            digest_folder(&self.options.source.join(folder), folder, &mut configuration)?;
-        }
-        let agent = match &self.options.agent {
-            Some(folder) => digest_files(folder, tree::AGENT)?,
-            None => BTreeMap::new(),
+    fn inventory(&mut self, bootstrap: &Bootstrap) -> Result<Inventory> {
+        let inputs = inventory::Inputs {
+            bootstrap,
+            tree: &self.root(),
+            source: &self.options.source,
+            agent: self.options.agent.is_some(),
+            logs: &self.logs,
         };
-        Ok(Record {
-            profile: self.options.profile.clone(),
-            suite: bootstrap::SUITE,
-            packages_lock_sha256: bootstrap.lock_sha256.clone(),
-            source_date_s: self.options.source_date_s,
-            kernel: bootstrap.kernel_version.clone(),
-            packages,
-            configuration_sha256: configuration,
-            agent_sha256: agent,
-            outputs_sha256: digest_files(&self.work, DIGESTED)?,
+        self.steps.step("inventory", || Ok(Done::fresh(inputs.inventory()?)))
+    }
+
+    /// Bill of materials, report and provenance.
+    fn describe(
+        &mut self,
+        bootstrap: &Bootstrap,
+        found: &Inventory,
+        root_hash: &str,
+    ) -> Result<()> {
+        let (options, work) = (self.options, self.work.clone());
+        let created = date(options.source_date_s)?;
+        self.steps.step("SBOM, report, provenance", || {
+            let bill = sbom(found, IMAGE_VERSION, root_hash, &created);
+            write_json(&work.join("sbom.cdx.json"), &bill)?;
+            let heading = Heading {
+                version: IMAGE_VERSION,
+                profile: &options.profile,
+                root_hash,
+                kernel: &bootstrap.kernel_version,
+                created: &created,
+            };
+            write(&work.join("report.html"), &report::page(&heading, found))?;
+            write_json(&work.join(PROVENANCE), &provenance(options, bootstrap, &work)?)?;
+            Ok(Done::fresh(()))
         })
     }
+}
+
+fn provenance(options: &Options, bootstrap: &Bootstrap, work: &Path) -> Result<serde_json::Value> {
+    let mut configuration = Digests::new();
+    for folder in ["image/config", "kernel-config", "systemd"] {
+        digest_folder(&options.source.join(folder), folder, &mut configuration)?;
+    }
+    let agent = match &options.agent {
+        Some(folder) => {
+            configuration.append(&mut digest_files(&options.source, &["Cargo.lock"])?);
+            digest_files(folder, tree::AGENT)?
+        }
+        None => Digests::new(),
+    };
+    let others: Vec<&str> = OUTPUTS.iter().copied().filter(|name| *name != PROVENANCE).collect();
+    let materials = Materials {
+        lock: &Lock::read(&options.source)?,
+        lock_sha256: &bootstrap.lock_sha256,
+        configuration: &configuration,
+        agent: &agent,
+    };
+    let outputs = digest_files(work, &others)?;
+    Ok(provenance::statement(&outputs, &materials, &options.profile, options.source_date_s))
+}
+
+/// RFC 3339, UTC.
+fn date(seconds: u32) -> Result<String> {
+    jiff::Timestamp::from_second(seconds.into())
+        .map(|time| time.to_string())
+        .map_err(|error| BuildError::Date { seconds, reason: error.to_string() })
 }
 
 fn check_profile(options: &Options, keys: &KeySet) -> Result<()> {
@@ -322,26 +391,12 @@ fn os_release(profile: &str) -> String {
     )
 }
 
-/// What went into the build and what came out, by digest.
-#[derive(Debug, serde::Serialize)]
-struct Record {
-    profile: String,
-    suite: &'static str,
-    packages_lock_sha256: String,
-    source_date_s: u32,
-    kernel: String,
-    packages: Vec<Package>,
-    configuration_sha256: BTreeMap<String, String>,
-    agent_sha256: BTreeMap<String, String>,
-    outputs_sha256: BTreeMap<String, String>,
-}
-
-fn digest_files(folder: &Path, files: &[&str]) -> Result<BTreeMap<String, String>> {
+fn digest_files(folder: &Path, files: &[&str]) -> Result<Digests> {
     let digest = |file: &&str| Ok(((*file).to_owned(), digest_file(&folder.join(file))?));
     files.iter().map(digest).collect()
 }
 
-fn digest_folder(folder: &Path, name: &str, digests: &mut BTreeMap<String, String>) -> Result<()> {
+fn digest_folder(folder: &Path, name: &str, digests: &mut Digests) -> Result<()> {
     if !folder.exists() {
         return Ok(());
     }
@@ -358,8 +413,19 @@ fn digest_folder(folder: &Path, name: &str, digests: &mut BTreeMap<String, Strin
     Ok(())
 }
 
+/// SHA-256 of a file of any length, in hex.
 fn digest_file(path: &Path) -> Result<String> {
-    Ok(hex::encode(Sha256::digest(read(path)?)))
+    let hash = || -> std::io::Result<String> {
+        let mut file = fs::File::open(path)?;
+        let (mut hash, mut chunk) = (Sha256::new(), vec![0; CHUNK_BYTES]);
+        loop {
+            match file.read(&mut chunk)? {
+                0 => return Ok(hex::encode(hash.finalize())),
+                read => hash.update(&chunk[..read]),
+            }
+        }
+    };
+    hash().map_err(|source| BuildError::File { path: path.to_owned(), source })
 }
 
 /// Moves the finished files into place and removes the work folder.
@@ -378,6 +444,10 @@ fn publish(work: &Path, out: &Path) -> Result<Vec<PathBuf>> {
 fn write_json(path: &Path, value: &impl serde::Serialize) -> Result<()> {
     let mut text = serde_json::to_string_pretty(value)?;
     text.push('\n');
+    write(path, &text)
+}
+
+fn write(path: &Path, text: &str) -> Result<()> {
     fs::write(path, text).map_err(|source| BuildError::File { path: path.to_owned(), source })
 }
 

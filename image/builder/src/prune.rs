@@ -49,25 +49,20 @@ pub enum PruneError {
 type Result<T> = std::result::Result<T, PruneError>;
 
 /// An installed package.
-#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Package {
     pub(crate) name: String,
     pub(crate) version: String,
 }
 
-/// Prunes `tree` by the lists in `config`; returns the packages that stay, wholly or in part.
-pub(crate) fn prune(tree: &Path, config: &Path) -> Result<Vec<Package>> {
+/// Prunes `tree` by the lists in `config`.
+pub(crate) fn prune(tree: &Path, config: &Path) -> Result<()> {
     let removed = reasoned::read(&config.join("removed.list"), "kind name")?;
-    let status = read_text(&tree.join(DPKG_STATUS))?;
-    let mut packages = installed(&status);
     let mut patterns = Vec::new();
     for entry in removed {
         let [kind, name] = <[String; 2]>::try_from(entry.fields).unwrap_or_default();
         match kind.as_str() {
-            "package" => {
-                remove_package(tree, &name)?;
-                packages.retain(|package| package.name != name);
-            }
+            "package" => remove_package(tree, &name)?,
             "path" => patterns.push(name),
             _ => return Err(unknown_kind(config, kind, name)),
         }
@@ -79,8 +74,7 @@ pub(crate) fn prune(tree: &Path, config: &Path) -> Result<Vec<Package>> {
     for folder in LINK_FOLDERS {
         remove_dangling(tree, &tree.join(folder))?;
     }
-    clear_setid(tree)?;
-    Ok(packages)
+    clear_setid(tree)
 }
 
 fn unknown_kind(config: &Path, found: String, entry: String) -> PruneError {

@@ -20,6 +20,7 @@ const TAIL_BYTES: u64 = 2000;
 const PACKAGES: &[(&str, &str)] = &[
     ("apt-cache", "apt"),
     ("apt-get", "apt"),
+    ("cargo", "cargo"),
     ("cp", "coreutils"),
     ("cpio", "cpio"),
     ("depmod", "kmod"),
@@ -30,6 +31,7 @@ const PACKAGES: &[(&str, &str)] = &[
     ("mcopy", "mtools"),
     ("mmdebstrap", "mmdebstrap"),
     ("systemctl", "systemd"),
+    ("systemd-analyze", "systemd"),
     ("systemd-repart", "systemd-repart"),
     ("systemd-sysusers", "systemd"),
     ("ukify", "systemd-ukify"),

@@ -11,7 +11,7 @@ use crate::elf::{self, ElfError};
 use crate::keys::KeySet;
 use crate::modules::{self, ModulesError};
 use crate::place::place;
-use crate::prune::{self, Package, PruneError};
+use crate::prune::{self, PruneError};
 use crate::tool::{Tool, ToolError};
 use crate::users::{self, UsersError};
 
@@ -98,15 +98,15 @@ pub(crate) struct Inputs<'a> {
     pub(crate) logs: &'a Path,
 }
 
-/// Makes the tree at `tree`, which must not exist; returns the Debian packages in it.
-pub(crate) fn make(inputs: &Inputs<'_>, tree: &Path) -> Result<Vec<Package>> {
+/// Makes the tree at `tree`, which must not exist.
+pub(crate) fn make(inputs: &Inputs<'_>, tree: &Path) -> Result<()> {
     let config = inputs.source.join("image/config");
     Tool::new("cp", "tree-copy", inputs.logs)
         .args(["--archive", "--reflink=auto"])
         .arg(inputs.bootstrap.tree())
         .arg(tree)
         .run()?;
-    let packages = prune::prune(tree, &config)?;
+    prune::prune(tree, &config)?;
     for folder in FOLDERS {
         create_folder(&tree.join(folder))?;
     }
@@ -126,8 +126,7 @@ pub(crate) fn make(inputs: &Inputs<'_>, tree: &Path) -> Result<Vec<Package>> {
     let names: Vec<&str> = modules.iter().map(|(name, _)| name.as_str()).collect();
     let bootstrap = inputs.bootstrap;
     modules::install(&bootstrap.kernel(), &bootstrap.kernel_version, &names, tree, inputs.logs)?;
-    check(inputs, tree)?;
-    Ok(packages)
+    check(inputs, tree)
 }
 
 fn install_casemate(inputs: &Inputs<'_>, tree: &Path) -> Result<()> {

@@ -73,7 +73,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     if let Some(other) = reproduces {
         builder::compare(&options.out, &other, &options.out.join(".compare"))?;
         println!(
-            "same as {}: partition table, partitions, UKI, firmware variables",
+            "same as {}: partition table, partitions, UKI, firmware variables, SBOM, report",
             other.display()
         );
     }
