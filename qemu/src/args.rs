@@ -9,6 +9,11 @@ use crate::machine::{BUNDLE_SLOTS, Config, GATEWAY_PORT};
 /// OVMF with Secure Boot and SMM, from Debian's `ovmf`.
 pub(crate) const FIRMWARE_CODE: &str = "/usr/share/OVMF/OVMF_CODE_4M.secboot.fd";
 
+/// Block node of the exchange medium.
+pub(crate) const EXCHANGE: &str = "exchange";
+/// Its device.
+pub(crate) const EXCHANGE_DEVICE: &str = "stick";
+
 /// The files of one launch.
 #[derive(Debug)]
 pub(crate) struct Files<'a> {
@@ -75,6 +80,8 @@ impl Args {
                 format!("pcie-root-port,id=slot{slot},chassis={chassis},slot={chassis}"),
             );
         }
+        let last = BUNDLE_SLOTS + 1;
+        self.add("-device", format!("pcie-root-port,id=slotx,chassis={last},slot={last}"));
         for (slot, bundle) in config.bundles.iter().enumerate() {
             self.add("-blockdev", blockdev("raw", &bundle_node(slot), bundle, true));
             self.add("-device", bundle_device(slot).to_string());
@@ -112,6 +119,16 @@ pub(crate) fn bundle_device(slot: usize) -> serde_json::Value {
         "id": format!("medium{slot}"),
         "bus": format!("slot{slot}"),
         "drive": bundle_node(slot),
+    })
+}
+
+/// `device_add` arguments of the exchange medium.
+pub(crate) fn exchange_device() -> serde_json::Value {
+    json!({
+        "driver": "virtio-blk-pci",
+        "id": EXCHANGE_DEVICE,
+        "bus": "slotx",
+        "drive": EXCHANGE,
     })
 }
 

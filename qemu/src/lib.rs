@@ -11,6 +11,7 @@ mod args;
 pub mod console;
 pub mod disk;
 mod machine;
+pub mod manufacture;
 mod process;
 pub mod qmp;
 mod snapshot;

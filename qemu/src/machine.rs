@@ -4,6 +4,7 @@
 //! |---|---|
 //! | `disk.qcow2`, `vars.qcow2` | overlays of the image's disk and variable store |
 //! | `tpm/` | swtpm's permanent state: the machine's TPM |
+//! | `vendor/` | the authority that certified that TPM, unless it is another folder |
 //! | `origin.json` | which build of the image the overlays belong to |
 //! | `serial-N.log` | console of the N-th boot |
 //! | `vm.state` | only in a snapshot: memory and devices |
@@ -21,6 +22,7 @@ use serde_json::json;
 use crate::accel::Accel;
 use crate::args;
 use crate::console::{Console, ConsoleError};
+use crate::manufacture;
 use crate::process::{self, Daemon, POLL, ProcessError};
 use crate::qmp::{self, Qmp, QmpError};
 
@@ -126,6 +128,8 @@ pub struct Config {
     pub fw_cfg: Vec<(String, String)>,
     /// Port on 127.0.0.1 that leads to the gateway; `None` takes a free one.
     pub port: Option<u16>,
+    /// Folder of the authority that certifies new TPMs; `vendor` in the state folder if not given.
+    pub vendor: Option<PathBuf>,
 }
 
 impl Config {
@@ -141,7 +145,20 @@ impl Config {
             smbios: Vec::new(),
             fw_cfg: Vec::new(),
             port: None,
+            vendor: None,
         }
+    }
+
+    /// Folder with certificates of the TPM's vendor: what an auditor trusts to certify this machine's TPM.
+    #[must_use]
+    pub fn vendor_roots(&self) -> PathBuf {
+        manufacture::roots(&self.vendor_folder())
+    }
+
+    /// Folder of that vendor's authority: for another machine of the same vendor.
+    #[must_use]
+    pub fn vendor_folder(&self) -> PathBuf {
+        self.vendor.clone().unwrap_or_else(|| self.state.join("vendor"))
     }
 
     pub(crate) fn disk(&self) -> PathBuf {
@@ -207,6 +224,13 @@ impl Machine {
     /// Boots from cold. A state folder that is there already is the same machine again: same disk, same TPM.
     pub fn boot(config: Config) -> Result<Self, MachineError> {
         prepare(&config)?;
+        // Absolute and readable before the TPM is made: swtpm_setup is told where in settings files.
+        let (tpm, vendor) = (config.state.join("tpm"), config.vendor_folder());
+        make_folder(&tpm)?;
+        make_folder(&vendor)?;
+        let absolute = |path: &Path| fs::canonicalize(path).map_err(|e| file_error(path, e));
+        manufacture::manufacture(&absolute(&tpm)?, &absolute(&vendor)?)
+            .map_err(|source| file_error(&tpm, source))?;
         Self::launch(config, false)
     }
 
@@ -350,6 +374,37 @@ impl Machine {
             .map_err(|error| MachineError::Invalid(error.to_string()))?;
         self.qmp.execute("blockdev-add", &node)?;
         self.qmp.execute("device_add", &args::bundle_device(slot))?;
+        Ok(())
+    }
+
+    /// Plugs an exchange medium into the running machine: writable, and the only one at a time.
+    pub fn plug_exchange(&mut self, medium: &Path) -> Result<(), MachineError> {
+        let node = args::blockdev("raw", args::EXCHANGE, medium, false);
+        let node = serde_json::from_str(&node)
+            .map_err(|error| MachineError::Invalid(error.to_string()))?;
+        self.qmp.execute("blockdev-add", &node)?;
+        self.qmp.execute("device_add", &args::exchange_device())?;
+        Ok(())
+    }
+
+    /// Pulls the exchange medium out, and waits until the guest has let go of it: the file is complete then.
+    pub fn pull_exchange(&mut self, limit: Duration) -> Result<(), MachineError> {
+        self.qmp.take_events();
+        self.qmp.execute("device_del", &json!({ "id": args::EXCHANGE_DEVICE }))?;
+        let deadline = Instant::now() + limit;
+        loop {
+            // Events are read with replies.
+            self.qmp.execute("query-status", &json!({}))?;
+            if self.qmp.take_events().iter().any(|event| event == "DEVICE_DELETED") {
+                break;
+            }
+            if Instant::now() >= deadline {
+                let outcome = format!("not within {} s", limit.as_secs());
+                return Err(self.not_seen(&["the exchange medium to be let go"], outcome));
+            }
+            std::thread::sleep(POLL);
+        }
+        self.qmp.execute("blockdev-del", &json!({ "node-name": args::EXCHANGE }))?;
         Ok(())
     }
 

@@ -6,7 +6,9 @@
 use std::sync::{Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
-use evidence::format::{AgentEvent, BundleEvent, BundleStatement, ConfinementEvent, agent_event};
+use evidence::format::{
+    AgentEvent, BundleEvent, BundleStatement, Challenge, ConfinementEvent, agent_event,
+};
 use evidence::ledger::Event;
 use evidence::verify::qualifying_data;
 use ipc::{AgentStatus, ModelInfo};
@@ -22,6 +24,9 @@ use crate::report::{self, Attested, ReportError};
 /// Shortest time between two checkpoints that nobody asked for: a TPM signs a few times per second at best.
 const CHECKPOINT_EVERY: Duration = Duration::from_secs(5);
 
+/// Shortest time between two challenges: each keeps the TPM from quotes and checkpoints for a while.
+const CHALLENGE_EVERY: Duration = Duration::from_secs(3);
+
 /// The running agent.
 #[derive(Debug)]
 pub(crate) struct Agent {
@@ -33,6 +38,7 @@ pub(crate) struct Agent {
     ledger: Mutex<Ledger>,
     running: Mutex<Running>,
     checkpointed: Mutex<Instant>,
+    challenged: Mutex<Option<Instant>>,
 }
 
 #[derive(Debug, Default)]
@@ -65,6 +71,12 @@ pub(crate) enum AgentError {
     /// Not what a process may report of itself.
     #[error("a report of {found:?} with {tests} tests came from the {expected}")]
     Confinement { found: String, tests: usize, expected: &'static str },
+    /// A challenge is no JSON, or too long.
+    #[error("the challenge is no challenge.json: {reason}")]
+    Challenge { reason: String },
+    /// Another challenge was answered just now.
+    #[error("the TPM answered a challenge just now; ask again in {seconds} s")]
+    Busy { seconds: u64 },
 }
 
 impl Agent {
@@ -85,6 +97,7 @@ impl Agent {
             ledger: Mutex::new(ledger),
             running: Mutex::default(),
             checkpointed: Mutex::new(Instant::now()),
+            challenged: Mutex::default(),
         };
         if first {
             agent.checkpoint()?;
@@ -218,6 +231,41 @@ impl Agent {
             note,
         };
         Ok(attested.report(records)?)
+    }
+
+    /// What an auditor enrols, as JSON.
+    pub(crate) fn identity(&self) -> Result<String, AgentError> {
+        let mut attestor = lock(&self.attestor);
+        let identity = attestor.as_mut().ok_or(AgentError::Stopping)?.identity()?;
+        Ok(serde_json::to_string(&identity)?)
+    }
+
+    /// Answers a challenge (JSON) with the TPM's help, as JSON.
+    pub(crate) fn enrol(&self, challenge: &str) -> Result<String, AgentError> {
+        let refuse = |reason: String| AgentError::Challenge { reason };
+        if challenge.len() > ipc::CHALLENGE_BYTES_MAX {
+            let (found, max) = (challenge.len(), ipc::CHALLENGE_BYTES_MAX);
+            return Err(refuse(format!("{found} bytes; at most {max} are read")));
+        }
+        let challenge: Challenge =
+            serde_json::from_str(challenge).map_err(|error| refuse(error.to_string()))?;
+        let mut attestor = lock(&self.attestor);
+        let attestor = attestor.as_mut().ok_or(AgentError::Stopping)?;
+        self.pace()?;
+        let response = attestor.answer(&challenge)?;
+        say("a challenge for this machine's enrolment was answered");
+        Ok(serde_json::to_string(&response)?)
+    }
+
+    /// Refuses a challenge that comes too soon after the last one.
+    fn pace(&self) -> Result<(), AgentError> {
+        let mut last = lock(&self.challenged);
+        let left = last.and_then(|last| CHALLENGE_EVERY.checked_sub(last.elapsed()));
+        if let Some(left) = left.filter(|left| !left.is_zero()) {
+            return Err(AgentError::Busy { seconds: left.as_secs().saturating_add(1) });
+        }
+        *last = Some(Instant::now());
+        Ok(())
     }
 
     /// Signs the head if records were added and the last signature is old enough.

@@ -5,12 +5,17 @@
 
 use std::path::{Path, PathBuf};
 
-use evidence::format::{AGENT_PCR, AgentEvent};
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use evidence::enrol::{EnrolError, SECRET_BYTES, qualifying_data, read_challenge};
+use evidence::format::{
+    AGENT_PCR, AgentEvent, Challenge, IDENTITY_SCHEMA, Identity, RESPONSE_SCHEMA, Response,
+};
 use evidence::key::{AttestationKey as Judge, KeyError};
 use evidence::ledger::{Checkpoint, LedgerError, ORIGIN_PREFIX, ecdsa_key_id, sign_note};
 use evidence::quote::{PcrValues, PcrsError, QuoteError};
 use p256::pkcs8::EncodePublicKey;
-use tpm::{AttestationKey, Quote, Tpm, TpmError};
+use tpm::{AttestationKey, Endorsement, Quote, Tpm, TpmError};
 
 use crate::boot::{self, BootError};
 use crate::measured::{self, Measured, MeasuredError};
@@ -31,6 +36,8 @@ pub(crate) struct Attestor {
     key_id: [u8; 4],
     measured: Measured,
     runtime: PathBuf,
+    /// Read when it is first asked for: it costs the TPM seconds, and not every TPM has it.
+    endorsement: Option<Endorsement>,
 }
 
 /// Why nothing was attested.
@@ -54,6 +61,15 @@ pub(crate) enum AttestorError {
     /// An auditor would not accept the quote.
     #[error("the TPM's quote does not hold: {0}")]
     Quote(#[from] QuoteError),
+    /// The challenge is malformed.
+    #[error("the challenge is not usable: {0}")]
+    Challenge(#[from] EnrolError),
+    /// It is for another machine.
+    #[error("the challenge is for the attestation key {found:?}; this machine has {expected}")]
+    OtherKey { found: String, expected: String },
+    /// What the TPM gave out is no secret of a challenge.
+    #[error("the challenge's secret has {found} bytes; {SECRET_BYTES} are expected")]
+    Secret { found: usize },
     /// Registers change faster than they can be quoted.
     #[error("PCRs changed during each of {QUOTE_ATTEMPTS_MAX} quotes ({last}); ask again")]
     Unsteady { last: PcrsError },
@@ -71,7 +87,8 @@ impl Attestor {
         let spki = spki(key.point())?;
         let key_id = ecdsa_key_id(&spki);
         let origin = format!("{ORIGIN_PREFIX}{}", hex::encode(key.name()));
-        Ok(Self { tpm, key, judge, origin, key_id, measured, runtime: runtime.to_owned() })
+        let (runtime, endorsement) = (runtime.to_owned(), None);
+        Ok(Self { tpm, key, judge, origin, key_id, measured, runtime, endorsement })
     }
 
     /// Measures `content`, unless this boot has done so already; another content of its kind is refused.
@@ -133,6 +150,51 @@ impl Attestor {
     /// Reads a note that this TPM signed.
     pub(crate) fn open_checkpoint(&self, note: &str) -> Result<Checkpoint, LedgerError> {
         Checkpoint::parse(note, |message, signature| self.judge.verify(message, signature))
+    }
+
+    /// What an auditor enrols: the endorsement key with its certificates, and the attestation key.
+    pub(crate) fn identity(&mut self) -> Result<Identity, AttestorError> {
+        let endorsement = self.endorsement()?;
+        Ok(Identity {
+            schema: IDENTITY_SCHEMA.to_owned(),
+            ek_certificates: endorsement
+                .certificates
+                .iter()
+                .map(|der| STANDARD.encode(der))
+                .collect(),
+            ek_public: STANDARD.encode(&endorsement.public),
+            ak_public: STANDARD.encode(self.key.public()),
+        })
+    }
+
+    /// Has the TPM open a challenge, and quotes under what was in it.
+    pub(crate) fn answer(&mut self, challenge: &Challenge) -> Result<Response, AttestorError> {
+        let (name, credential) = read_challenge(challenge)?;
+        let expected = self.key_name();
+        if !name.eq_ignore_ascii_case(&expected) {
+            let found = name.chars().take(expected.len()).collect();
+            return Err(AttestorError::OtherKey { found, expected });
+        }
+        let kind = self.endorsement()?.kind;
+        let (id_object, encrypted) = (&credential.id_object, &credential.encrypted_secret);
+        let secret = self.tpm.activate(kind, &self.key, id_object, encrypted)?;
+        let secret = <[u8; SECRET_BYTES]>::try_from(secret.as_slice())
+            .map_err(|_| AttestorError::Secret { found: secret.len() })?;
+        let (quote, _) = self.quote(qualifying_data(&secret))?;
+        Ok(Response {
+            schema: RESPONSE_SCHEMA.to_owned(),
+            secret: hex::encode(secret),
+            attest: STANDARD.encode(&quote.attest),
+            signature: STANDARD.encode(&quote.signature),
+        })
+    }
+
+    fn endorsement(&mut self) -> Result<&Endorsement, AttestorError> {
+        let endorsement = match self.endorsement.take() {
+            Some(endorsement) => endorsement,
+            None => self.tpm.endorsement()?,
+        };
+        Ok(self.endorsement.insert(endorsement))
     }
 
     /// Quotes [`QUOTED`]; returns the values that the quote signed as well.

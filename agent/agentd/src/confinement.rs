@@ -17,6 +17,7 @@ pub(crate) fn confine(options: &Options) -> Result<Confined, SandboxError> {
 fn folders(options: &Options) -> AgentdFolders<'_> {
     AgentdFolders {
         media: options.bundle.parent().unwrap_or(Path::new("/")),
+        exchange: options.exchange.parent().unwrap_or(Path::new("/")),
         ledger: &options.state,
         tls: &options.tls,
         runtime: &options.runtime,

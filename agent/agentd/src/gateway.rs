@@ -134,6 +134,11 @@ fn answer(agent: &Agent, request: AgentRequest) -> AgentReply {
         AgentRequest::Evidence { nonce } => {
             agent.evidence(&nonce).map(|json| AgentReply::Evidence { json })
         }
+        AgentRequest::Identity => agent.identity().map(|json| AgentReply::Identity { json }),
+        AgentRequest::Enrol { challenge } => match agent.enrol(&challenge) {
+            Err(AgentError::Busy { seconds }) => return AgentReply::Busy { seconds },
+            other => other.map(|json| AgentReply::Enrolled { json }),
+        },
     };
     reply.unwrap_or_else(|error| {
         say(&format!("a request of the gateway failed: {error}"));

@@ -11,6 +11,7 @@ mod attestor;
 mod boot;
 mod confinement;
 mod engine;
+mod exchange;
 mod files;
 mod gateway;
 mod image;
@@ -40,6 +41,7 @@ use sandbox::Confined;
 use crate::agent::{Agent, AgentError};
 use crate::attestor::Attestor;
 use crate::boot::EventLogs;
+use crate::exchange::Exchange;
 use crate::image::Image;
 use crate::importer::{Importer, Route};
 use crate::journal::say;
@@ -82,6 +84,11 @@ fn run(options: &Options) -> anyhow::Result<()> {
                 std::process::exit(1);
             }
         })
+        .context("cannot start a thread")?;
+    let exchange = Exchange::new(Arc::clone(&agent), options.exchange.clone());
+    thread::Builder::new()
+        .name("exchange".to_owned())
+        .spawn(move || exchange.watch())
         .context("cannot start a thread")?;
     say("ready");
     sd_notify::notify(&[sd_notify::NotifyState::Ready]).context("cannot tell systemd")?;

@@ -29,6 +29,9 @@ pub(crate) struct Options {
     /// Where the bundle medium is mounted.
     #[arg(long, default_value = "/run/casemate/bundle")]
     pub(crate) bundle: PathBuf,
+    /// Where the exchange medium is mounted.
+    #[arg(long, default_value = "/run/casemate/exchange/medium")]
+    pub(crate) exchange: PathBuf,
     /// Control socket of the engine.
     #[arg(long, default_value = "/run/casemate/engine-control.sock")]
     pub(crate) engine_control: PathBuf,

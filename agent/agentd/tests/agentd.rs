@@ -2,6 +2,7 @@
 //! and engine.
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
+#[allow(dead_code, reason = "each test binary uses a part of it")]
 mod appliance;
 
 use std::fs;
@@ -28,7 +29,7 @@ fn evidence(agentd: &Agentd) -> Evidence {
 fn pinned(agentd: &Agentd) -> Machine {
     let console = agentd.console();
     let line = console.lines().find_map(|line| line.strip_prefix("agentd: attestation key "));
-    Machine { ak_name: line.unwrap().to_owned() }
+    Machine::from_console(line.unwrap())
 }
 
 /// The auditor's verdict. Only claims of agentd's own can be established: the boot is not a real one.

@@ -47,6 +47,12 @@ pub enum AgentError {
         /// Its words.
         message: String,
     },
+    /// agentd cannot at the moment.
+    #[error("agentd is busy for {seconds} s")]
+    Busy {
+        /// When to ask again.
+        seconds: u64,
+    },
     /// An answer to another question.
     #[error("agentd answered another question")]
     Unexpected,
@@ -117,6 +123,29 @@ impl Agent {
         }
     }
 
+    /// What an auditor enrols, as JSON text.
+    ///
+    /// # Errors
+    /// If agentd gives none.
+    pub async fn identity(&self) -> Result<String, AgentError> {
+        match self.ask(&AgentRequest::Identity, FRAME_BYTES_MAX, EVIDENCE_TIMEOUT).await? {
+            AgentReply::Identity { json } => Ok(json),
+            _ => Err(AgentError::Unexpected),
+        }
+    }
+
+    /// The answer to a challenge (JSON text), as JSON text.
+    ///
+    /// # Errors
+    /// If agentd gives none.
+    pub async fn enrol(&self, challenge: String) -> Result<String, AgentError> {
+        let request = AgentRequest::Enrol { challenge };
+        match self.ask(&request, FRAME_BYTES_MAX, EVIDENCE_TIMEOUT).await? {
+            AgentReply::Enrolled { json } => Ok(json),
+            _ => Err(AgentError::Unexpected),
+        }
+    }
+
     async fn ask(
         &self,
         request: &AgentRequest,
@@ -133,6 +162,7 @@ impl Agent {
         match timeout(limit, exchange).await {
             Err(_) => Err(AgentError::Silent { seconds: limit.as_secs() }),
             Ok(Ok(AgentReply::Error { message })) => Err(AgentError::Refused { message }),
+            Ok(Ok(AgentReply::Busy { seconds })) => Err(AgentError::Busy { seconds }),
             Ok(reply) => reply,
         }
     }

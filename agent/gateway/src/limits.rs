@@ -9,7 +9,7 @@ use std::time::Duration;
 pub const CONNECTIONS_MAX: u32 = 256;
 /// Chat requests at once, from their first body byte until their record is acknowledged.
 pub const CHATS_MAX: u32 = 128;
-/// Evidence requests at once; the TPM answers one at a time anyway.
+/// Evidence, identity and enrolment requests at once; the TPM answers one at a time anyway.
 pub const EVIDENCE_MAX: u32 = 2;
 
 /// Longest request body. The conversation goes to the engine in one frame, in no more bytes than
@@ -56,7 +56,7 @@ pub const BODY_TIMEOUT: Duration = Duration::from_secs(30);
 pub const WRITE_STALL_TIMEOUT: Duration = Duration::from_secs(30);
 /// Time for the agent to say its status, or to put a record on disk.
 pub const AGENT_TIMEOUT: Duration = Duration::from_secs(30);
-/// Time for evidence: a TPM quote and up to [`ipc::EVIDENCE_RECORDS_MAX`] proofs.
+/// Time for whatever the TPM does: an endorsement key that is made again, or a TPM quote and up to [`ipc::EVIDENCE_RECORDS_MAX`] proofs.
 pub const EVIDENCE_TIMEOUT: Duration = Duration::from_secs(120);
 /// Time for the engine to say which model it has.
 pub const ENGINE_STATUS_TIMEOUT: Duration = Duration::from_secs(10);

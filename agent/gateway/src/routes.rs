@@ -9,7 +9,7 @@ use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Router, middleware};
-use ipc::{AgentStatus, ModelInfo};
+use ipc::{AgentStatus, CHALLENGE_BYTES_MAX, ModelInfo};
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
@@ -65,6 +65,8 @@ impl App {
             .route("/healthz", get(healthz))
             .route("/casemate/evidence", get(evidence))
             .route("/casemate/csr", get(csr))
+            .route("/casemate/identity", get(identity))
+            .route("/casemate/enrol", post(enrol))
             .fallback(async || ApiError::UnknownPath)
             .method_not_allowed_fallback(async || ApiError::MethodNotAllowed)
             .layer(middleware::map_response(common_headers))
@@ -301,6 +303,41 @@ async fn evidence(
 async fn csr(State(app): State<App>) -> Result<Response, ApiError> {
     let pem = app.0.peers.agent.csr().await.map_err(agent_unavailable)?;
     Ok(([(header::CONTENT_TYPE, "application/x-pem-file")], pem).into_response())
+}
+
+async fn identity(
+    State(app): State<App>,
+    Extension(client): Extension<Client>,
+) -> Result<Response, ApiError> {
+    let _permit = permit(&app.0.evidence)?;
+    let json = app.0.peers.agent.identity().await.map_err(agent_unavailable)?;
+    log("identity", &[("client", &client.name())]);
+    Ok(([(header::CONTENT_TYPE, "application/json")], json).into_response())
+}
+
+async fn enrol(
+    State(app): State<App>,
+    Extension(client): Extension<Client>,
+    headers: HeaderMap,
+    body: Body,
+) -> Result<Response, ApiError> {
+    let _permit = permit(&app.0.evidence)?;
+    let body = read_json(&headers, body).await?;
+    let invalid = |message: String| ApiError::invalid("challenge", message);
+    if body.len() > CHALLENGE_BYTES_MAX {
+        let found = body.len();
+        return Err(invalid(format!("{found} bytes; at most {CHALLENGE_BYTES_MAX} are read")));
+    }
+    let challenge = String::from_utf8(body).map_err(|error| invalid(error.to_string()))?;
+    let answered = app.0.peers.agent.enrol(challenge).await;
+    let outcome = if answered.is_ok() { "answered" } else { "refused" };
+    log("enrol", &[("client", &client.name()), ("outcome", &outcome)]);
+    match answered {
+        Ok(json) => Ok(([(header::CONTENT_TYPE, "application/json")], json).into_response()),
+        Err(AgentError::Refused { message }) => Err(invalid(message)),
+        Err(AgentError::Busy { .. }) => Err(ApiError::Overloaded),
+        Err(error) => Err(agent_unavailable(error)),
+    }
 }
 
 /// The one parameter `nonce`, as agentd wants it.

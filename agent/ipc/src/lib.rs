@@ -19,5 +19,7 @@ pub const FRAME_BYTES_MAX: usize = 1 << 20;
 pub const EVIDENCE_BYTES_MAX: usize = 16 << 20;
 /// Most ledger records in one evidence file; the newest ones are sent.
 pub const EVIDENCE_RECORDS_MAX: u64 = 10_000;
+/// Longest challenge of an enrolment, in bytes of JSON text.
+pub const CHALLENGE_BYTES_MAX: usize = 8 << 10;
 /// Most descriptors that travel with one frame.
 pub const FDS_MAX: usize = 64;

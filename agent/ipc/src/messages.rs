@@ -212,6 +212,13 @@ pub enum AgentRequest {
         /// 32 bytes, lower-case hex.
         nonce: String,
     },
+    /// The TPM's endorsement key, its certificates and the attestation key.
+    Identity,
+    /// Answer a challenge that was made for that identity.
+    Enrol {
+        /// `evidence::format::Challenge`, as JSON text.
+        challenge: String,
+    },
 }
 
 /// One exchange, as the ledger keeps it: never the text.
@@ -260,6 +267,21 @@ pub enum AgentReply {
     Evidence {
         /// The file.
         json: String,
+    },
+    /// The identity, as `evidence::format::Identity` in JSON text.
+    Identity {
+        /// The file.
+        json: String,
+    },
+    /// The answer to a challenge, as `evidence::format::Response` in JSON text.
+    Enrolled {
+        /// The file.
+        json: String,
+    },
+    /// Challenges come faster than the TPM may be kept busy with them.
+    Busy {
+        /// When to ask again, in seconds.
+        seconds: u64,
     },
     /// The request failed; nothing was recorded.
     Error {

@@ -172,13 +172,18 @@ pub const GATEWAY: Profile<'static> = Profile {
 
 /// The folders of [`AGENTD`], wherever they are.
 #[must_use]
-pub fn agentd_paths<'a>(folders: &AgentdFolders<'a>) -> [PathRule<'a>; 4] {
+pub fn agentd_paths<'a>(folders: &AgentdFolders<'a>) -> [PathRule<'a>; 5] {
     let rule = |path, access, why| PathRule { path, access, why };
     [
         rule(
             folders.media,
             Access::Read,
             "media are mounted below it later, and judged file by file",
+        ),
+        rule(
+            folders.exchange,
+            Access::ReadWrite,
+            "an exchange medium is mounted below it later; answers are written beside questions",
         ),
         rule(
             folders.ledger,
@@ -199,6 +204,8 @@ pub fn agentd_paths<'a>(folders: &AgentdFolders<'a>) -> [PathRule<'a>; 4] {
 pub struct AgentdFolders<'a> {
     /// Above the mount points of media.
     pub media: &'a Path,
+    /// Above the mount point of an exchange medium.
+    pub exchange: &'a Path,
     /// The ledger.
     pub ledger: &'a Path,
     /// The gateway's key.
@@ -212,6 +219,7 @@ pub struct AgentdFolders<'a> {
 pub fn appliance_tables() -> [(&'static str, String); 3] {
     let paths = agentd_paths(&AgentdFolders {
         media: Path::new("/run/casemate"),
+        exchange: Path::new("/run/casemate/exchange"),
         ledger: Path::new("/var/lib/casemate/ledger"),
         tls: Path::new("/var/lib/casemate/tls"),
         runtime: Path::new("/run/casemate-agentd"),
@@ -236,6 +244,7 @@ pub const AGENTD: Profile<'static> = Profile {
         allow(libc::SYS_fdatasync, "a record is on disk before it is acknowledged"),
         allow(libc::SYS_ftruncate, "a torn record is cut off"),
         allow(libc::SYS_rename, "files are replaced at once or not at all"),
+        allow(libc::SYS_renameat, "as rename, beneath the root of an exchange medium"),
         allow(libc::SYS_flock, "one agent writes the ledger"),
         allow(libc::SYS_memfd_create, "a bundle's files are copied into sealed memory"),
         allow(libc::SYS_ioctl, "non-blocking sockets; see the refusals"),

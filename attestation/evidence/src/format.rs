@@ -15,6 +15,14 @@ pub const REFERENCE_SCHEMA: &str = "casemate-reference-v1";
 pub const SITE_SCHEMA: &str = "casemate-site-v1";
 /// Schema name of [`Policy`].
 pub const POLICY_SCHEMA: &str = "casemate-policy-v1";
+/// Schema name of [`Identity`].
+pub const IDENTITY_SCHEMA: &str = "casemate-identity-v1";
+/// Schema name of [`Challenge`].
+pub const CHALLENGE_SCHEMA: &str = "casemate-challenge-v1";
+/// Schema name of [`Secret`].
+pub const SECRET_SCHEMA: &str = "casemate-secret-v1";
+/// Schema name of [`Response`].
+pub const RESPONSE_SCHEMA: &str = "casemate-response-v1";
 /// PCR that the agent extends: not resettable before the next boot, used by nothing else without shim.
 pub const AGENT_PCR: u8 = 14;
 /// First bytes of what a quote's `extraData` hashes, see `verify`.
@@ -238,6 +246,105 @@ pub struct ReleaseKey {
 pub struct Machine {
     /// TPM Name of the attestation key: `000b` and SHA-256 of its `TPMT_PUBLIC`, hex.
     pub ak_name: String,
+    /// What proved that the key is in a vendor's TPM; without it, whoever read the Name off the console vouches.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub enrolment: Option<Enrolment>,
+}
+
+impl Machine {
+    /// The machine whose console showed `ak_name`: trust on first use.
+    #[must_use]
+    pub fn from_console(ak_name: impl Into<String>) -> Self {
+        Self { ak_name: ak_name.into(), enrolment: None }
+    }
+}
+
+/// What an enrolment found, see `enrol`. Pins the machine from then on.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Enrolment {
+    /// SHA-256 of the endorsement key's certificate, hex.
+    pub ek_certificate_sha256: String,
+    /// Who issued that certificate.
+    pub ek_issuer: String,
+    /// What it says of the TPM: manufacturer, model, version.
+    pub tpm: String,
+    /// Subject of the root at which its chain ended.
+    pub root: String,
+    /// SHA-256 of that root's certificate, hex.
+    pub root_sha256: String,
+    /// The auditor's clock when the challenge was made, RFC 3339, UTC.
+    pub enrolled: String,
+    /// The TPM's count of resets since it was last cleared, from the quote that answered the challenge.
+    pub reset_count: u32,
+    /// Milliseconds of the TPM's clock in that quote.
+    pub clock_ms: u64,
+}
+
+/// `identity.json`: what an appliance shows of its TPM before anybody trusts it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Identity {
+    /// [`IDENTITY_SCHEMA`].
+    pub schema: String,
+    /// Certificate of the endorsement key, then those of authorities that the TPM holds; DER, base64.
+    pub ek_certificates: Vec<String>,
+    /// `TPMT_PUBLIC` of the endorsement key, marshalled, base64.
+    pub ek_public: String,
+    /// `TPMT_PUBLIC` of the attestation key, marshalled, base64.
+    pub ak_public: String,
+}
+
+/// `challenge.json`: what only the TPM of one identity can answer, once.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Challenge {
+    /// [`CHALLENGE_SCHEMA`].
+    pub schema: String,
+    /// TPM Name of the attestation key that must be in the same TPM, hex.
+    pub ak_name: String,
+    /// Contents of `TPM2B_ID_OBJECT`, base64.
+    pub id_object: String,
+    /// Contents of `TPM2B_ENCRYPTED_SECRET`, base64.
+    pub encrypted_secret: String,
+}
+
+/// `secret.json`: what the auditor keeps until the answer comes. Whoever reads it can forge that answer.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Secret {
+    /// [`SECRET_SCHEMA`].
+    pub schema: String,
+    /// The secret inside the challenge, hex.
+    pub secret: String,
+    /// The key that it is for, as in [`Challenge`].
+    pub ak_name: String,
+    /// As in [`Enrolment`].
+    pub ek_certificate_sha256: String,
+    /// As in [`Enrolment`].
+    pub ek_issuer: String,
+    /// As in [`Enrolment`].
+    pub tpm: String,
+    /// As in [`Enrolment`].
+    pub root: String,
+    /// As in [`Enrolment`].
+    pub root_sha256: String,
+    /// As in [`Enrolment`].
+    pub enrolled: String,
+}
+
+/// `response.json`: the secret, and a quote under it by the key that was enrolled.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Response {
+    /// [`RESPONSE_SCHEMA`].
+    pub schema: String,
+    /// The activated secret, hex.
+    pub secret: String,
+    /// `TPMS_ATTEST` of a quote whose `extraData` is `enrol::qualifying_data` of the secret, marshalled, base64.
+    pub attest: String,
+    /// `TPMT_SIGNATURE` over it, marshalled, base64.
+    pub signature: String,
 }
 
 /// `model/casemate.json` inside a bundle: signed with the other files.

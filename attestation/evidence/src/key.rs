@@ -24,11 +24,11 @@ use crate::signature::{
 /// Smallest RSA modulus that is accepted, in bits.
 pub const RSA_BITS_MIN: usize = 2048;
 
-const ALG_NULL: u16 = 0x0010;
+pub(crate) const ALG_NULL: u16 = 0x0010;
 const ALG_ECDAA: u16 = 0x001a;
-const TYPE_RSA: u16 = 0x0001;
-const TYPE_ECC: u16 = 0x0023;
-const CURVE_P256: u16 = 0x0003;
+pub(crate) const TYPE_RSA: u16 = 0x0001;
+pub(crate) const TYPE_ECC: u16 = 0x0023;
+pub(crate) const CURVE_P256: u16 = 0x0003;
 const CURVE_P384: u16 = 0x0004;
 /// `TPMA_OBJECT` bits that an attestation key must have, and the one that it must not have:
 /// a restricted key that decrypts is a storage key.
@@ -41,7 +41,7 @@ const ATTRIBUTES_SET: [(u32, &str); 5] = [
 ];
 const ATTRIBUTE_DECRYPT: u32 = 1 << 17;
 /// The exponent that `TPMS_RSA_PARMS` writes as 0.
-const RSA_EXPONENT_DEFAULT: u32 = 65_537;
+pub(crate) const RSA_EXPONENT_DEFAULT: u32 = 65_537;
 
 /// Why bytes are not a usable attestation key.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -382,7 +382,7 @@ where
 }
 
 /// A big-endian integer at its full width. TPMs may leave out leading zeros.
-fn fixed<const N: usize>(integer: &[u8]) -> Option<[u8; N]> {
+pub(crate) fn fixed<const N: usize>(integer: &[u8]) -> Option<[u8; N]> {
     let missing = N.checked_sub(integer.len())?;
     let mut full = [0; N];
     full.iter_mut().skip(missing).zip(integer).for_each(|(to, &from)| *to = from);

@@ -7,6 +7,7 @@ pub mod bundle;
 #[cfg(test)]
 mod corpus;
 mod cursor;
+pub mod enrol;
 pub mod eventlog;
 #[cfg(any(test, feature = "fixture"))]
 pub mod fixture;

@@ -7,8 +7,9 @@ use proptest::collection::vec;
 use proptest::prelude::*;
 use proptest::sample::Index;
 
+use crate::enrol::{EkCertificate, Roots};
 use crate::eventlog::EventLog;
-use crate::fixture::{Appliance, SoftTpm, policy, reference};
+use crate::fixture::{Appliance, Says, SoftTpm, TIME_S, Vendor, policy, reference};
 use crate::format::{Evidence, Policy, Reference};
 use crate::key::AttestationKey;
 use crate::pcr::{HashAlg, PcrBank};
@@ -17,6 +18,12 @@ use crate::userspace::UserspaceLog;
 use crate::verify::{ClaimId, Status, Verdict, verify};
 
 const NONCE: [u8; 32] = [0xa5; 32];
+/// A TPM's vendor, and the certificate of its endorsement key.
+static VENDOR: LazyLock<(Vendor, Vec<u8>)> = LazyLock::new(|| {
+    let vendor = Vendor::new(1);
+    let certificate = vendor.certify(&SoftTpm::new(1), &Says::default());
+    (vendor, certificate)
+});
 
 /// One change of a byte string.
 #[derive(Clone, Debug)]
@@ -105,6 +112,16 @@ proptest! {
         if let Ok(key) = AttestationKey::parse(&bytes) {
             prop_assert_eq!(key.name() == honest, bytes == HONEST.tpm.public());
         }
+    }
+
+    #[test]
+    fn certificates(edits in edits()) {
+        let (vendor, honest) = &*VENDOR;
+        let bytes = edited(honest.clone(), &edits);
+        let roots = Roots::parse(std::slice::from_ref(&vendor.root)).unwrap();
+        let chain = [bytes.clone(), vendor.intermediate.clone()];
+        let verified = EkCertificate::verify(&chain, &roots, TIME_S).is_ok();
+        prop_assert_eq!(verified, bytes == *honest);
     }
 
     #[test]

@@ -29,12 +29,13 @@ pub use reason::Reason;
 pub use unexplained::{Log, Unexplained};
 
 use crate::format::{
-    EVIDENCE_SCHEMA, Evidence, Machine, Policy, QUALIFYING_CONTEXT, REFERENCE_SCHEMA, Reference,
+    EVIDENCE_SCHEMA, Enrolment, Evidence, Machine, Policy, QUALIFYING_CONTEXT, REFERENCE_SCHEMA,
+    Reference,
 };
 use crate::key::AttestationKey;
 use crate::ledger::Checkpoint;
-use crate::quote::{PcrValues, Quote};
-use reason::says;
+use crate::quote::{Attest, PcrValues, Quote};
+pub(crate) use reason::says;
 
 /// What is claimed. The order is that of the argument: each rests on earlier ones.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -304,6 +305,20 @@ fn rests_on<T>(id: ClaimId, judged: &Judged<T>) -> Result<&T, Doubt> {
     judged.as_ref().map(|proven| &proven.value).map_err(|_| Doubt::rests_on(id))
 }
 
+/// Only TPM2_Clear sets the count of resets back, and the clock while the TPM is not reset: TPM 2.0 Library Part 1,
+/// "Clock". That somebody has since reset a cleared TPM as often as before stays unseen.
+fn check_not_cleared(enrolment: &Enrolment, attest: &Attest) -> Result<(), Doubt> {
+    let (resets, clock_ms) = (attest.clock.reset_count, attest.clock.clock_ms);
+    let Enrolment { reset_count, clock_ms: enrolled_ms, .. } = enrolment;
+    if (resets, clock_ms) < (*reset_count, *enrolled_ms) {
+        return Err(Doubt::refuted(says!(
+            "the TPM was cleared since it was enrolled: reset count {resets} and clock {clock_ms} ms, at enrolment {reset_count} and {enrolled_ms} ms; find out who did it, and enrol again",
+            "le TPM a été effacé depuis son enrôlement : compteur de redémarrages {resets} et horloge {clock_ms} ms, à l'enrôlement {reset_count} et {enrolled_ms} ms ; trouver qui l'a fait, et enrôler à nouveau"
+        )));
+    }
+    Ok(())
+}
+
 /// A PCR value as files have it.
 fn digest_of_hex(text: &str) -> Option<[u8; 32]> {
     let mut digest = [0; 32];
@@ -346,16 +361,33 @@ impl Case<'_> {
         let public = STANDARD.decode(&self.evidence.quote.public).map_err(|e| refuted(&e))?;
         let key = AttestationKey::parse(&public).map_err(|e| refuted(&e))?;
         let (name, pinned) = (key.name(), &self.machine.ak_name);
-        if !name.to_string().eq_ignore_ascii_case(pinned) {
-            return Err(Doubt::refuted(says!(
-                "the evidence is by the key {name}; the pinned machine has {pinned:?}",
-                "les preuves viennent de la clé {name} ; la machine épinglée a {pinned:?}"
-            )));
-        }
-        let reason = says!(
-            "restricted attestation key {name}, as pinned",
-            "clé d'attestation restreinte {name}, comme épinglée"
-        );
+        let same = name.to_string().eq_ignore_ascii_case(pinned);
+        let reason = match &self.machine.enrolment {
+            None if same => says!(
+                "restricted attestation key {name}, pinned from the console: no EK certificate vouches that it is in a TPM",
+                "clé d'attestation restreinte {name}, épinglée depuis la console : aucun certificat EK n'atteste qu'elle est dans un TPM"
+            ),
+            Some(Enrolment {
+                ek_certificate_sha256: ek, tpm, ek_issuer, root, enrolled, ..
+            }) if same => {
+                says!(
+                    "restricted attestation key {name}, enrolled: EK certificate {ek} of {tpm:?}, issued by {ek_issuer:?} under {root:?}, on {enrolled}",
+                    "clé d'attestation restreinte {name}, enrôlée : certificat EK {ek} de {tpm:?}, émis par {ek_issuer:?} sous {root:?}, le {enrolled}"
+                )
+            }
+            None => {
+                return Err(Doubt::refuted(says!(
+                    "the evidence is by the key {name}; the pinned machine has {pinned:?}",
+                    "les preuves viennent de la clé {name} ; la machine épinglée a {pinned:?}"
+                )));
+            }
+            Some(Enrolment { ek_certificate_sha256: ek, .. }) => {
+                return Err(Doubt::refuted(says!(
+                    "the evidence is by the key {name}, which was never enrolled; the machine with the EK certificate {ek} has {pinned:?}",
+                    "les preuves viennent de la clé {name}, qui n'a jamais été enrôlée ; la machine au certificat EK {ek} a {pinned:?}"
+                )));
+            }
+        };
         Ok(Proven { value: key, reason })
     }
 
@@ -372,6 +404,9 @@ impl Case<'_> {
         let signature = STANDARD.decode(&sent.signature).map_err(|e| refuted(&e))?;
         let quote = Quote::verify(key, &attest, &signature).map_err(|e| refuted(&e))?;
         let resets = quote.attest().clock.reset_count;
+        if let Some(enrolment) = &self.machine.enrolment {
+            check_not_cleared(enrolment, quote.attest())?;
+        }
         let reason = says!(
             "signed by the machine's TPM (reset count {resets})",
             "signée par le TPM de la machine (compteur de redémarrages {resets})"

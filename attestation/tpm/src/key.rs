@@ -74,6 +74,10 @@ impl AttestationKey {
         Ok(Self { handle: created.key_handle, public, name, point })
     }
 
+    pub(crate) fn handle(&self) -> KeyHandle {
+        self.handle
+    }
+
     /// `TPMT_PUBLIC`, marshalled.
     #[must_use]
     pub fn public(&self) -> &[u8] {

@@ -1,12 +1,14 @@
 //! The only code that opens a TPM.
 //!
 //! Invariants: the TPM is reached through one [`Tpm`] and every command takes it by `&mut`, so commands never
-//! interleave; at most one transient object (the attestation key) is loaded at a time, and none outlives the
-//! [`Tpm`] (a TPM without a resource manager has three slots).
+//! interleave; at most two transient objects (the attestation key, and the endorsement key while it is used) are loaded
+//! at a time, and none outlives the [`Tpm`] (a TPM without a resource manager has three slots).
 
+mod ek;
 mod key;
 mod pcr;
 
+pub use ek::{EkKind, Endorsement};
 pub use key::{AttestationKey, MESSAGE_BYTES_MAX, POINT_BYTES, Quote, SIGNATURE_BYTES};
 pub use pcr::{PCRS, Pcrs};
 
@@ -56,6 +58,12 @@ pub enum TpmError {
         found: String,
         /// What it should have.
         expected: &'static str,
+    },
+    /// No certificate that is of an endorsement key of this TPM.
+    #[error("the TPM has no usable EK certificate: {reason}; its vendor may offer one elsewhere")]
+    NoCertificate {
+        /// What was found at each place.
+        reason: String,
     },
     /// The register does not exist.
     #[error("there is no PCR {pcr}; PCRs are 0 to 23")]

@@ -1,9 +1,10 @@
-//! casemate-verify: evidence in, verdict out, on any laptop. No TPM; no claim depends on a clock of its own; a network
-//! only for `fetch` and `proxy`, whose code is `client`.
+//! casemate-verify: evidence in, verdict out, on any laptop. No TPM; no claim depends on a clock of its own, though `enrol`
+//! reads it; a network only for `fetch` and `proxy`, whose code is `client`.
 //!
 //! Exit status: 0 established, 1 not established, 2 unusable input or usage.
 
 mod client;
+mod enrol;
 mod event_log;
 mod export;
 mod files;
@@ -35,6 +36,9 @@ struct Cli {
 enum Command {
     /// Judge an evidence file: one line per claim, then the verdict.
     Evidence(EvidenceArgs),
+    /// Enrol a machine: pin an attestation key that is in a vendor's TPM.
+    #[command(subcommand)]
+    Enrol(enrol::EnrolCommand),
     /// Replay a firmware event log to the PCRs that it gives.
     Eventlog(EventLogArgs),
     /// Fetch evidence from an appliance, judge it, and pin the gateway's key if it is established.
@@ -60,7 +64,7 @@ struct EvidenceArgs {
     /// The quorum policy that the image must enforce.
     #[arg(long, value_name = "FILE")]
     policy: PathBuf,
-    /// `machine.json`: the attestation key that was pinned when the machine was installed.
+    /// `machine.json`: the attestation key that was pinned, by `enrol` or from the console.
     #[arg(long, value_name = "FILE")]
     machine: PathBuf,
     /// The 32 bytes that you sent with your question, in hex.
@@ -127,6 +131,7 @@ fn parse_now(text: &str) -> Result<Timestamp, String> {
 fn run(command: &Command) -> anyhow::Result<Report> {
     match command {
         Command::Evidence(args) => judge::run(args),
+        Command::Enrol(command) => enrol::run(command),
         Command::Eventlog(args) => event_log::run(args),
         Command::Fetch(args) => client::fetch::run(args),
         Command::Proxy(args) => client::proxy::run(args),

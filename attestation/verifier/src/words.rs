@@ -14,7 +14,8 @@ pub(crate) enum Language {
 }
 
 impl Language {
-    fn pick<'a>(self, en: &'a str, fr: &'a str) -> &'a str {
+    /// One of two texts.
+    pub(crate) fn pick<'a>(self, en: &'a str, fr: &'a str) -> &'a str {
         match self {
             Self::En => en,
             Self::Fr => fr,

@@ -210,7 +210,7 @@ impl Auditor {
         fs::create_dir_all(folder)?;
         fs::copy(args.image.join("reference.json"), folder.join("reference.json"))?;
         fs::copy(args.keys.join("policy.json"), folder.join("policy.json"))?;
-        let machine = PinnedMachine { ak_name: ak_name.to_owned() };
+        let machine = PinnedMachine::from_console(ak_name);
         fs::write(folder.join("machine.json"), serde_json::to_vec(&machine)?)?;
         Ok(Self { folder: folder.to_owned() })
     }

@@ -9,7 +9,11 @@ use std::fs;
 use std::path::Path;
 
 use evidence::bundle::{SignedFile, statement_json};
-use evidence::fixture::Appliance;
+use evidence::enrol::{Draw, Enrollee, Roots};
+use evidence::fixture::{Appliance, Says, TIME_S, Vendor};
+
+/// Target, name, bytes.
+type Seed = (&'static str, &'static str, Vec<u8>);
 
 const NONCE: [u8; 32] = [0xa5; 32];
 /// A request with every parameter that has an effect.
@@ -35,12 +39,34 @@ fn main() -> Result<(), Box<dyn Error>> {
     for ((kind, bytes), name) in kinds.into_iter().zip(["attest", "nv", "signature", "public"]) {
         seeds.push(("quote", name, [&[kind], &bytes[..]].concat()));
     }
+    seeds.extend(enrolment(&appliance)?);
     for (target, name, bytes) in seeds {
         let folder = Path::new("corpus").join(target);
         fs::create_dir_all(&folder)?;
         fs::write(folder.join(name), bytes)?;
     }
     Ok(())
+}
+
+/// An enrolment's files, each after the byte that says what it is.
+fn enrolment(appliance: &Appliance) -> Result<Vec<Seed>, Box<dyn Error>> {
+    let vendor = Vendor::new(1);
+    let identity = vendor.identity(&appliance.tpm, &Says::default());
+    let roots = Roots::parse(std::slice::from_ref(&vendor.root))?;
+    let draw = Draw { secret: [0x5e; 32], seed: [0x11; 32], padding: [0x22; 32] };
+    let (challenge, _) =
+        Enrollee::verify(&identity, &roots, TIME_S)?.challenge(&draw, String::new())?;
+    let response = appliance.tpm.respond(draw.secret, &appliance.pcrs());
+    let seeds = [
+        ("certificate", vendor.certify(&appliance.tpm, &Says::default())),
+        ("root", vendor.root),
+        ("public", appliance.tpm.ek_public()),
+        ("identity", serde_json::to_vec(&identity)?),
+        ("challenge", serde_json::to_vec(&challenge)?),
+        ("response", serde_json::to_vec(&response)?),
+    ];
+    let seed = |(kind, (name, bytes)): (u8, (_, Vec<u8>))| ("enrol", name, [&[kind], &bytes[..]].concat());
+    Ok((0..).zip(seeds).map(seed).collect())
 }
 
 /// A file so small that most mutations hit its structure.

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail, ensure};
+use evidence::format::Machine;
 use serde_json::Value;
 
 use crate::tool;
@@ -76,7 +77,7 @@ impl Auditor {
         gateway: Gateway<'_>,
         ak_name: &str,
     ) -> anyhow::Result<Vec<OsString>> {
-        self.prepare(folder, ak_name)?;
+        self.prepare(folder, &Machine::from_console(ak_name))?;
         let url = format!("https://127.0.0.1:{}", gateway.port);
         let mut args = vec![OsString::from("--url"), url.into()];
         for (option, path) in [
@@ -127,19 +128,18 @@ impl Auditor {
         }
     }
 
-    fn prepare(&self, folder: &Path, ak_name: &str) -> anyhow::Result<()> {
+    fn prepare(&self, folder: &Path, machine: &Machine) -> anyhow::Result<()> {
         std::fs::create_dir_all(folder).with_context(|| folder.display().to_string())?;
         let copy = |from: &Path, name: &str| {
             std::fs::copy(from, folder.join(name)).with_context(|| from.display().to_string())
         };
         copy(&self.reference, "reference.json")?;
         copy(&self.policy, "policy.json")?;
-        let machine = evidence::format::Machine { ak_name: ak_name.to_owned() };
-        std::fs::write(folder.join("machine.json"), serde_json::to_vec(&machine)?)?;
+        std::fs::write(folder.join("machine.json"), serde_json::to_vec(machine)?)?;
         Ok(())
     }
 
-    /// Runs `casemate-verify` in a `folder` that holds only what an auditor has.
+    /// Judges evidence by the key that the console showed.
     pub fn verify(
         &self,
         folder: &Path,
@@ -147,8 +147,19 @@ impl Auditor {
         ak_name: &str,
         nonce: &str,
     ) -> anyhow::Result<Verdict> {
+        self.judge(folder, evidence, &Machine::from_console(ak_name), nonce)
+    }
+
+    /// Runs `casemate-verify` in a `folder` that holds only what an auditor has.
+    pub fn judge(
+        &self,
+        folder: &Path,
+        evidence: &str,
+        machine: &Machine,
+        nonce: &str,
+    ) -> anyhow::Result<Verdict> {
         std::fs::create_dir(folder).with_context(|| folder.display().to_string())?;
-        self.prepare(folder, ak_name)?;
+        self.prepare(folder, machine)?;
         std::fs::write(folder.join("evidence.json"), evidence)?;
         let mut command = tool::command(&self.program);
         command.current_dir(folder).args(["evidence", "evidence.json"]);
@@ -156,6 +167,19 @@ impl Auditor {
         command.args(["--machine", "machine.json", "--nonce", nonce]);
         let ended = tool::run(&mut command, folder, Duration::from_secs(120))?;
         judge(ended.code, ended.stdout.clone()).with_context(|| ended.said())
+    }
+
+    /// Runs another command of `casemate-verify` in `folder`; returns its exit code and all that it said.
+    pub fn run(
+        &self,
+        folder: &Path,
+        args: &[&str],
+        last: &Path,
+    ) -> anyhow::Result<(Option<i32>, String)> {
+        let mut command = tool::command(&self.program);
+        command.current_dir(folder).args(args).arg(last);
+        let ended = tool::run(&mut command, folder, Duration::from_secs(120))?;
+        Ok((ended.code, ended.said()))
     }
 }
 

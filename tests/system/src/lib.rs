@@ -9,4 +9,5 @@ pub mod bench;
 pub mod media;
 pub mod runner;
 pub mod scenarios;
+pub mod stick;
 mod tool;

@@ -55,7 +55,24 @@ impl Appliance {
 
     /// The same, with all PCRs zero.
     pub(crate) fn boot_unmeasured() -> Option<Self> {
-        let swtpm = Swtpm::start()?;
+        Some(Self::around(Swtpm::start()?))
+    }
+
+    /// A measured boot of a machine whose TPM has EK certificates.
+    pub(crate) fn boot_certified() -> Option<Self> {
+        let appliance = Self::around(Swtpm::manufactured()?);
+        for pcr in [7, 11] {
+            appliance.extend(pcr);
+        }
+        Some(appliance)
+    }
+
+    /// What an auditor trusts to certify this machine's TPM.
+    pub(crate) fn roots(&self) -> Vec<Vec<u8>> {
+        self.swtpm.roots()
+    }
+
+    fn around(swtpm: Swtpm) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let path = |name: &str| folder.path().join(name);
         let policy = serde_json::to_string(&medium::policy()).unwrap();
@@ -74,7 +91,8 @@ impl Appliance {
         };
         fs::write(path("site/site.json"), serde_json::to_string(&site).unwrap()).unwrap();
         fs::create_dir(path("bundle")).unwrap();
-        Some(Self { swtpm, firmware_log: path("firmware-log"), folder })
+        fs::create_dir(path("exchange")).unwrap();
+        Self { swtpm, firmware_log: path("firmware-log"), folder }
     }
 
     pub(crate) fn path(&self, name: &str) -> PathBuf {
@@ -130,6 +148,7 @@ impl Appliance {
             ("--tls", "tls"),
             ("--runtime", "run"),
             ("--bundle", "bundle"),
+            ("--exchange", "exchange/medium"),
             ("--engine-control", "engine.sock"),
         ] {
             command.arg(option).arg(self.path(name));

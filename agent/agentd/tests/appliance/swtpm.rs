@@ -18,6 +18,10 @@ const TRANSPORT: &str = "/usr/lib/x86_64-linux-gnu/libtss2-tcti-swtpm.so.0";
 /// What tpm2-tss loads for `device:`.
 const STAND_IN: &str = "libtss2-tcti-device.so.0";
 
+#[path = "../../../../qemu/src/manufacture.rs"]
+#[allow(unreachable_pub, reason = "public where the file comes from")]
+mod manufacture;
+
 #[derive(Debug)]
 pub(crate) struct Swtpm {
     process: Child,
@@ -31,7 +35,30 @@ impl Swtpm {
             eprintln!("SKIPPED: swtpm does not start ({error}); run in the tools tree");
             return None;
         }
+        Some(Self::with(tempfile::tempdir().unwrap()))
+    }
+
+    /// Starts one that its factory certified, by an authority of its own.
+    pub(crate) fn manufactured() -> Option<Self> {
+        if let Err(error) = Command::new("swtpm_setup").arg("--version").output() {
+            eprintln!("SKIPPED: swtpm_setup does not start ({error}); run in the tools tree");
+            return None;
+        }
         let folder = tempfile::tempdir().unwrap();
+        manufacture::manufacture(folder.path(), &folder.path().join("vendor")).unwrap();
+        Some(Self::with(folder))
+    }
+
+    /// Certificates of the factory's authority, DER.
+    pub(crate) fn roots(&self) -> Vec<Vec<u8>> {
+        let folder = manufacture::roots(&self.folder.path().join("vendor"));
+        let read = |file: std::io::Result<std::fs::DirEntry>| {
+            evidence::enrol::certificates(&std::fs::read(file.unwrap().path()).unwrap()).unwrap()
+        };
+        std::fs::read_dir(folder).unwrap().flat_map(read).collect()
+    }
+
+    fn with(folder: tempfile::TempDir) -> Self {
         let path = |name: &str| folder.path().join(name);
         assert!(Path::new(TRANSPORT).exists(), "{TRANSPORT} is not there; run in the tools tree");
         std::fs::create_dir(path("lib")).unwrap();
@@ -56,7 +83,7 @@ impl Swtpm {
             );
             std::thread::sleep(Duration::from_millis(20));
         }
-        Some(swtpm)
+        swtpm
     }
 
     /// What opens it, by a process that has [`Self::libraries`] as `LD_LIBRARY_PATH`.

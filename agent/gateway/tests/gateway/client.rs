@@ -31,8 +31,13 @@ pub(crate) fn chat(text: &str, more: &Value) -> Value {
 
 /// The bytes of a POST to the chat path.
 pub(crate) fn post(body: &str) -> String {
+    post_to("/v1/chat/completions", body)
+}
+
+/// The bytes of a POST.
+pub(crate) fn post_to(path: &str, body: &str) -> String {
     format!(
-        "POST /v1/chat/completions HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n\
+        "POST {path} HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n\
          content-length: {}\r\nconnection: close\r\n\r\n{body}",
         body.len()
     )

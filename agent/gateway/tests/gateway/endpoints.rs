@@ -3,7 +3,7 @@
 use serde_json::json;
 
 use crate::appliance::Appliance;
-use crate::client::{Response, bare};
+use crate::client::{Response, bare, post_to};
 use crate::peers::{CONTEXT_TOKENS_MAX, CSR, model};
 
 fn get(appliance: &Appliance, path: &str) -> Response {
@@ -92,4 +92,26 @@ fn the_signing_request_comes_from_agentd() {
     assert_eq!((response.status, response.body.as_str()), (200, CSR));
     appliance.stop_agent();
     assert_eq!(get(&appliance, "/casemate/csr").error(), (503, "agent_unavailable".to_owned()));
+}
+
+#[test]
+fn identity_and_enrolment_are_agentd_s_words() {
+    let appliance = Appliance::start();
+    let response = get(&appliance, "/casemate/identity");
+    assert_eq!((response.status, &response.json()["schema"]), (200, &json!("i")));
+    let enrol = |body: &str| appliance.connect().ask(post_to("/casemate/enrol", body));
+    let response = enrol("{}");
+    assert_eq!((response.status, &response.json()["schema"]), (200, &json!("r")));
+    assert_eq!(enrol("{\"schema\":1}").error(), (400, "invalid_value".to_owned()));
+    assert_eq!(enrol("[]").error(), (429, "overloaded".to_owned()));
+    let long = format!("\"{}\"", "x".repeat(ipc::CHALLENGE_BYTES_MAX));
+    assert_eq!(enrol(&long).error(), (400, "invalid_value".to_owned()));
+    let response = get(&appliance, "/casemate/enrol");
+    assert_eq!(response.error(), (405, "method_not_allowed".to_owned()));
+    appliance.stop_agent();
+    assert_eq!(
+        get(&appliance, "/casemate/identity").error(),
+        (503, "agent_unavailable".to_owned())
+    );
+    assert_eq!(enrol("{}").error(), (503, "agent_unavailable".to_owned()));
 }

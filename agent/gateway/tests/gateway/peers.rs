@@ -110,6 +110,12 @@ fn answer(state: &Watched<AgentState>, request: AgentRequest) -> AgentReply {
         AgentRequest::Evidence { nonce } => {
             AgentReply::Evidence { json: format!(r#"{{"nonce":"{nonce}"}}"#) }
         }
+        AgentRequest::Identity => AgentReply::Identity { json: r#"{"schema":"i"}"#.to_owned() },
+        AgentRequest::Enrol { challenge } => match challenge.as_str() {
+            "{}" => AgentReply::Enrolled { json: r#"{"schema":"r"}"#.to_owned() },
+            "[]" => AgentReply::Busy { seconds: 3 },
+            other => AgentReply::Error { message: format!("no challenge: {other}") },
+        },
         AgentRequest::Append(exchange) => {
             state.change(|state| state.appends_seen += 1);
             state.wait("the disk", |state| state.disk_answers.then_some(()));

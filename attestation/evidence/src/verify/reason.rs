@@ -14,7 +14,7 @@ pub struct Reason {
 }
 
 impl Reason {
-    pub(super) fn new(en: &str, fr: &str) -> Self {
+    pub(crate) fn new(en: &str, fr: &str) -> Self {
         Self { en: line(en), fr: line(fr) }
     }
 
@@ -53,7 +53,7 @@ macro_rules! says {
         $crate::verify::Reason::new(&format!($en), &format!($fr))
     };
 }
-pub(super) use says;
+pub(crate) use says;
 
 #[cfg(test)]
 mod tests {

@@ -46,6 +46,19 @@ fn says(verdict: &Verdict, id: ClaimId, part: &str) {
     assert!(reason.contains(part), "{id}: {reason}");
 }
 
+/// What rests on the quote, and not on the key alone as the ledger's head does.
+const ON_QUOTE_ALONE: [ClaimId; 9] = [
+    ClaimId::Fresh,
+    ClaimId::Pcrs,
+    ClaimId::FirmwareLog,
+    ClaimId::SecureBoot,
+    ClaimId::BootChain,
+    ClaimId::Image,
+    ClaimId::CommandLine,
+    ClaimId::Policy,
+    ClaimId::Bundle,
+];
+
 /// What rests on the quote.
 const ON_QUOTE: [ClaimId; 13] = [
     ClaimId::Fresh,
@@ -82,6 +95,57 @@ fn honest_evidence_is_established() {
     says(&verdict, ClaimId::Image, "casemate 0.1.0, profile release");
     says(&verdict, ClaimId::Bundle, "release-1, release-2");
     says(&verdict, ClaimId::Ledger, "newest 4 of 4 records");
+}
+
+fn enrolled(ak_name: String, reset_count: u32, clock_ms: u64) -> Machine {
+    let vendor = crate::fixture::Vendor::new(1);
+    let enrolment = Enrolment {
+        ek_certificate_sha256: hex::encode(Sha256::digest(&vendor.root)),
+        ek_issuer: "CN=authority".to_owned(),
+        tpm: "manufacturer id:43534D54".to_owned(),
+        root: "CN=root".to_owned(),
+        root_sha256: String::new(),
+        enrolled: "2026-11-01T00:00:00Z".to_owned(),
+        reset_count,
+        clock_ms,
+    };
+    Machine { ak_name, enrolment: Some(enrolment) }
+}
+
+/// Judges as an auditor who enrolled the machine at this count of resets and clock; the fixture's quote has 3 and
+/// 1 234 567 ms.
+fn judge_enrolled(reset_count: u32, clock_ms: u64) -> Verdict {
+    let name = SoftTpm::new(1).attestation_key().name().to_string();
+    let machine = enrolled(name, reset_count, clock_ms);
+    verify(&Appliance::booted().evidence(NONCE), &reference(), &policy(), &machine, NONCE)
+}
+
+#[test]
+fn the_machine_s_reason_says_where_the_pin_came_from() {
+    let pinned = judge(&Appliance::booted().evidence(NONCE));
+    says(&pinned, ClaimId::Machine, "pinned from the console: no EK certificate");
+    let verdict = judge_enrolled(3, 1_234_567);
+    check(&verdict, &[], &[]);
+    says(&verdict, ClaimId::Machine, "enrolled: EK certificate");
+    check(&judge_enrolled(2, 9_999_999), &[], &[]);
+}
+
+#[test]
+fn a_tpm_that_was_cleared_since_its_enrolment_is_refuted() {
+    for (reset_count, clock_ms) in [(4, 0), (3, 1_234_568), (u32::MAX, u64::MAX)] {
+        let verdict = judge_enrolled(reset_count, clock_ms);
+        check(&verdict, &[ClaimId::Quote], &ON_QUOTE_ALONE);
+        says(&verdict, ClaimId::Quote, "was cleared since it was enrolled");
+    }
+}
+
+#[test]
+fn a_key_that_was_never_enrolled_is_named_as_such() {
+    let machine = enrolled(SoftTpm::new(2).attestation_key().name().to_string(), 0, 0);
+    let evidence = Appliance::booted().evidence(NONCE);
+    let verdict = verify(&evidence, &reference(), &policy(), &machine, NONCE);
+    assert_eq!(verdict.status(ClaimId::Machine), Status::Refuted);
+    says(&verdict, ClaimId::Machine, "was never enrolled");
 }
 
 #[test]
@@ -121,7 +185,8 @@ fn a_key_that_is_not_restricted_is_refused_even_if_pinned() {
     let mut evidence = appliance.evidence(NONCE);
     evidence.quote.public = STANDARD.encode(&public);
     let ak_name = format!("000b{}", HashAlg::Sha256.hash(&[&public]));
-    let verdict = verify(&evidence, &reference(), &policy(), &Machine { ak_name }, NONCE);
+    let verdict =
+        verify(&evidence, &reference(), &policy(), &Machine::from_console(ak_name), NONCE);
     assert_eq!(verdict.status(ClaimId::Machine), Status::Refuted);
     says(&verdict, ClaimId::Machine, "restricted is not set");
 }

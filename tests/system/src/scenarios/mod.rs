@@ -5,6 +5,7 @@
 mod attested_tls;
 mod boot;
 mod bundles;
+mod enrolment;
 mod evidence;
 mod injection;
 mod requests;
@@ -136,6 +137,30 @@ pub const ALL: &[Scenario] = &[
         long_factor: 1,
         needs: Serving,
         run: attested_tls::proxy_refuses_unattested,
+    },
+    Scenario {
+        name: "enrolled-over-gateway",
+        about: "an auditor enrols the machine over the gateway; its evidence is ESTABLISHED with that pin",
+        limit_s: 300,
+        long_factor: 1,
+        needs: Serving,
+        run: enrolment::over_gateway,
+    },
+    Scenario {
+        name: "enrolled-by-stick",
+        about: "the same by files on a stick that is plugged in twice, evidence included",
+        limit_s: 420,
+        long_factor: 1,
+        needs: Serving,
+        run: enrolment::by_stick,
+    },
+    Scenario {
+        name: "enrolment-of-another-tpm",
+        about: "another TPM's answer is refused, and a key that was never enrolled is named as such",
+        limit_s: 600,
+        long_factor: 1,
+        needs: Ready,
+        run: enrolment::of_another_tpm,
     },
     Scenario {
         name: "bundle-flipped-byte",

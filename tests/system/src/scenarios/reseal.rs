@@ -157,7 +157,7 @@ fn forecast(
 ) -> anyhow::Result<String> {
     let (file, machine) = (scene.path("evidence.json"), scene.path("machine.json"));
     std::fs::write(&file, serde_json::to_vec(evidence)?)?;
-    let pin = Pin { ak_name: ak_name.to_owned() };
+    let pin = Pin::from_console(ak_name);
     std::fs::write(&machine, serde_json::to_vec(&pin)?)?;
     let mut command = tool::command(scene.bench.inputs.programs.join("casemate"));
     command.arg("forecast").arg(&file).arg("--machine").arg(&machine).arg("--dbx").arg(dbx);
