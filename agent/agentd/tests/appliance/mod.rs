@@ -113,9 +113,15 @@ impl Appliance {
 
     /// What the builder would predict, for this test's folders.
     pub(crate) fn confinement(&self) -> BTreeMap<String, Confinement> {
-        let [ledger, tls, runtime] = ["ledger", "tls", "run"].map(|name| self.path(name));
-        let media = self.folder.path();
-        let folders = AgentdFolders { media, ledger: &ledger, tls: &tls, runtime: &runtime };
+        let [exchange, ledger, tls, runtime] =
+            ["exchange", "ledger", "tls", "run"].map(|name| self.path(name));
+        let folders = AgentdFolders {
+            media: self.folder.path(),
+            exchange: &exchange,
+            ledger: &ledger,
+            tls: &tls,
+            runtime: &runtime,
+        };
         [Profile { paths: &agentd_paths(&folders), ..AGENTD }, ENGINE, GATEWAY]
             .map(|profile| {
                 let report = engine::report(&profile);
