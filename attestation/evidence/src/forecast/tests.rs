@@ -42,6 +42,7 @@ fn log(dbx: &[u8]) -> Vec<u8> {
         event(4, EventKind::EFI_BOOT_SERVICES_APPLICATION, &uki, b"device path"),
         measured(11, EventKind::IPL, b".linux"),
         measured(12, EventKind::IPL, b"nothing"),
+        measured(13, EventKind::IPL, b"nothing"),
     ]);
     events.concat()
 }
@@ -140,14 +141,17 @@ fn a_new_image_gives_what_its_builder_predicted() {
     let machine = Measured::by_evidence(&appliance.evidence([1; 32])).unwrap();
     // The same image: every PCR that can be foreseen stays.
     let same = reference();
-    let forecast = forecast(&machine, &[Change::Image(&same)]);
-    // The fixture's log has no databases, which an image is held against.
-    assert!(matches!(forecast, Err(ForecastError::Variable { name: "db", found: 0 })));
+    let forecast = forecast(&machine, &[Change::Image(&same)]).unwrap();
+    for pcr in [4, 7, 11, 12, 13] {
+        assert_eq!(forecast.pcrs[&pcr].stays(), Some(true), "PCR {pcr}");
+    }
 
     let mut new = reference();
     new.uki_authenticode = hex::encode([0x99; 32]);
     new.pcrs.insert(11, hex::encode([0x11; 32]));
-    new.pcrs.insert(12, hex::encode(machine.pcr(12).unwrap()));
+    for pcr in [12, 13] {
+        new.pcrs.insert(pcr, hex::encode(machine.pcr(pcr).unwrap()));
+    }
     let log = Measured::by_log(log(&hashes(&[[0x99; 32]]))).unwrap();
     let machine = Measured { agent_log: machine.agent_log, ..log };
     let forecast = super::forecast(&machine, &[Change::Image(&new)]).unwrap();
@@ -210,7 +214,7 @@ fn evidence_that_does_not_hold_is_an_error() {
     let appliance = Appliance::booted();
     let honest = appliance.evidence([1; 32]);
     let measured = Measured::by_evidence(&honest).unwrap();
-    measured.database(DatabaseName::Dbx).unwrap_err();
+    assert!(!measured.database(DatabaseName::Dbx).unwrap().is_empty());
     assert_eq!(machine().database(DatabaseName::Dbx).unwrap(), hashes(&[[1; 32]]));
     assert_eq!(measured.ak_name(), Some(&*appliance.machine().ak_name));
 

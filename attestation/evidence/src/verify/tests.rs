@@ -47,7 +47,7 @@ fn says(verdict: &Verdict, id: ClaimId, part: &str) {
 }
 
 /// What rests on the quote, and not on the key alone as the ledger's head does.
-const ON_QUOTE_ALONE: [ClaimId; 9] = [
+const ON_QUOTE_ALONE: [ClaimId; 12] = [
     ClaimId::Fresh,
     ClaimId::Pcrs,
     ClaimId::FirmwareLog,
@@ -56,6 +56,9 @@ const ON_QUOTE_ALONE: [ClaimId; 9] = [
     ClaimId::Image,
     ClaimId::CommandLine,
     ClaimId::Policy,
+    ClaimId::Site,
+    ClaimId::TlsKey,
+    ClaimId::Confinement,
     ClaimId::Bundle,
 ];
 
