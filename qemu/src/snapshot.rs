@@ -88,6 +88,7 @@ impl Snapshot {
         let mut config = self.config.clone();
         state.clone_into(&mut config.state);
         config.port = None;
+        config.vendor = Some(self.config.vendor_folder());
         make_folder(state)?;
         if config.origin().exists() {
             let problem = "it holds a machine already".to_owned();
