@@ -4,16 +4,18 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, ensure};
-use evidence::format::{Challenge, Identity, Machine, Response};
+use evidence::format::{self, Challenge, Identity, Machine};
 use qemu::Machine as Appliance;
 
-use crate::api::Api;
+use crate::api::{Api, Response};
 use crate::auditor;
 use crate::bench::{Scene, wait_ready};
 use crate::stick::Stick;
 
 /// Longest that agentd may take with a medium: an RSA key is made again by an emulated CPU.
 const EXCHANGE_LIMIT: Duration = Duration::from_secs(120);
+/// How often a busy TPM is asked again.
+const BUSY_MAX: u32 = 10;
 /// Printed by agentd when a medium may be pulled.
 const EXCHANGED: &str = "agentd: exchange medium: done";
 
@@ -96,7 +98,20 @@ pub(super) fn over_gateway(scene: &Scene<'_>) -> anyhow::Result<()> {
 /// The gateway's answer to the challenge on the desk.
 fn answer(api: &Api, desk: &Desk<'_>) -> anyhow::Result<String> {
     let challenge = std::fs::read_to_string(desk.path("challenge.json"))?;
-    Ok(api.post("/casemate/enrol", &challenge)?.expect(200)?.body)
+    Ok(enrol(api, &challenge)?.expect(200)?.body)
+}
+
+/// Asks again while the TPM has just answered a challenge.
+fn enrol(api: &Api, challenge: &str) -> anyhow::Result<Response> {
+    let mut response = api.post("/casemate/enrol", challenge)?;
+    for _ in 0..BUSY_MAX {
+        if response.status != 429 {
+            break;
+        }
+        std::thread::sleep(Duration::from_secs(2));
+        response = api.post("/casemate/enrol", challenge)?;
+    }
+    Ok(response)
 }
 
 pub(super) fn by_stick(scene: &Scene<'_>) -> anyhow::Result<()> {
@@ -145,7 +160,7 @@ pub(super) fn of_another_tpm(scene: &Scene<'_>) -> anyhow::Result<()> {
     let folder = scene.path("second-auditor");
     let pin = scene.bench.pin(&second, &folder, &ak_name, scene.within(EXCHANGE_LIMIT)?)?;
     let other_api = scene.api_of(&second, &pin);
-    let refused = other_api.post("/casemate/enrol", &challenge)?.expect(400)?.body;
+    let refused = enrol(&other_api, &challenge)?.expect(400)?.body;
     ensure!(refused.contains("the challenge is for the attestation key"), "{refused}");
     // The name on the challenge is not what protects it: the TPM is.
     let other = Desk::new(scene, &second)?;
@@ -153,11 +168,9 @@ pub(super) fn of_another_tpm(scene: &Scene<'_>) -> anyhow::Result<()> {
     let others = other.challenge()?;
     let mut renamed: Challenge = serde_json::from_str(&challenge)?;
     renamed.ak_name.clone_from(&others.ak_name);
-    let refused = other_api.post("/casemate/enrol", &serde_json::to_string(&renamed)?)?;
-    let refused = refused.expect(400)?.body;
+    let refused = enrol(&other_api, &serde_json::to_string(&renamed)?)?.expect(400)?.body;
     ensure!(refused.contains("TPM2_ActivateCredential failed"), "{refused}");
 
-    std::thread::sleep(Duration::from_secs(4));
     let response = answer(&other_api, &other)?;
     other.write("response.json", &response)?;
     desk.write("response.json", &response)?;
@@ -178,7 +191,7 @@ pub(super) fn of_another_tpm(scene: &Scene<'_>) -> anyhow::Result<()> {
 
 /// The second machine's certificate with the first one's attestation key is refused before any challenge.
 fn mixed(desk: &Desk<'_>, other: &Desk<'_>, response: &str) -> anyhow::Result<()> {
-    let response: Response = serde_json::from_str(response)?;
+    let response: format::Response = serde_json::from_str(response)?;
     ensure!(response.secret.len() == 64, "no secret in the response");
     let first: Identity = desk.read("identity.json")?;
     let second: Identity = other.read("identity.json")?;
