@@ -12,16 +12,16 @@
 
 use std::fs::File;
 use std::io::{self, Write};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
 
-use rustix::fs::{AtFlags, Mode, OFlags, ResolveFlags, StatxFlags, openat2, renameat, statx};
+use rustix::fs::{AtFlags, Mode, OFlags, StatxFlags, renameat, statx};
 
 use crate::agent::{Agent, AgentError};
-use crate::files::read_all;
+use crate::files::{open_beneath, read_all};
 use crate::journal::say;
 
 /// How often the mount point is looked at.
@@ -210,13 +210,8 @@ fn write(
 
 /// Opens a file right beneath the medium's root.
 fn open(root: &OwnedFd, name: &str, flags: OFlags) -> io::Result<File> {
-    let resolve = ResolveFlags::BENEATH
-        | ResolveFlags::NO_SYMLINKS
-        | ResolveFlags::NO_MAGICLINKS
-        | ResolveFlags::NO_XDEV;
     let mode = if flags.contains(OFlags::CREATE) { Mode::RUSR | Mode::WUSR } else { Mode::empty() };
-    let flags = flags | OFlags::CLOEXEC | OFlags::NOCTTY | OFlags::NOFOLLOW;
-    Ok(File::from(openat2(root.as_fd(), name, flags, mode, resolve)?))
+    Ok(File::from(open_beneath(root, name, flags | OFlags::NOFOLLOW, mode)?))
 }
 
 #[cfg(test)]

@@ -5,7 +5,7 @@ const LINE_CHARS_MAX: usize = 2000;
 
 /// Prints one line.
 pub(crate) fn say(text: &str) {
-    eprintln!("agentd: {}", printable(text));
+    eprintln!("{}: {}", env!("CARGO_BIN_NAME"), printable(text));
 }
 
 /// One line without control characters, so that nothing that is quoted moves the console's cursor.

@@ -10,7 +10,9 @@ use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 use evidence::bundle::{NAME_BYTES_MAX, SIGNATURE_BYTES_MAX, SIGNATURES_MAX};
-use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, ResolveFlags, StatxFlags, openat2, statx};
+use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, StatxFlags, statx};
+
+use crate::files::open_beneath;
 
 /// Folder with the signed files.
 const MODEL: &str = "model";
@@ -226,13 +228,7 @@ fn open(
     path: &str,
     flags: OFlags,
 ) -> Result<OwnedFd, MediumError> {
-    let resolve = ResolveFlags::BENEATH
-        | ResolveFlags::NO_SYMLINKS
-        | ResolveFlags::NO_MAGICLINKS
-        | ResolveFlags::NO_XDEV;
-    let flags = flags | OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOCTTY;
-    openat2(folder, name, flags, Mode::empty(), resolve)
-        .map_err(|error| io_error(path)(error.into()))
+    open_beneath(folder, name, flags | OFlags::RDONLY, Mode::empty()).map_err(io_error(path))
 }
 
 fn io_error(path: &str) -> impl FnOnce(io::Error) -> MediumError {

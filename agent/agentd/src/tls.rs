@@ -5,10 +5,8 @@
 //! only its envelope: clients trust the key, whose digest is in the quote. So a certificate that is missing (a power cut
 //! at the first start) or names another site is made anew around the same key.
 
-use std::fs;
-use std::io::{self, Write as _};
+use std::io;
 use std::net::IpAddr;
-use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
@@ -234,23 +232,14 @@ fn read(folder: &Path, name: &str) -> Result<Option<String>, TlsKeyError> {
     }
 }
 
-/// Aside, to the disk, then to its name: whole or not at all.
 fn write(folder: &Path, name: &str, text: &str) -> Result<(), TlsKeyError> {
-    let path = folder.join(name);
-    let replace = || {
-        let new = folder.join(format!("{name}.new"));
-        let mut options = fs::OpenOptions::new();
-        let mut file = options.write(true).create(true).truncate(true).mode(0o600).open(&new)?;
-        file.write_all(text.as_bytes())?;
-        file.sync_all()?;
-        fs::rename(&new, &path)?;
-        fs::File::open(folder)?.sync_all()
-    };
-    replace().map_err(|source: io::Error| TlsKeyError::File { path: path.clone(), source })
+    files::replace(folder, name, 0o600, text.as_bytes())
+        .map_err(|source| TlsKeyError::File { path: folder.join(name), source })
 }
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
     use std::os::unix::fs::PermissionsExt as _;
 
     use super::*;

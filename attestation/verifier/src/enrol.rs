@@ -2,8 +2,8 @@
 
 use std::ffi::OsStr;
 use std::fmt::Write as _;
-use std::fs::{self, File, OpenOptions};
-use std::io::{Read as _, Write as _};
+use std::fs::{self, OpenOptions};
+use std::io::Write as _;
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 
@@ -20,6 +20,7 @@ use serde::de::DeserializeOwned;
 
 use crate::Report;
 use crate::files::{TRUST_BYTES_MAX, read, read_json};
+use crate::random::random;
 use crate::words::Language;
 
 /// Endings of certificate files; others in the folder are not looked at.
@@ -117,12 +118,7 @@ fn draw_challenge(enrollee: &Enrollee, time: Timestamp) -> Result<(Challenge, Se
 }
 
 fn draw() -> anyhow::Result<Draw> {
-    let mut draw = Draw { secret: [0; 32], seed: [0; 32], padding: [0; 32] };
-    let mut source = File::open("/dev/urandom").context("cannot open /dev/urandom")?;
-    for part in [&mut draw.secret, &mut draw.seed, &mut draw.padding] {
-        source.read_exact(part).context("cannot read /dev/urandom")?;
-    }
-    Ok(draw)
+    Ok(Draw { secret: random()?, seed: random()?, padding: random()? })
 }
 
 fn finished(args: &FinishArgs) -> anyhow::Result<Report> {

@@ -11,6 +11,7 @@ mod files;
 mod judge;
 mod pcr_file;
 mod quote;
+mod random;
 mod report;
 mod words;
 

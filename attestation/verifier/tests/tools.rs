@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 mod desk;
+#[path = "../../tpm/tests/swtpm/mod.rs"]
 mod swtpm;
 
 use std::fs;

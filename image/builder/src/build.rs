@@ -4,6 +4,7 @@ use std::fs;
 use std::io::Read as _;
 use std::path::{Path, PathBuf};
 
+use evidence::time::Timestamp;
 use sha2::{Digest as _, Sha256};
 
 use crate::bootstrap::{self, Bootstrap, BootstrapError};
@@ -105,14 +106,6 @@ pub enum BuildError {
     /// The lock is wrong.
     #[error(transparent)]
     Lock(#[from] LockError),
-    /// A date is outside the calendar.
-    #[error("the source date {seconds} is no date: {reason}")]
-    Date {
-        /// Seconds since 1970.
-        seconds: u32,
-        /// What is wrong.
-        reason: String,
-    },
     /// The profile of the key set is another one.
     #[error(
         "the key set is of profile `{found}`, the build of `{expected}`; use a key set of that profile"
@@ -323,7 +316,7 @@ impl<'a> Build<'a> {
         root_hash: &str,
     ) -> Result<()> {
         let (options, work) = (self.options, self.work.clone());
-        let created = date(options.source_date_s)?;
+        let created = Timestamp::from_unix(options.source_date_s.into()).to_string();
         self.steps.step("SBOM, report, provenance", || {
             let bill = sbom(found, IMAGE_VERSION, root_hash, &created);
             write_json(&work.join("sbom.cdx.json"), &bill)?;
@@ -362,13 +355,6 @@ fn provenance(options: &Options, bootstrap: &Bootstrap, work: &Path) -> Result<s
     };
     let outputs = digest_files(work, &others)?;
     Ok(provenance::statement(&outputs, &materials, &options.profile, options.source_date_s))
-}
-
-/// RFC 3339, UTC.
-fn date(seconds: u32) -> Result<String> {
-    jiff::Timestamp::from_second(seconds.into())
-        .map(|time| time.to_string())
-        .map_err(|error| BuildError::Date { seconds, reason: error.to_string() })
 }
 
 fn check_profile(options: &Options, keys: &KeySet) -> Result<()> {

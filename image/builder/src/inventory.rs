@@ -107,7 +107,7 @@ impl Inputs<'_> {
         let lock = Lock::read(self.source)?;
         let files = system::walk(self.tree)?;
         Ok(Inventory {
-            packages: packages::read(self, &lock)?,
+            packages: packages::read(self, &lock, &files)?,
             crates: if self.agent { crates::read(self.source, self.logs)? } else { Vec::new() },
             programs: system::programs(&files),
             units: system::units(self.tree, self.logs)?,

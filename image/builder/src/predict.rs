@@ -5,9 +5,9 @@ mod boot_manager;
 mod secure_boot;
 mod uki;
 
-pub use boot_manager::{boot_manager, pcr4};
-pub use secure_boot::{SecureBoot, pcr7, secure_boot};
-pub use uki::{PHASES, UkiError, pcr11, sections_and_phases};
+pub use boot_manager::boot_manager;
+pub use secure_boot::{SecureBoot, secure_boot};
+pub use uki::{PHASES, UkiError, sections_and_phases};
 
 use evidence::format::Measurement;
 use evidence::pcr::Pcr;

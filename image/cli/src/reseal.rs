@@ -5,12 +5,10 @@ use std::path::PathBuf;
 use anyhow::{Context as _, bail};
 use clap::Subcommand;
 use evidence::bundle::Quorum;
-use evidence::format::Policy;
 use evidence::reseal::{ORDER_BYTES_MAX, ORDER_FILE, Order, approve};
 
-use crate::bundle::folder;
 use crate::bundle::medium::{self, Medium};
-use crate::bundle::verify::POLICY_BYTES_MAX;
+use crate::bundle::{folder, verify};
 
 /// Arguments.
 #[derive(Debug, clap::Args)]
@@ -46,10 +44,8 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     let file = crate::bundle::read(&path, ORDER_BYTES_MAX)?;
     let order = Order::parse(&file).with_context(|| path.display().to_string())?;
     if let Some(path) = &args.policy {
-        let policy: Policy = serde_json::from_slice(&crate::bundle::read(path, POLICY_BYTES_MAX)?)
-            .with_context(|| format!("{} is not a quorum policy", path.display()))?;
-        let signatures = crate::bundle::read_signatures(&args.signature)?;
-        approve(&Quorum::parse(&policy)?, &signatures, &file)?;
+        let quorum = Quorum::parse(&verify::policy(path)?)?;
+        approve(&quorum, &crate::bundle::read_signatures(&args.signature)?, &file)?;
     }
     let found = folder::read(&args.dir)?;
     if found.len() != 1 {

@@ -1,7 +1,7 @@
 //! The ledger's files. Nothing here knows what a record says.
 
-use std::fs::{self, DirBuilder, File, OpenOptions};
-use std::io::{self, BufRead, BufReader, Read, Write};
+use std::fs::{DirBuilder, File, OpenOptions};
+use std::io::{self, BufRead, BufReader, Read};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::Path;
 
@@ -90,11 +90,5 @@ pub(super) fn read_checkpoint(folder: &Path) -> io::Result<Option<String>> {
 
 /// Replaces the last signed head, whole or not at all, also across a power cut.
 pub(super) fn write_checkpoint(folder: &Path, note: &str) -> io::Result<()> {
-    let new = folder.join(format!("{CHECKPOINT}.new"));
-    let mut options = OpenOptions::new();
-    let mut file = options.write(true).create(true).truncate(true).mode(FILE_MODE).open(&new)?;
-    file.write_all(note.as_bytes())?;
-    file.sync_all()?;
-    fs::rename(&new, folder.join(CHECKPOINT))?;
-    File::open(folder)?.sync_all()
+    crate::files::replace(folder, CHECKPOINT, FILE_MODE, note.as_bytes())
 }

@@ -10,8 +10,8 @@ use tokio::time::timeout;
 use super::limits::{EVIDENCE_BYTES_MAX, EVIDENCE_TIMEOUT};
 use super::link::{Link, Peer};
 use super::refusal::Refusal;
-use super::tls;
 use super::trust::Trust;
+use crate::random::random;
 use crate::words::Language;
 
 /// What a peer said of itself, and what it is worth.
@@ -35,7 +35,7 @@ pub(crate) async fn attest(
     lang: Language,
 ) -> Result<Attestation, Refusal> {
     let none = |error: anyhow::Error| Refusal::NoEvidence { reason: format!("{error:#}") };
-    let nonce = tls::nonce().map_err(none)?;
+    let nonce = random().map_err(none)?;
     let text = timeout(EVIDENCE_TIMEOUT, ask(peer, link, nonce))
         .await
         .with_context(|| format!("none within {} s", EVIDENCE_TIMEOUT.as_secs()))

@@ -39,14 +39,6 @@ pub(super) fn config(args: &PeerArgs) -> anyhow::Result<Arc<ClientConfig>> {
     Ok(Arc::new(config))
 }
 
-/// 32 bytes that nobody could foresee.
-pub(super) fn nonce() -> anyhow::Result<[u8; 32]> {
-    let mut nonce = [0; 32];
-    let random = ring::default_provider().secure_random;
-    random.fill(&mut nonce).map_err(|_| anyhow::anyhow!("the system gives no random bytes"))?;
-    Ok(nonce)
-}
-
 /// SHA-256 of the SubjectPublicKeyInfo of a certificate.
 pub(super) fn spki_sha256(certificate: &CertificateDer<'_>) -> Option<[u8; 32]> {
     let (_, parsed) = X509Certificate::from_der(certificate).ok()?;

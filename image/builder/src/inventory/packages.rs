@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
+use super::system::TreeFile;
 use super::{Inputs, InventoryError, Result, read_text};
 use crate::lock::{Lock, Locked, Role};
 use crate::reasoned;
@@ -24,7 +25,11 @@ pub(crate) struct DebianPackage {
 }
 
 /// The locked packages that have files in the tree.
-pub(super) fn read(inputs: &Inputs<'_>, lock: &Lock) -> Result<Vec<DebianPackage>> {
+pub(super) fn read(
+    inputs: &Inputs<'_>,
+    lock: &Lock,
+    files: &[TreeFile],
+) -> Result<Vec<DebianPackage>> {
     let listed: BTreeMap<String, String> =
         reasoned::read(&inputs.source.join("image/config/packages.list"), "package")?
             .into_iter()
@@ -35,7 +40,7 @@ pub(super) fn read(inputs: &Inputs<'_>, lock: &Lock) -> Result<Vec<DebianPackage
         let kernel = locked.role == Role::Kernel;
         let unpacked = if kernel { inputs.bootstrap.kernel() } else { inputs.bootstrap.tree() };
         let bytes = if kernel {
-            kernel_bytes(inputs)?
+            kernel_bytes(inputs, files)?
         } else {
             bytes_left(&inputs.bootstrap.tree(), inputs.tree, &locked.name)?
         };
@@ -54,12 +59,11 @@ pub(super) fn read(inputs: &Inputs<'_>, lock: &Lock) -> Result<Vec<DebianPackage
 }
 
 /// The kernel itself, which the UKI holds, and its modules in the tree.
-fn kernel_bytes(inputs: &Inputs<'_>) -> Result<u64> {
+fn kernel_bytes(inputs: &Inputs<'_>, files: &[TreeFile]) -> Result<u64> {
     let image = inputs.bootstrap.kernel_image();
     let length = std::fs::metadata(&image)
         .map_err(|source| InventoryError::File { path: image, source })?
         .len();
-    let files = super::system::walk(inputs.tree)?;
     let modules = files.iter().filter(|file| file.path.starts_with("usr/lib/modules/"));
     Ok(length + modules.map(|file| file.bytes).sum::<u64>())
 }

@@ -1,20 +1,12 @@
 //! PCR 4: the programs that firmware starts; TCG PC Client Platform Firmware Profile, "PCR\[4\]".
 
-use evidence::pcr::Pcr;
-
-use super::{Predicted, SEPARATOR, fold};
+use super::{Predicted, SEPARATOR};
 
 /// `EV_EFI_ACTION` before the first boot option.
 const CALLING: &[u8] = b"Calling EFI Application from Boot Option";
 
-/// PCR 4 when the first boot option is the UKI; `digests` are the Authenticode digests of the programs that firmware
-/// loaded, in order.
-#[must_use]
-pub fn pcr4(digests: &[[u8; 32]]) -> Pcr {
-    fold(&boot_manager(digests))
-}
-
-/// The measurements of [`pcr4`].
+/// The measurements of PCR 4 when the first boot option is the UKI; `digests` are the Authenticode digests of the
+/// programs that firmware loaded, in order.
 #[must_use]
 pub fn boot_manager(digests: &[[u8; 32]]) -> Vec<Predicted> {
     let start = [Predicted::of("boot option", CALLING), Predicted::of("separator", &SEPARATOR)];
@@ -24,7 +16,13 @@ pub fn boot_manager(digests: &[[u8; 32]]) -> Vec<Predicted> {
 
 #[cfg(test)]
 mod tests {
+    use evidence::pcr::Pcr;
+
     use super::*;
+
+    fn pcr4(digests: &[[u8; 32]]) -> Pcr {
+        crate::predict::fold(&boot_manager(digests))
+    }
 
     #[test]
     fn programs_count_in_order() {

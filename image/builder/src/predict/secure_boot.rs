@@ -2,9 +2,7 @@
 
 use sha2::{Digest as _, Sha256};
 
-use evidence::pcr::Pcr;
-
-use super::{Predicted, SEPARATOR, fold};
+use super::{Predicted, SEPARATOR};
 use crate::keys::Guid;
 
 /// `EFI_GLOBAL_VARIABLE`.
@@ -57,13 +55,7 @@ impl SecureBoot<'_> {
     }
 }
 
-/// PCR 7 after a UKI signed by db was started, Secure Boot being on.
-#[must_use]
-pub fn pcr7(keys: &SecureBoot<'_>) -> Pcr {
-    fold(&secure_boot(keys))
-}
-
-/// The measurements of [`pcr7`].
+/// The measurements of PCR 7 after a UKI signed by db was started, Secure Boot being on.
 #[must_use]
 pub fn secure_boot(keys: &SecureBoot<'_>) -> Vec<Predicted> {
     let variable = |vendor, name, data: &[u8]| {
@@ -117,7 +109,13 @@ fn known(guid: &str) -> [u8; 16] {
 
 #[cfg(test)]
 mod tests {
+    use evidence::pcr::Pcr;
+
     use super::*;
+
+    fn pcr7(keys: &SecureBoot<'_>) -> Pcr {
+        crate::predict::fold(&secure_boot(keys))
+    }
 
     const OWNER: &str = "3f5ad0c2-6d1c-4a0e-9d7b-2f1c5d3f8a10";
 

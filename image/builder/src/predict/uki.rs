@@ -1,8 +1,6 @@
 //! PCR 11: the UKI's sections, then the boot phases.
 
-use evidence::pcr::Pcr;
-
-use super::{Predicted, fold};
+use super::Predicted;
 use crate::pe::{Pe, PeError};
 
 /// Sections that systemd-stub measures, in its order (systemd 257, src/fundamental/uki.h); `.pcrsig` is left out,
@@ -37,12 +35,7 @@ pub enum UkiError {
     },
 }
 
-/// PCR 11 after the given phases.
-pub fn pcr11(uki: &[u8], phases: &[&str]) -> Result<Pcr, UkiError> {
-    Ok(fold(&sections_and_phases(uki, phases)?))
-}
-
-/// The measurements of [`pcr11`].
+/// The measurements of PCR 11 after the given phases.
 pub fn sections_and_phases(uki: &[u8], phases: &[&str]) -> Result<Vec<Predicted>, UkiError> {
     let pe = Pe::parse(uki)?;
     if let Some(name) = pe.section_names().find(|name| UNEXPECTED.contains(name)) {
@@ -70,8 +63,13 @@ pub fn sections_and_phases(uki: &[u8], phases: &[&str]) -> Result<Vec<Predicted>
 mod tests {
     use super::*;
     use crate::pe::tests::image;
+    use evidence::pcr::Pcr;
     use std::fs;
     use std::process::Command;
+
+    fn pcr11(uki: &[u8], phases: &[&str]) -> Result<Pcr, UkiError> {
+        sections_and_phases(uki, phases).map(|measured| crate::predict::fold(&measured))
+    }
 
     const SECTIONS: &[(&str, &[u8])] = &[
         (".osrel", b"ID=casemate\n"),

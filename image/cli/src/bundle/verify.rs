@@ -9,7 +9,7 @@ use evidence::format::Policy;
 use super::folder;
 
 /// Longest policy file.
-pub(crate) const POLICY_BYTES_MAX: usize = 256 << 10;
+const POLICY_BYTES_MAX: usize = 256 << 10;
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
@@ -60,9 +60,13 @@ pub(super) fn by_policy(
     path: &std::path::Path,
     signatures: &[Vec<u8>],
 ) -> anyhow::Result<Verified> {
-    let policy: Policy = serde_json::from_slice(&super::read(path, POLICY_BYTES_MAX)?)
-        .with_context(|| format!("{} is not a quorum policy", path.display()))?;
-    Ok(quorum(&policy, signatures)?)
+    Ok(quorum(&policy(path)?, signatures)?)
+}
+
+/// Reads a quorum policy.
+pub(crate) fn policy(path: &std::path::Path) -> anyhow::Result<Policy> {
+    serde_json::from_slice(&super::read(path, POLICY_BYTES_MAX)?)
+        .with_context(|| format!("{} is not a quorum policy", path.display()))
 }
 
 /// Lower-case hex.

@@ -3,15 +3,15 @@
 //! Each is either without effect, and then evidence is as ever, or the state partition stays closed, and then nothing
 //! of ours runs.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::Command;
 
-use anyhow::{Context, bail, ensure};
+use anyhow::{Context, ensure};
 use qemu::Machine;
 use qemu::disk::{TYPE_ESP, TYPE_ROOT_X86_64, TYPE_ROOT_X86_64_VERITY};
 
-use super::tamper::{STATE_LOCKED, refuses_to_boot, tampered};
-use crate::bench::{AGENTD_READY, BOOT_LIMIT, HEALTH_LIMIT, Scene, wait_ready};
+use super::tamper::{refuses_to_boot, state_stays_closed, tampered};
+use crate::bench::{AGENTD_READY, HEALTH_LIMIT, Scene, wait_ready};
 
 /// Written to the console by whatever was injected.
 const MARK: &str = "INJECTED-BY-A-STRANGER";
@@ -58,13 +58,13 @@ fn serves_as_ever(scene: &Scene<'_>, config: qemu::Config) -> anyhow::Result<()>
 
 pub(super) fn esp_credential(scene: &Scene<'_>) -> anyhow::Result<()> {
     let image = with_companion(scene, "tmpfiles.extra.cred", line().as_bytes())?;
-    state_stays_closed(scene, &image)
+    closed_with(scene, image)
 }
 
 pub(super) fn esp_sysext(scene: &Scene<'_>) -> anyhow::Result<()> {
     // The stub measures and passes on whatever lies there; what is in it is not looked at before that.
     let image = with_companion(scene, "stranger.sysext.raw", &[0; 1 << 20])?;
-    state_stays_closed(scene, &image)
+    closed_with(scene, image)
 }
 
 fn with_companion(scene: &Scene<'_>, name: &str, content: &[u8]) -> anyhow::Result<PathBuf> {
@@ -75,18 +75,10 @@ fn with_companion(scene: &Scene<'_>, name: &str, content: &[u8]) -> anyhow::Resu
     tampered(scene, |disk| Ok(disk.add_file(&disk.partition(TYPE_ESP)?, COMPANIONS, &file)?))
 }
 
-fn state_stays_closed(scene: &Scene<'_>, image: &Path) -> anyhow::Result<()> {
+fn closed_with(scene: &Scene<'_>, image: PathBuf) -> anyhow::Result<()> {
     let mut config = scene.bench.config(&scene.path("machine"));
-    config.image = image.to_owned();
-    let mut machine = Machine::boot(config)?;
-    let mut wanted = vec![AGENTD_READY];
-    wanted.extend(STATE_LOCKED);
-    let (index, line) = machine.wait_for_any(&wanted, scene.within(BOOT_LIMIT)?)?;
-    if index == 0 {
-        bail!("the state was unlocked: {line}");
-    }
-    machine.forbid(MARK)?;
-    super::tamper::never_goes_on(scene, &mut machine, AGENTD_READY)
+    config.image = image;
+    Ok(state_stays_closed(scene, config)?.forbid(MARK)?)
 }
 
 /// A root of the stranger's, with a hash tree that fits it, in place of ours.

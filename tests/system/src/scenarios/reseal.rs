@@ -3,15 +3,15 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use anyhow::{Context, bail, ensure};
+use anyhow::{Context, ensure};
 use evidence::forecast::{DatabaseName, Measured};
 use evidence::format::{Evidence, Machine as Pin};
 use qemu::{Config, Machine};
 use serde_json::Value;
 
-use super::tamper::{STATE_LOCKED, never_goes_on};
+use super::tamper::state_stays_closed;
 use crate::auditor;
-use crate::bench::{AGENTD_READY, BOOT_LIMIT, HEALTH_LIMIT, Scene, wait_ready};
+use crate::bench::{BOOT_LIMIT, HEALTH_LIMIT, Ready, Scene, wait_ready};
 use crate::tool;
 
 /// Longest that a tool of the host may take.
@@ -29,15 +29,34 @@ const WIPED: &str = " wiped: ";
 /// Digest of a program that nobody has.
 const FORBIDDEN: [u8; 32] = [0xd5; 32];
 
+/// An update of a machine's dbx, and what `casemate forecast` makes of it.
+struct Foreseen {
+    /// The machine's evidence before.
+    before: Evidence,
+    /// The update, as a file.
+    update: PathBuf,
+    /// The order's.
+    folder: PathBuf,
+    /// PCR 7 after the update.
+    forecast: String,
+}
+
+impl Foreseen {
+    fn of(scene: &Scene<'_>, ready: &Ready, machine: &Machine) -> anyhow::Result<Self> {
+        let before = evidence(scene, machine)?;
+        let update = scene.path("dbx.auth");
+        std::fs::write(&update, new_dbx(&before)?)?;
+        let folder = scene.path("order");
+        let forecast = forecast(scene, &before, &ready.ak_name, &update, &folder)?;
+        Ok(Self { before, update, folder, forecast })
+    }
+}
+
 /// The forecast is what the machine then shows, and the order keeps its state open.
 pub(super) fn dbx_update_forecast(scene: &Scene<'_>) -> anyhow::Result<()> {
     let ready = scene.bench.ready()?;
     let mut machine = scene.fork_ready()?;
-    let before = evidence(scene, &machine)?;
-    let update = scene.path("dbx.auth");
-    std::fs::write(&update, new_dbx(&before)?)?;
-    let folder = scene.path("order");
-    let forecast = forecast(scene, &before, &ready.ak_name, &update, &folder)?;
+    let Foreseen { before, update, folder, forecast } = Foreseen::of(scene, ready, &machine)?;
 
     let medium = signed(scene, &folder, &["release-1", "release-3"])?;
     machine.plug_bundle(&medium)?;
@@ -83,25 +102,14 @@ pub(super) fn dbx_update_without_reseal(scene: &Scene<'_>) -> anyhow::Result<()>
     let config = machine.config().clone();
     machine.quit()?;
     set_dbx(scene, &config, &update)?;
-    let mut machine = Machine::boot(config)?;
-    let mut wanted = vec![AGENTD_READY];
-    wanted.extend(STATE_LOCKED);
-    let (index, line) = machine.wait_for_any(&wanted, scene.within(BOOT_LIMIT)?)?;
-    if index == 0 {
-        bail!("the state opened with another dbx: {line}");
-    }
-    never_goes_on(scene, &mut machine, AGENTD_READY)
+    state_stays_closed(scene, config).map(drop)
 }
 
 /// Orders that must not be applied: too few signatures, and another machine's.
 pub(super) fn reseal_order_refused(scene: &Scene<'_>) -> anyhow::Result<()> {
     let ready = scene.bench.ready()?;
     let mut machine = scene.fork_ready()?;
-    let before = evidence(scene, &machine)?;
-    let update = scene.path("dbx.auth");
-    std::fs::write(&update, new_dbx(&before)?)?;
-    let folder = scene.path("order");
-    forecast(scene, &before, &ready.ak_name, &update, &folder)?;
+    let folder = Foreseen::of(scene, ready, &machine)?.folder;
     let one = signed(scene, &folder, &["release-2"])?;
     let refused = |machine: &mut Machine, medium: &Path, cause: &str| {
         machine.plug_bundle(medium)?;

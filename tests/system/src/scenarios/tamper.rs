@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use anyhow::{Context, bail};
 use qemu::disk::{self, Disk};
-use qemu::{Machine, MachineError};
+use qemu::{Config, Machine, MachineError};
 
 use crate::auditor;
 use crate::bench::{AGENTD_READY, ATTESTATION_KEY, BOOT_LIMIT, HEALTH_LIMIT, Scene};
@@ -19,8 +19,7 @@ const FIRMWARE_REFUSES: &[&str] = &["Access Denied", "Access denied", "Security 
 /// What the kernel says of a block that is not the signed one.
 const VERITY_REFUSES: &[&str] = &["is corrupted"];
 /// What the console says when the TPM does not give the key of the state partition.
-pub(super) const STATE_LOCKED: &[&str] =
-    &["Failed to unseal", "Dependency failed for var-lib-casemate.mount"];
+const STATE_LOCKED: &[&str] = &["Failed to unseal", "Dependency failed for var-lib-casemate.mount"];
 
 pub(super) fn root_flipped_byte(scene: &Scene<'_>) -> anyhow::Result<()> {
     let image = tampered(scene, |disk| {
@@ -71,11 +70,7 @@ pub(super) fn refuses_to_boot(
 }
 
 /// Watches the machine for a while, or until it stops; `forbidden` must not come, nor have come.
-pub(super) fn never_goes_on(
-    scene: &Scene<'_>,
-    machine: &mut Machine,
-    forbidden: &str,
-) -> anyhow::Result<()> {
+fn never_goes_on(scene: &Scene<'_>, machine: &mut Machine, forbidden: &str) -> anyhow::Result<()> {
     match machine.wait_stopped(scene.within(AFTERMATH)?) {
         // It stopped, or it stands still: both are fine, if it did not go on.
         Ok(_) | Err(MachineError::NotSeen { .. }) => Ok(machine.forbid(forbidden)?),
@@ -85,15 +80,25 @@ pub(super) fn never_goes_on(
 
 pub(super) fn other_tpm_does_not_unlock(scene: &Scene<'_>) -> anyhow::Result<()> {
     let ready = scene.bench.ready()?;
-    let config = ready.snapshot.transplant(&scene.path("other-server"))?;
+    state_stays_closed(scene, ready.snapshot.transplant(&scene.path("other-server"))?).map(drop)
+}
+
+/// Boots a machine whose TPM must not release the key of the state partition; nothing of ours runs on it.
+pub(super) fn state_stays_closed(scene: &Scene<'_>, config: Config) -> anyhow::Result<Machine> {
     let mut machine = Machine::boot(config)?;
+    if let (true, line) = unlocks(scene, &mut machine)? {
+        bail!("the state was unlocked: {line}");
+    }
+    never_goes_on(scene, &mut machine, AGENTD_READY)?;
+    Ok(machine)
+}
+
+/// Whether the agent starts or the state stays closed, and the line that says so.
+fn unlocks(scene: &Scene<'_>, machine: &mut Machine) -> anyhow::Result<(bool, String)> {
     let mut wanted = vec![AGENTD_READY];
     wanted.extend(STATE_LOCKED);
     let (index, line) = machine.wait_for_any(&wanted, scene.within(BOOT_LIMIT)?)?;
-    if index == 0 {
-        bail!("the state was unlocked by another TPM: {line}");
-    }
-    never_goes_on(scene, &mut machine, AGENTD_READY)
+    Ok((index == 0, line))
 }
 
 /// The stub adds the string to the signed command line even with Secure Boot on.
@@ -105,10 +110,7 @@ pub(super) fn smbios_cmdline_injected(scene: &Scene<'_>) -> anyhow::Result<()> {
     // Harmless by itself: what is tested is that nothing can be added unseen.
     config.smbios.push("io.systemd.stub.kernel-cmdline-extra=systemd.log_color=no".to_owned());
     let mut machine = Machine::boot(config)?;
-    let mut wanted = vec![AGENTD_READY];
-    wanted.extend(STATE_LOCKED);
-    let (index, line) = machine.wait_for_any(&wanted, scene.within(BOOT_LIMIT)?)?;
-    if index != 0 {
+    if let (false, line) = unlocks(scene, &mut machine)? {
         println!("  (the boot stopped: {line})");
         return never_goes_on(scene, &mut machine, AGENTD_READY);
     }

@@ -1,7 +1,6 @@
 //! What is kept on the state partition between two boots: the accepted order, and what was applied.
 
-use std::fs;
-use std::io::{self, Write as _};
+use std::io;
 use std::path::Path;
 
 use anyhow::Context as _;
@@ -75,19 +74,15 @@ fn read(folder: &Path, name: &str, bytes_max: u64) -> anyhow::Result<Option<Vec<
 
 /// Whole or not at all, and on disk before this returns.
 fn replace(folder: &Path, name: &str, bytes: &[u8]) -> anyhow::Result<()> {
-    let (path, new) = (folder.join(name), folder.join(format!("{name}.new")));
-    let write = || {
-        let mut file = fs::File::create(&new)?;
-        file.write_all(bytes)?;
-        file.sync_all()?;
-        fs::rename(&new, &path)?;
-        fs::File::open(folder)?.sync_all()
-    };
-    write().with_context(|| path.display().to_string())
+    // The unit's UMask= takes away what others need not read.
+    crate::files::replace(folder, name, 0o666, bytes)
+        .with_context(|| folder.join(name).display().to_string())
 }
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
 
     #[test]

@@ -12,6 +12,8 @@ mod accept;
 mod apply;
 #[path = "../../files.rs"]
 mod files;
+#[path = "../../journal.rs"]
+mod journal;
 mod keep;
 mod medium;
 mod options;
@@ -25,12 +27,11 @@ use evidence::bundle::Quorum;
 use evidence::format::Policy;
 use tpm::{AttestationKey, Tpm};
 
+use journal::say;
 use options::{Command, Options};
 
 /// Longest quorum policy.
 const POLICY_BYTES_MAX: u64 = 256 << 10;
-/// Most characters of one line.
-const LINE_CHARS_MAX: usize = 2000;
 /// PCR of Secure Boot's variables.
 const PCR_SECURE_BOOT: usize = 7;
 
@@ -47,13 +48,6 @@ fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
-}
-
-/// One line for the journal and the console, without what would move a cursor.
-fn say(text: &str) {
-    let shown = |c: char| if c.is_control() { char::REPLACEMENT_CHARACTER } else { c };
-    let line: String = text.chars().take(LINE_CHARS_MAX).map(shown).collect();
-    eprintln!("reseal: {line}");
 }
 
 /// This machine in this boot.

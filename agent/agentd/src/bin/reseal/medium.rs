@@ -3,14 +3,15 @@
 
 use std::ffi::CStr;
 use std::fs::File;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::path::Path;
 
 use anyhow::{Context as _, bail, ensure};
 use evidence::bundle::SIGNATURES_MAX;
 use evidence::reseal::{ORDER_BYTES_MAX, ORDER_FILE};
-use rustix::fs::{Dir, Mode, OFlags, ResolveFlags, openat2};
+use rustix::fs::{Dir, Mode, OFlags};
 
+use crate::files::open_beneath;
 use crate::keep::{SIGNATURE_BYTES_MAX, Signed};
 
 /// Folder with the order.
@@ -59,12 +60,7 @@ fn read_file(root: &OwnedFd, path: &str, bytes_max: usize) -> anyhow::Result<Vec
 }
 
 fn open(root: &OwnedFd, path: &str, flags: OFlags) -> anyhow::Result<OwnedFd> {
-    let resolve = ResolveFlags::BENEATH
-        | ResolveFlags::NO_SYMLINKS
-        | ResolveFlags::NO_MAGICLINKS
-        | ResolveFlags::NO_XDEV;
-    let flags = flags | OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOCTTY;
-    openat2(root.as_fd(), path, flags, Mode::empty(), resolve)
+    open_beneath(root, path, flags | OFlags::RDONLY, Mode::empty())
         .with_context(|| format!("{path} on the medium"))
 }
 
