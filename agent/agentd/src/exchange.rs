@@ -26,21 +26,24 @@ use crate::journal::say;
 
 /// How often the mount point is looked at.
 const TICK: Duration = Duration::from_secs(1);
-/// Lies in the empty mount point, and is hidden by what is mounted over it.
-const EMPTY: &str = "no-medium";
+/// `STATX_MNT_ID_UNIQUE` of statx(2): an identifier that no later mount gets. Without it a stick that is out for less
+/// than a tick would pass for never pulled, since the kernel uses the usual identifiers again.
+const MNT_ID_UNIQUE: StatxFlags = StatxFlags::from_bits_retain(0x4000);
 /// Longest `nonce.txt`: 64 hex digits, and what editors put around them.
 const NONCE_BYTES_MAX: u64 = 128;
 /// Times that a challenge is put off because the TPM answered another one just now.
 const BUSY_MAX: u32 = 10;
 
 /// Which medium is there: the same one plugged in again is another value.
-type Identity = (u64, u32, u32);
+type Identity = (u64, u32, u32, u64);
 
 /// The watching thread's state.
 #[derive(Debug)]
 pub(crate) struct Exchange {
     agent: Arc<Agent>,
     folder: PathBuf,
+    /// This process's user, to whom mount options give a medium; the empty mount point is root's.
+    user: u32,
     /// The medium that was answered last.
     answered: Option<Identity>,
     /// Last trouble with the mount point itself, so that it is printed once.
@@ -62,8 +65,8 @@ enum ExchangeError {
 }
 
 impl Exchange {
-    pub(crate) fn new(agent: Arc<Agent>, folder: PathBuf) -> Self {
-        Self { agent, folder, answered: None, trouble: None }
+    pub(crate) fn new(agent: Arc<Agent>, folder: PathBuf, user: u32) -> Self {
+        Self { agent, folder, user, answered: None, trouble: None }
     }
 
     /// Never returns; ends with the process.
@@ -111,12 +114,13 @@ impl Exchange {
             Err(rustix::io::Errno::NOENT) => return Ok(None),
             Err(error) => return Err(refuse(error)),
         };
-        if statx(&root, EMPTY, AtFlags::SYMLINK_NOFOLLOW, StatxFlags::TYPE).is_ok() {
+        let wanted = StatxFlags::BASIC_STATS | StatxFlags::MNT_ID | MNT_ID_UNIQUE;
+        let stat = statx(&root, "", AtFlags::EMPTY_PATH, wanted).map_err(refuse)?;
+        if stat.stx_uid != self.user {
             return Ok(None);
         }
-        let wanted = StatxFlags::BASIC_STATS | StatxFlags::MNT_ID;
-        let stat = statx(&root, "", AtFlags::EMPTY_PATH, wanted).map_err(refuse)?;
-        Ok(Some((root, (stat.stx_mnt_id, stat.stx_dev_major, stat.stx_dev_minor))))
+        let identity = (stat.stx_mnt_id, stat.stx_dev_major, stat.stx_dev_minor, stat.stx_ino);
+        Ok(Some((root, identity)))
     }
 
     /// Each question by itself: one that fails keeps no other from its answer.

@@ -68,6 +68,8 @@ fn run(options: &Options) -> anyhow::Result<()> {
         EventLogs::new(passed.descriptor("firmware-log")?, passed.descriptor("userspace-log")?);
     // Made now: a confined agent makes sockets to peers only.
     let (stop, stopper) = UnixStream::pair().context("cannot make a socket pair")?;
+    // Asked now as well: a confined agent cannot.
+    let user = rustix::process::geteuid().as_raw();
     let (agent, route) = start(options, logs)?;
     let agent = Arc::new(agent);
     // The handler only writes a byte; the loop that serves reads it.
@@ -85,7 +87,7 @@ fn run(options: &Options) -> anyhow::Result<()> {
             }
         })
         .context("cannot start a thread")?;
-    let exchange = Exchange::new(Arc::clone(&agent), options.exchange.clone());
+    let exchange = Exchange::new(Arc::clone(&agent), options.exchange.clone(), user);
     thread::Builder::new()
         .name("exchange".to_owned())
         .spawn(move || exchange.watch())
