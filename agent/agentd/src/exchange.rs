@@ -18,17 +18,15 @@ use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
 
-use rustix::fs::{AtFlags, Mode, OFlags, StatxFlags, renameat, statx};
+use rustix::fs::{AtFlags, Mode, OFlags, renameat, statx};
 
 use crate::agent::{Agent, AgentError};
 use crate::files::{open_beneath, read_all};
 use crate::journal::say;
+use crate::medium::IDENTITY;
 
 /// How often the mount point is looked at.
 const TICK: Duration = Duration::from_secs(1);
-/// `STATX_MNT_ID_UNIQUE` of statx(2): an identifier that no later mount gets. Without it a stick that is out for less
-/// than a tick would pass for never pulled, since the kernel uses the usual identifiers again.
-const MNT_ID_UNIQUE: StatxFlags = StatxFlags::from_bits_retain(0x4000);
 /// Longest `nonce.txt`: 64 hex digits, and what editors put around them.
 const NONCE_BYTES_MAX: u64 = 128;
 /// Times that a challenge is put off because the TPM answered another one just now.
@@ -114,8 +112,7 @@ impl Exchange {
             Err(rustix::io::Errno::NOENT) => return Ok(None),
             Err(error) => return Err(refuse(error)),
         };
-        let wanted = StatxFlags::BASIC_STATS | StatxFlags::MNT_ID | MNT_ID_UNIQUE;
-        let stat = statx(&root, "", AtFlags::EMPTY_PATH, wanted).map_err(refuse)?;
+        let stat = statx(&root, "", AtFlags::EMPTY_PATH, IDENTITY).map_err(refuse)?;
         if stat.stx_uid != self.user {
             return Ok(None);
         }

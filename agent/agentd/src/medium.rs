@@ -25,6 +25,12 @@ const DEPTH_MAX: usize = 8;
 /// Most entries, folders included, within `model`: as many files as the engine takes, and their folders.
 const ENTRIES_MAX: usize = 4 * ipc::FDS_MAX;
 
+/// What statx(2) tells of which medium is there. `STATX_MNT_ID_UNIQUE` is an identifier that no later mount gets:
+/// without it a medium that is out for less than a tick would pass for never pulled, since the kernel uses the usual
+/// identifiers again.
+pub(crate) const IDENTITY: StatxFlags =
+    StatxFlags::BASIC_STATS.union(StatxFlags::MNT_ID).union(StatxFlags::from_bits_retain(0x4000));
+
 /// Which medium lies in the folder: another one, or the same one mounted again, is another value.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Identity {
@@ -76,12 +82,11 @@ impl Medium {
             Err(rustix::io::Errno::NOENT) => return Ok(None),
             Err(error) => return Err(io_error(&shown())(error.into())),
         };
-        let wanted = StatxFlags::BASIC_STATS | StatxFlags::MNT_ID;
         let there = statx(&root, SIGNATURES, AtFlags::SYMLINK_NOFOLLOW, StatxFlags::TYPE);
         if there.is_err_and(|error| error == rustix::io::Errno::NOENT) {
             return Ok(None);
         }
-        let stat = statx(&root, "", AtFlags::EMPTY_PATH, wanted)
+        let stat = statx(&root, "", AtFlags::EMPTY_PATH, IDENTITY)
             .map_err(|error| io_error(&shown())(error.into()))?;
         let identity = Identity {
             mount: stat.stx_mnt_id,
