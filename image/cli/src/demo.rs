@@ -6,7 +6,7 @@ use std::process::{Command, Output};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
-use evidence::format::{Evidence, Machine as PinnedMachine};
+use evidence::format::Evidence;
 use qemu::{Config, Machine, Snapshot, accel};
 
 /// Longest boot, under emulation on a busy machine.
@@ -77,11 +77,15 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     fs::create_dir_all(&cache)?;
     let work = tempfile::Builder::new().prefix("demo-").tempdir_in(&cache)?;
     let mut acts = Acts::default();
-    let auditor = work.path().join("auditor");
-    let (booted, auditor) = acts
-        .play("boot, measured; its TLS key is attested and pinned", || {
-            boot(args, &work, &auditor)
-        })?;
+    let mut machine = acts.play("boot, Secure Boot on, boot measured", || boot(args, &work))?;
+    let auditor = Auditor::new(args, &work.path().join("auditor"))?;
+    acts.play("an auditor enrols it: its key is in a certified TPM", || {
+        auditor.enrol(args, &machine)
+    })?;
+    let booted = acts.play("the gateway's TLS key is attested and pinned", || {
+        attest(args, &mut machine, &auditor)?;
+        Ok(machine.snapshot()?)
+    })?;
     let mut serving = acts.play("a stick with a signed model is plugged in", || {
         let mut machine = booted.fork(&work.path().join("serving"))?;
         machine.plug_bundle(&args.bundle)?;
@@ -121,26 +125,22 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     Ok(())
 }
 
-/// Boots to a ready agent with no model, attests it, and freezes that machine.
-fn boot(args: &Args, work: &tempfile::TempDir, auditor: &Path) -> Result<(Snapshot, Auditor)> {
+/// Boots to a ready agent with no model.
+fn boot(args: &Args, work: &tempfile::TempDir) -> Result<Machine> {
     let probe = accel::probe(Some(&args.image), &accel::default_cache_folder()?)?;
     println!("{}", probe.reason);
     let config = Config::new(&args.image, work.path().join("booted"), probe.accel);
     let mut machine = Machine::boot(config)?;
-    let line = machine.wait_for("agentd: attestation key ", BOOT_LIMIT)?;
-    println!("{line}");
-    let ak_name = line
-        .rsplit("agentd: attestation key ")
-        .next()
-        .and_then(|rest| rest.split_whitespace().next())
-        .context("the console names no attestation key")?
-        .to_owned();
+    println!("{}", machine.wait_for("agentd: attestation key ", BOOT_LIMIT)?);
     println!("{}", machine.wait_for("agentd: ready", BOOT_LIMIT)?);
-    let auditor = Auditor::new(args, auditor, &ak_name)?;
+    Ok(machine)
+}
+
+/// Waits until an enrolled machine's evidence is established, and its gateway pinned.
+fn attest(args: &Args, machine: &mut Machine, auditor: &Auditor) -> Result<()> {
     // The last phase is measured once the boot is complete; evidence before it would be of half a boot.
     print!("{}", auditor.wait_attested(args, machine.port())?);
-    wait_healthy(args, &auditor.pin(), machine.port(), "503")?;
-    Ok((machine.snapshot()?, auditor))
+    wait_healthy(args, &auditor.pin(), machine.port(), "503").map(drop)
 }
 
 /// Waits until the gateway answers `/healthz` with `status`; returns the body.
@@ -163,10 +163,15 @@ fn wait_healthy(args: &Args, pin: &Path, port: u16, status: &str) -> Result<Stri
 }
 
 fn curl(args: &Args, pin: &Path, port: u16, path: &str, extra: &[&str]) -> Result<Output> {
+    let pin = pin.to_str().context("the folder of the pin is not UTF-8")?;
+    ask_gateway(args, port, path, &[&["--cacert", pin], extra].concat())
+}
+
+/// Asks as the site's client; `extra` says whom it trusts.
+fn ask_gateway(args: &Args, port: u16, path: &str, extra: &[&str]) -> Result<Output> {
     let site = args.keys.join("site");
     Command::new("curl")
-        .args(["--silent", "--show-error", "--max-time", "60", "--cacert"])
-        .arg(pin)
+        .args(["--silent", "--show-error", "--max-time", "60"])
         .arg("--cert")
         .arg(site.join("client.pem"))
         .arg("--key")
@@ -206,13 +211,55 @@ struct Auditor {
 }
 
 impl Auditor {
-    fn new(args: &Args, folder: &Path, ak_name: &str) -> Result<Self> {
+    fn new(args: &Args, folder: &Path) -> Result<Self> {
         fs::create_dir_all(folder)?;
         fs::copy(args.image.join("reference.json"), folder.join("reference.json"))?;
         fs::copy(args.keys.join("policy.json"), folder.join("policy.json"))?;
-        let machine = PinnedMachine::from_console(ak_name);
-        fs::write(folder.join("machine.json"), serde_json::to_vec(&machine)?)?;
         Ok(Self { folder: folder.to_owned() })
+    }
+
+    /// Writes `machine.json`: identity, challenge and answer over the gateway, judged under the TPM vendor's root.
+    fn enrol(&self, args: &Args, machine: &Machine) -> Result<()> {
+        let port = machine.port();
+        let deadline = Instant::now() + BOOT_LIMIT;
+        while let Err(error) = self.ask_unpinned(args, port, "identity", &[], "identity.json") {
+            // The gateway may be starting.
+            ensure!(Instant::now() < deadline, "{error:#}");
+            std::thread::sleep(Duration::from_millis(500));
+        }
+        let roots = machine.config().vendor_roots();
+        let roots = roots.to_str().context("the folder of the vendor's roots is not UTF-8")?;
+        let identity = ["--identity", "identity.json"];
+        let challenge = ["enrol", "challenge", "--out", ".", "--roots", roots];
+        self.run(args, &[&challenge[..], &identity].concat(), 0)?;
+        let body = format!("@{}", self.folder.join("challenge.json").display());
+        let post = ["--header", "content-type: application/json", "--data-binary", &body];
+        self.ask_unpinned(args, port, "enrol", &post, "response.json")?;
+        let answer = ["--secret", "secret.json", "--response", "response.json"];
+        let finish = ["enrol", "finish", "--out", "machine.json"];
+        self.run(args, &[&finish[..], &identity, &answer].concat(), 0).map(drop)
+    }
+
+    /// Asks a gateway whose certificate nobody vouches for yet, and keeps the answer in a file. Every file of an
+    /// enrolment is judged by itself, whoever it came through.
+    fn ask_unpinned(
+        &self,
+        args: &Args,
+        port: u16,
+        path: &str,
+        extra: &[&str],
+        file: &str,
+    ) -> Result<()> {
+        let options = [&["--insecure", "--fail-with-body"], extra].concat();
+        let reply = ask_gateway(args, port, &format!("/casemate/{path}"), &options)?;
+        ensure!(
+            reply.status.success(),
+            "no answer to /casemate/{path}: {}{}",
+            String::from_utf8_lossy(&reply.stderr),
+            String::from_utf8_lossy(&reply.stdout)
+        );
+        fs::write(self.folder.join(file), reply.stdout)?;
+        Ok(())
     }
 
     /// The gateway's certificate, once [`Self::fetch`] has established whose it is.
@@ -270,12 +317,19 @@ impl Auditor {
         Ok(index)
     }
 
-    /// Runs `casemate-verify` in the auditor's folder; its exit code must be `expected`.
+    /// Judges evidence; the exit code must be `expected`.
     fn verify(&self, args: &Args, file: &str, expected: i32) -> Result<String> {
+        let nonce = self.nonce()?;
+        let trust = ["--reference", "reference.json", "--policy", "policy.json"];
+        let pinned = ["--machine", "machine.json", "--nonce", &nonce];
+        self.run(args, &[&["evidence", file][..], &trust, &pinned].concat(), expected)
+    }
+
+    /// Runs `casemate-verify` in the auditor's folder; its exit code must be `expected`.
+    fn run(&self, args: &Args, words: &[&str], expected: i32) -> Result<String> {
         let verdict = Command::new(&args.verifier)
             .current_dir(&self.folder)
-            .args(["evidence", file, "--reference", "reference.json", "--policy", "policy.json"])
-            .args(["--machine", "machine.json", "--nonce", &self.nonce()?])
+            .args(words)
             .output()
             .context("cannot start casemate-verify")?;
         let text = String::from_utf8_lossy(&verdict.stdout).into_owned();
