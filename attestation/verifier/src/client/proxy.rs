@@ -149,7 +149,7 @@ async fn answer(gate: &Arc<Gate>, request: Request<Incoming>) -> Response<Body> 
         Ok(response) => {
             let (mut head, body) = response.into_parts();
             strip(&mut head.headers);
-            let body = Tracked { body, back: Some((link, Arc::clone(gate))) };
+            let body = Tracked { body, ended: false, back: Some((link, Arc::clone(gate))) };
             Response::from_parts(head, body.map_err(Into::into).boxed())
         }
         Err(failure) => {
@@ -219,6 +219,8 @@ fn error(status: StatusCode, object: &serde_json::Value) -> Response<Body> {
 /// appliance learns that the client has left.
 struct Tracked {
     body: Incoming,
+    /// Its last frame was passed on; a chunked body does not say so by itself.
+    ended: bool,
     back: Option<(Link, Arc<Gate>)>,
 }
 
@@ -230,7 +232,9 @@ impl hyper::body::Body for Tracked {
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
-        Pin::new(&mut self.body).poll_frame(context)
+        let frame = std::task::ready!(Pin::new(&mut self.body).poll_frame(context));
+        self.ended = frame.is_none();
+        Poll::Ready(frame)
     }
 
     fn is_end_stream(&self) -> bool {
@@ -244,7 +248,8 @@ impl hyper::body::Body for Tracked {
 
 impl Drop for Tracked {
     fn drop(&mut self) {
-        if let Some((link, gate)) = self.back.take().filter(|_| self.body.is_end_stream()) {
+        let ended = self.ended || self.body.is_end_stream();
+        if let Some((link, gate)) = self.back.take().filter(|_| ended) {
             tokio::spawn(async move { gate.give_back(link).await });
         }
     }
