@@ -15,7 +15,7 @@ use std::collections::BTreeMap;
 
 use crate::eventlog::{Event, EventKind, EventLog, EventLogError, ReplayError, Variable};
 use crate::format::{AGENT_PCR, Reference};
-use crate::pcr::{Digest, HashAlg, Pcr, PcrBank};
+use crate::pcr::{Digest, HashAlg, PcrBank};
 use crate::quote::{PcrsError, QuoteError};
 use crate::sigdb::{CERT_X509, Database, DatabaseError, EFI_IMAGE_SECURITY_DATABASE};
 
@@ -32,10 +32,9 @@ const PCR_INITRD: u8 = 9;
 const PCRS_FIRMWARE: std::ops::RangeInclusive<u8> = 0..=3;
 /// What a firmware update may leave alone: boot manager, partition table, vendor's own, Secure Boot's variables.
 const PCRS_FIRMWARE_MAY: std::ops::RangeInclusive<u8> = 4..=7;
-/// IMA's aggregate of PCRs 0 to 9, and identifiers of one boot.
-const PCRS_EACH_BOOT: [u8; 2] = [10, 15];
-/// Kind of the agent's event whose content is the quorum policy's file.
-const POLICY_EVENT: &str = "policy";
+/// IMA's aggregate of PCRs 0 to 9; agentd's measurements, whose order is that in which processes and media come;
+/// identifiers of one boot.
+const PCRS_EACH_BOOT: [u8; 3] = [10, AGENT_PCR, 15];
 
 /// One of the two signature databases.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -281,25 +280,6 @@ impl<'a> Future<'a> {
             }
         }
         self.set(PCR_INITRD, After::Unknown, Why::Initrd);
-        self.agent(reference)
-    }
-
-    /// The agent's PCR, if the evidence holds its whole log: only the policy's file is the image's.
-    fn agent(&mut self, reference: &Reference) -> Result<(), ForecastError> {
-        let Some(events) = &self.machine.agent_log else { return Ok(()) };
-        let policy = hex32(AGENT_PCR, &reference.policy_sha256)?;
-        let fold = |policy: Option<[u8; 32]>| {
-            events.iter().fold(Pcr::ZERO, |pcr, event| match policy {
-                Some(digest) if event.kind == POLICY_EVENT => pcr.extend(digest),
-                _ => pcr.measure(event.content.as_bytes()),
-            })
-        };
-        let present = self.machine.pcrs.get(&AGENT_PCR).copied();
-        let after = match present == Some(fold(None).value()) {
-            true => After::Exactly(fold(Some(policy)).value()),
-            false => After::Unknown,
-        };
-        self.set(AGENT_PCR, after, Why::Policy);
         Ok(())
     }
 
@@ -457,7 +437,7 @@ fn hex32(pcr: u8, text: &str) -> Result<[u8; 32], ForecastError> {
     Ok(value)
 }
 
-/// The agent's own PCR is not the firmware's.
+/// Whether the firmware's log alone explains it.
 pub(crate) fn is_firmware(pcr: u8) -> bool {
     PCRS_FIRMWARE.contains(&pcr) || PCRS_FIRMWARE_MAY.contains(&pcr)
 }

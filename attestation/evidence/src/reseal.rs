@@ -18,7 +18,7 @@ use crate::bundle::{BundleError, Differences, Found, Quorum, Verified};
 use crate::pcr::HashAlg;
 
 pub use luks::{HEADER_BYTES_MAX, HeaderError, Slot, Slots};
-pub use seal::{SealError, SealingKey};
+pub use seal::{SealError, SealingKey, tpm2_pcrs};
 
 /// Schema name of [`Order`].
 pub const RESEAL_SCHEMA: &str = "casemate-reseal-v1";

@@ -10,7 +10,9 @@ use std::path::Path;
 
 use evidence::bundle::{SignedFile, statement_json};
 use evidence::enrol::{Draw, Enrollee, Roots};
+use evidence::fixture::log::{authenticated, signature_list};
 use evidence::fixture::{Appliance, Says, TIME_S, Vendor};
+use evidence::sigdb::{CERT_SHA256, CERT_X509};
 
 /// Target, name, bytes.
 type Seed = (&'static str, &'static str, Vec<u8>);
@@ -20,6 +22,15 @@ const NONCE: [u8; 32] = [0xa5; 32];
 const REQUEST: &str = r#"{"model":"m","messages":[{"role":"system","content":"a"},
 {"role":"user","content":[{"type":"text","text":"b"}]}],"max_tokens":5,"temperature":0.5,"top_p":0.9,
 "seed":7,"stop":["x","y"],"stream":true,"stream_options":{"include_usage":true},"n":1,"user":"u"}"#;
+
+/// The tokens of a state partition with one key slot.
+const SLOTS: &str = r#"{"tokens":{"0":{"type":"systemd-tpm2","keyslots":["0"],"tpm2-policy-hash":
+"74bb616cc14443abbc39105eb6c826fc8e27194e213a537c1169fdb4c5b88c3d"}},"keyslots":{"0":{}}}"#;
+/// A reseal order.
+const ORDER: &str = r#"{"schema":"casemate-reseal-v1","id":"00112233445566778899aabbccddeeff",
+"ak_name":"000b1111111111111111111111111111111111111111111111111111111111111111",
+"pcr7_present":"1111111111111111111111111111111111111111111111111111111111111111",
+"pcr7_forecast":"2222222222222222222222222222222222222222222222222222222222222222"}"#;
 
 fn main() -> Result<(), Box<dyn Error>> {
     let appliance = Appliance::booted();
@@ -32,6 +43,10 @@ fn main() -> Result<(), Box<dyn Error>> {
         ("eventlog", "honest", appliance.firmware.concat()),
         ("userspace", "honest", appliance.userspace.concat().into_bytes()),
         ("evidence", "honest", serde_json::to_vec(&appliance.evidence(NONCE))?),
+        ("sigdb", "lists", signature_list(CERT_SHA256, [1; 16], &[&[2; 32], &[3; 32]])),
+        ("sigdb", "update", authenticated(&signature_list(CERT_X509, [1; 16], &[&[0x30, 0]]))),
+        ("luks", "slots", SLOTS.as_bytes().to_vec()),
+        ("luks", "order", ORDER.as_bytes().to_vec()),
         ("gguf", "model", synthetic::model().build()),
         ("gguf", "tensor", tensor()),
         ("request", "honest", REQUEST.as_bytes().to_vec()),

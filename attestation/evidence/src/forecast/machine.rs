@@ -5,7 +5,7 @@ use base64::engine::general_purpose::STANDARD;
 
 use super::{DatabaseName, ForecastError, is_firmware, sha256, variable};
 use crate::eventlog::EventLog;
-use crate::format::{AgentEvent, Evidence};
+use crate::format::Evidence;
 use crate::key::AttestationKey;
 use crate::pcr::HashAlg;
 use crate::quote::{PcrValues, Quote};
@@ -16,7 +16,6 @@ use crate::quote::{PcrValues, Quote};
 pub struct Measured {
     pub(super) firmware_log: Vec<u8>,
     pub(super) pcrs: PcrValues,
-    pub(super) agent_log: Option<Vec<AgentEvent>>,
     pub(super) profile: Option<String>,
     pub(super) ak_name: Option<String>,
 }
@@ -31,7 +30,7 @@ impl Measured {
         let bank = log.replay(HashAlg::Sha256)?;
         let pcrs = bank.extended().filter_map(|(pcr, value)| Some((pcr, sha256(&value)?)));
         let pcrs = pcrs.collect();
-        Ok(Self { firmware_log, pcrs, agent_log: None, profile: None, ak_name: None })
+        Ok(Self { firmware_log, pcrs, profile: None, ak_name: None })
     }
 
     /// From evidence: its quote must hold under the key in it, and its log must explain the firmware's PCRs.
@@ -63,7 +62,6 @@ impl Measured {
         Ok(Self {
             firmware_log,
             pcrs,
-            agent_log: Some(evidence.agent_log.clone()),
             profile: Some(evidence.profile.clone()),
             ak_name: Some(key.name().to_string()),
         })

@@ -40,8 +40,6 @@ pub enum Why {
     Image,
     /// The kernel measures the initrd with what systemd-stub adds to it.
     Initrd,
-    /// agentd measures the image's quorum policy, and then what it measured before.
-    Policy,
     /// The firmware measures itself, its settings and option ROMs.
     Firmware,
     /// Other firmware may measure more or otherwise.

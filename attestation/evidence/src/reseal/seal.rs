@@ -20,7 +20,9 @@ const ALG_RSA: u16 = 0x0001;
 const ALG_NULL: u16 = 0x0010;
 /// `TPMA_OBJECT` userWithAuth, decrypt and sign: how systemd loads the key (`tpm2_tpm2b_public_from_pem`).
 const ATTRIBUTES: u32 = 0x0000_0040 | 0x0002_0000 | 0x0004_0000;
-/// `TPML_PCR_SELECTION` of PCRs 7, 12 and 13 in the SHA-256 bank.
+/// PCRs that must be zero: nothing came beside the signed UKI.
+const PCRS_ZERO: [u8; 2] = [12, 13];
+/// `TPML_PCR_SELECTION` of PCR 7 and those in the SHA-256 bank.
 const SELECTION: [u8; 10] = [0, 0, 0, 1, 0, 0x0b, 3, 0x80, 0x30, 0];
 /// Moduli that TPMs take.
 const MODULUS_BYTES: [usize; 3] = [256, 384, 512];
@@ -111,6 +113,15 @@ impl SealingKey {
     }
 }
 
+/// The same seal in the words of systemd: `--tpm2-pcrs=` of systemd-repart and systemd-cryptenroll. Without a PCR 7, it
+/// is the present one.
+#[must_use]
+pub fn tpm2_pcrs(pcr7: Option<[u8; 32]>) -> String {
+    let value = |pcr: u8, value: [u8; 32]| format!("{pcr}:sha256={}", hex::encode(value));
+    let first = pcr7.map_or_else(|| "7".to_owned(), |pcr7| value(7, pcr7));
+    PCRS_ZERO.iter().fold(first, |list, &pcr| format!("{list}+{}", value(pcr, [0; 32])))
+}
+
 fn extend(parts: &[&[u8]]) -> [u8; 32] {
     parts.iter().fold(Sha256::new(), |hash, part| hash.chain_update(part)).finalize().into()
 }
@@ -133,7 +144,22 @@ mod tests {
             hex::encode(key.policy_over(only_7_and_12, &[&pcr7, &[0; 32]])),
             "be719c0f6dd28ff7dfcb58b037944269aaa2b4eb8330c93d99b48214a696da57"
         );
+        // With PCR 13 as well, as systemd-repart makes it; `dbx-update-forecast` compares with a real header.
+        let with_13 = "74bb616cc14443abbc39105eb6c826fc8e27194e213a537c1169fdb4c5b88c3d";
+        assert_eq!(hex::encode(key.policy(pcr7)), with_13);
         assert_ne!(key.policy([0; 32]), key.policy(pcr7));
+    }
+
+    #[test]
+    fn an_order_seals_to_what_the_first_boot_seals_to() {
+        let unit = include_str!(
+            "../../../../image/config/tree/usr/lib/systemd/system/systemd-repart.service.d/50-casemate.conf"
+        );
+        let option = format!("--tpm2-pcrs={}\n", tpm2_pcrs(None));
+        assert!(unit.contains(&option), "{option} is not what systemd-repart does");
+        let literal = [&[7][..], &PCRS_ZERO].concat();
+        assert!(crate::forecast::SEALS.iter().any(|sealed| sealed.literal == literal));
+        assert!(tpm2_pcrs(Some([0xab; 32])).starts_with("7:sha256=abab"));
     }
 
     #[test]

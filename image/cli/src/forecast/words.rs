@@ -71,11 +71,6 @@ impl Language {
                 "the initrd of the image and what systemd-stub adds: unpredictable until measured",
                 "l'initrd de l'image et ce que systemd-stub y ajoute : imprévisible avant la mesure"
             ),
-            Why::Policy => says!(
-                self,
-                "agentd measures the quorum policy of the image first",
-                "agentd mesure d'abord la politique de quorum de l'image"
-            ),
             Why::Firmware => says!(
                 self,
                 "code and settings of the new firmware: unpredictable until measured",
@@ -88,8 +83,8 @@ impl Language {
             ),
             Why::EachBoot => says!(
                 self,
-                "differs from boot to boot, whatever is changed",
-                "diffère d'un démarrage à l'autre, quoi qu'on change"
+                "may differ from boot to boot, whatever is changed",
+                "peut différer d'un démarrage à l'autre, quoi qu'on change"
             ),
             Why::NotInLog => says!(
                 self,

@@ -70,7 +70,8 @@ pub(super) fn dbx_update_forecast(scene: &Scene<'_>) -> anyhow::Result<()> {
     machine.quit()?;
 
     let mut machine = Machine::boot(config)?;
-    machine.wait_for(APPLIED, scene.within(BOOT_LIMIT)?)?;
+    let (index, line) = machine.wait_for_any(&[APPLIED, REFUSED], scene.within(BOOT_LIMIT)?)?;
+    ensure!(index == 0, "{line}");
     let same = wait_ready(&mut machine)? == ready.ak_name;
     ensure!(same, "another attestation key");
     // The medium is still there, and its order is used.

@@ -3,7 +3,7 @@
 use std::process::{Command, Stdio};
 
 use anyhow::{Context as _, ensure};
-use evidence::reseal::{HEADER_BYTES_MAX, SealingKey, Slots};
+use evidence::reseal::{HEADER_BYTES_MAX, SealingKey, Slots, tpm2_pcrs};
 
 use crate::files;
 use crate::options::Apply;
@@ -45,13 +45,12 @@ impl<'a> Device<'a> {
         Ok(Slots::parse(&header)?)
     }
 
-    /// Adds a slot that opens with this PCR 7, PCRs 12 and 13 = 0 and a PCR 11 that the image's key signed. The volume key
+    /// Adds a slot that opens with this PCR 7, PCRs 12 and 13 zero, and a PCR 11 that the image's key signed. The volume key
     /// comes from the TPM, by the slot of the present state.
     pub(crate) fn enroll(&self, pcr7: [u8; 32]) -> anyhow::Result<()> {
-        let (pcr7, zero) = (hex::encode(pcr7), hex::encode([0; 32]));
         let mut command = self.command();
         command.args(["--unlock-tpm2-device=auto", "--tpm2-device=auto"]);
-        command.arg(format!("--tpm2-pcrs=7:sha256={pcr7}+12:sha256={zero}+13:sha256={zero}"));
+        command.arg(format!("--tpm2-pcrs={}", tpm2_pcrs(Some(pcr7))));
         command.arg(option("--tpm2-public-key=", &self.paths.key));
         command.arg("--tpm2-public-key-pcrs=11");
         command.arg(option("--tpm2-signature=", &self.paths.signature));
