@@ -344,6 +344,23 @@ mod tests {
     }
 
     #[test]
+    fn what_is_forgotten_is_not_found_again() {
+        let mut engine = engine();
+        let cached = |engine: &mut Engine| {
+            let (job, events) = job(40, 0.0);
+            engine.start(job);
+            finish(engine);
+            match events.iter().last() {
+                Some(Event::Done { cached, .. }) => cached,
+                other => panic!("{other:?}"),
+            }
+        };
+        assert_eq!([cached(&mut engine), cached(&mut engine)], [0, 32]);
+        engine.forget();
+        assert_eq!(cached(&mut engine), 0);
+    }
+
+    #[test]
     fn a_cancelled_request_leaves_at_the_next_step_and_says_no_more() {
         let mut engine = engine();
         let (waiting, running): (Vec<_>, Vec<_>) =

@@ -35,6 +35,12 @@ pub struct Server {
 }
 
 impl Server {
+    /// A server whose model is there from the beginning.
+    #[must_use]
+    pub fn with(model: Loaded) -> Self {
+        Self { model: OnceLock::from(model), ..Self::default() }
+    }
+
     /// Tells agentd on each connection that this process is confined, then takes bundles; one connection after the
     /// other. Never returns.
     pub fn serve_control(

@@ -12,7 +12,7 @@ use tokenizers::pre_tokenizers::digits::Digits;
 use tokenizers::pre_tokenizers::sequence::Sequence;
 use tokenizers::{PreTokenizerWrapper, Tokenizer as Encoder};
 
-use crate::gguf::{Gguf, GgufError};
+use crate::gguf::{Gguf, GgufError, Value};
 
 /// GGUF token types (ggml, `docs/gguf.md`, `tokenizer.ggml.token_type`).
 const NORMAL: i64 = 1;
@@ -29,6 +29,8 @@ pub struct Tokenizer {
     controls: BTreeMap<String, u32>,
     /// Tokens that end an answer.
     ends: Vec<u32>,
+    /// Begins each text that no template makes.
+    start: Option<u32>,
 }
 
 /// Why a vocabulary is not usable.
@@ -110,7 +112,8 @@ impl Tokenizer {
         }
         let ends = ends(gguf, &controls, tokens.len())?;
         let encoder = encoder(gguf, vocabulary)?;
-        Ok(Self { encoder, bytes, controls, ends })
+        let start = start(gguf, tokens.len())?;
+        Ok(Self { encoder, bytes, controls, ends, start })
     }
 
     /// Encodes text; control tokens have no meaning in it. A byte that the vocabulary lacks is left out, as by the
@@ -138,6 +141,12 @@ impl Tokenizer {
     #[must_use]
     pub fn bytes(&self, token: u32) -> &[u8] {
         self.bytes.get(token as usize).map_or(&[], Vec::as_slice)
+    }
+
+    /// The token that the model expects before a text that no chat template made, if any.
+    #[must_use]
+    pub fn start(&self) -> Option<u32> {
+        self.start
     }
 
     /// Whether `token` ends an answer.
@@ -174,6 +183,15 @@ fn ends(
         ends.extend(controls.get(name));
     }
     Ok(ends)
+}
+
+fn start(gguf: &Gguf<'_>, tokens: usize) -> Result<Option<u32>, TokenizerError> {
+    if !matches!(gguf.value("tokenizer.ggml.add_bos_token"), Some(Value::Bool(true))) {
+        return Ok(None);
+    }
+    let last = (tokens as u64).saturating_sub(1);
+    let start = gguf.integer("tokenizer.ggml.bos_token_id", 0, last)?;
+    Ok(Some(u32::try_from(start).unwrap_or(u32::MAX)))
 }
 
 /// `smollm` splits off each digit, then splits as GPT-2 does (llama.cpp, `LLAMA_VOCAB_PRE_TYPE_SMOLLM`).
@@ -266,6 +284,15 @@ mod tests {
         assert_eq!(tokenizer.control("a<|im_"), None);
         assert!(tokenizer.is_end(2) && tokenizer.is_end(0) && !tokenizer.is_end(1));
         assert!(tokenizer.bytes(1).is_empty() && tokenizer.bytes(u32::MAX).is_empty());
+    }
+
+    #[test]
+    fn a_text_has_a_start_only_if_the_model_wants_one() {
+        let (wanted, id) = ("tokenizer.ggml.add_bos_token", "tokenizer.ggml.bos_token_id");
+        assert_eq!(read(|f| f).unwrap().start(), None);
+        assert_eq!(read(|f| f.bool(wanted, false).u32(id, 1)).unwrap().start(), None);
+        assert_eq!(read(|f| f.bool(wanted, true).u32(id, 1)).unwrap().start(), Some(1));
+        assert!(read(|f| f.bool(wanted, true).u32(id, 9999)).unwrap_err().contains("0 to 263"));
     }
 
     #[test]

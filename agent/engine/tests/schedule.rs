@@ -131,6 +131,10 @@ impl World {
             "work is left but nothing is done"
         );
         assert!(plan.preempt.iter().all(runs) && !plan.admit.iter().any(|a| runs(&a.id)));
+        if let Some(last) = plan.work.last() {
+            let short = !last.sample && planned < LIMITS.step_tokens;
+            assert!(!short, "the step has room for more of {:?}", last.id);
+        }
         for victim in &plan.preempt {
             let urgent = |id| self.live[&id].priority < self.live[victim].priority;
             assert!(plan.admit.iter().all(|a| urgent(a.id)), "one was preempted to admit an equal");

@@ -8,7 +8,7 @@
 use std::fmt::Display;
 use std::time::Instant;
 
-use ipc::{Chat, EngineReply, Exchange, Finish, ModelInfo};
+use ipc::{EngineReply, Exchange, Finish, ModelInfo};
 use sha2::{Digest, Sha256};
 use tokio::sync::mpsc;
 use tokio::time::sleep;
@@ -20,7 +20,7 @@ use crate::journal::{causes, log};
 use crate::limits::{ANSWER_BYTES_MAX, EXCHANGE_TIMEOUT};
 use crate::openai::answer::{Usage, finish_reason};
 use crate::openai::error::ApiError;
-use crate::openai::request::{ChatRequest, Turn};
+use crate::openai::request::ChatRequest;
 use crate::stop::Stop;
 
 /// The processes behind the gateway.
@@ -188,7 +188,9 @@ async fn converse(
     tally: &mut Tally,
 ) -> Result<End, End> {
     let model = admitted_model(peers, asked).await?;
-    let chat = chat(asked, &model)?;
+    let partition = asked.client.cert_sha256().to_owned();
+    let chat = asked.request.chat(model.context_tokens_max, asked.seed, partition);
+    let chat = chat.map_err(End::Failed)?;
     let fault = |error| End::Failed(engine_fault(asked, &error));
     let mut answering = peers.engine.chat(chat).await.map_err(fault)?;
     match answering.next().await.map_err(fault)? {
@@ -238,26 +240,6 @@ async fn admitted_model(peers: &Peers, asked: &Asked) -> Result<ModelInfo, End> 
         }));
     }
     Ok(model)
-}
-
-fn chat(asked: &Asked, model: &ModelInfo) -> Result<Chat, End> {
-    let request = &asked.request;
-    let max = model.context_tokens_max;
-    if let Some((found, param)) = request.max_tokens.filter(|(found, _)| *found > max) {
-        let message = format!("found {found}, the maximum is {max}, the model's whole context");
-        return Err(End::Failed(ApiError::invalid(param, message)));
-    }
-    Ok(Chat {
-        messages: request.messages.iter().map(|Turn(message)| message.clone()).collect(),
-        max_tokens: request.max_tokens.map_or(max, |(found, _)| found),
-        temperature: request.temperature,
-        top_p: request.top_p,
-        seed: request.seed.unwrap_or(asked.seed),
-        stop: request.stop.clone(),
-        partition: asked.client.cert_sha256().to_owned(),
-        // All clients are equal.
-        priority: 0,
-    })
 }
 
 async fn send(events: &mpsc::Sender<Event>, event: Event) -> Result<(), End> {

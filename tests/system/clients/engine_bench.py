@@ -51,16 +51,16 @@ class Llama:
 
 
 class Ours:
-    """The engine's example `speed`."""
+    """`casemate-engine bench`."""
 
     name = "engine"
 
     def __init__(self, program: pathlib.Path, model: pathlib.Path):
-        self.command = [program, model]
+        self.command = [program, "bench", "--json", "--model", model]
         self.about = ""
 
     def speeds(self, threads: int) -> dict[str, float]:
-        lines = run([*self.command, str(threads)])
+        lines = run([*self.command, "--threads", str(threads)])
         self.about = f"{lines[0]['kernels']} kernels"
         return {line["test"]: line["tokens_per_s"] for line in lines}
 
@@ -100,13 +100,13 @@ def processor() -> str:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
-    for name in ("speed", "llama-bench", "model"):
+    for name in ("engine", "llama-bench", "model"):
         parser.add_argument(f"--{name}", required=True, type=pathlib.Path)
     parser.add_argument("--rounds", type=int, default=5)
     args = parser.parse_args()
     if args.rounds < 3:
         parser.error("fewer than 3 rounds have no spread")
-    programs = [Ours(args.speed, args.model), Llama(args.llama_bench, args.model)]
+    programs = [Ours(args.engine, args.model), Llama(args.llama_bench, args.model)]
     shapes = [(threads, test) for threads in THREADS if threads <= os.cpu_count() for test in TESTS]
     measured = {program.name: {shape: [] for shape in shapes} for program in programs}
     machine = Machine()

@@ -62,7 +62,9 @@ pub(crate) fn binaries(tree: &Tree, steps: &mut Steps) -> Result<PathBuf> {
     steps.run("programs (release)", || {
         let mut command = tree.enter("cargo");
         command.args(["build", "--release", "--locked", "--offline"]);
-        for package in ["agentd", "engine", "gateway", "casemate", "verifier", "system-tests"] {
+        for package in
+            ["agentd", "engine", "engine-cli", "gateway", "casemate", "verifier", "system-tests"]
+        {
             command.args(["--package", package]);
         }
         sh(&mut command)?;

@@ -82,7 +82,7 @@ pub(crate) fn bench(tree: &Tree, steps: &mut Steps, rounds: u32) -> Result<()> {
     let engine = engine(tree, steps)?;
     steps.show("measure", || {
         let mut command = peer.script(tree, "engine_bench.py");
-        command.arg("--model").arg(&model).arg("--speed").arg(engine.join("examples/speed"));
+        command.arg("--model").arg(&model).arg("--engine").arg(engine.join("casemate-engine"));
         command.arg("--llama-bench").arg(peer.folder.join("bin/llama-bench"));
         sh(command.arg("--rounds").arg(rounds.to_string()))
     })
@@ -135,11 +135,12 @@ fn build(tree: &Tree, folder: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Builds the engine and its examples as the appliance's programs are built; returns their folder.
+/// Builds the engine, its command line and its examples as the appliance's programs are built; returns their folder.
 fn engine(tree: &Tree, steps: &mut Steps) -> Result<PathBuf> {
     steps.run("engine and its examples (release)", || {
         let mut command = tree.enter("cargo");
-        command.args(["build", "--release", "--locked", "--offline", "--package", "engine"]);
+        command.args(["build", "--release", "--locked", "--offline"]);
+        command.args(["--package", "engine", "--package", "engine-cli"]);
         sh(command.args(["--bins", "--examples"]))?;
         Ok(tree.cache().join("target/release"))
     })

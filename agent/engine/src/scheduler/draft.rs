@@ -50,13 +50,16 @@ impl<'a> Draft<'a> {
 
     /// Gives a running sequence its next tokens, at the cost of those of lower rank.
     fn advance(&mut self, sequence: &'a Sequence) {
-        let end = sequence.computed + sequence.pending().min(self.budget);
-        let needed = self.scheduler.pool.blocks_for(end);
-        if needed > self.scheduler.pool.total() {
-            self.plan.fail = Some(sequence.id);
-            return;
-        }
-        while needed - self.held(sequence) > self.free {
+        let pool = &self.scheduler.pool;
+        loop {
+            let end = sequence.computed + sequence.pending().min(self.budget);
+            if pool.blocks_for(end) > pool.total() {
+                self.plan.fail = Some(sequence.id);
+                return;
+            }
+            if pool.blocks_for(end) - self.held(sequence) <= self.free {
+                return self.grant(sequence, sequence.computed, end);
+            }
             // It is one of them, so that there is always one.
             let Some(victim) = self.last_in_rank() else { return };
             self.preempt(victim);
@@ -64,7 +67,6 @@ impl<'a> Draft<'a> {
                 return;
             }
         }
-        self.grant(sequence, sequence.computed, end);
     }
 
     fn admit_waiting(&mut self) {

@@ -31,6 +31,10 @@ impl File {
         self.entry(key, 4, &value.to_le_bytes())
     }
 
+    pub(crate) fn bool(&mut self, key: &str, value: bool) -> &mut Self {
+        self.entry(key, 7, &[u8::from(value)])
+    }
+
     pub(crate) fn f32(&mut self, key: &str, value: f32) -> &mut Self {
         self.entry(key, 6, &value.to_le_bytes())
     }

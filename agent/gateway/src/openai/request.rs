@@ -7,7 +7,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
-use ipc::Message;
+use ipc::{Chat, Message};
 use serde::Deserialize;
 use serde::de::{DeserializeOwned, Error as _, MapAccess, Visitor};
 use serde_json::Value;
@@ -76,6 +76,37 @@ pub struct ChatRequest {
     pub stream: bool,
     /// Whether a stream ends with a usage event.
     pub include_usage: bool,
+}
+
+impl ChatRequest {
+    /// What the engine is asked: with `seed` if the client chose none, and up to the model's whole context,
+    /// `context_tokens_max`, if it set no maximum.
+    ///
+    /// # Errors
+    /// If the client asks for more than the context.
+    pub fn chat(
+        &self,
+        context_tokens_max: u32,
+        seed: u64,
+        partition: String,
+    ) -> Result<Chat, ApiError> {
+        let max = context_tokens_max;
+        if let Some((found, param)) = self.max_tokens.filter(|(found, _)| *found > max) {
+            let message = format!("found {found}, the maximum is {max}, the model's whole context");
+            return Err(ApiError::invalid(param, message));
+        }
+        Ok(Chat {
+            messages: self.messages.iter().map(|Turn(message)| message.clone()).collect(),
+            max_tokens: self.max_tokens.map_or(max, |(found, _)| found),
+            temperature: self.temperature,
+            top_p: self.top_p,
+            seed: self.seed.unwrap_or(seed),
+            stop: self.stop.clone(),
+            partition,
+            // All clients are equal.
+            priority: 0,
+        })
+    }
 }
 
 /// A message; a type of its own so that tests can compare.

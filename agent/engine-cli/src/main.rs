@@ -1,0 +1,66 @@
+//! `casemate-engine`: the engine on the command line, for whoever tries it outside the appliance or replays a receipt.
+//!
+//! It is not in the image and confines itself in no way; what it runs is the appliance's own engine.
+//!
+//! Exit status: 0 done, 1 a replay differs, 2 unusable input or usage.
+
+mod bench;
+mod generate;
+mod inspect;
+mod model;
+mod receipt;
+mod replay;
+mod serve;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+/// Runs a model as the appliance does.
+#[derive(Debug, Parser)]
+#[command(name = "casemate-engine", version, about)]
+#[command(after_help = "Exit status: 0 done, 1 a replay differs, 2 unusable input or usage.")]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Continue a text, or answer a request.
+    Generate(generate::Args),
+    /// The logits after each token of a sequence.
+    Logits(inspect::LogitsArgs),
+    /// The tokens of a text.
+    Tokenize(inspect::TokenizeArgs),
+    /// Tokens per second on this machine.
+    Bench(bench::Args),
+    /// Answer on a Unix socket, unconfined: for development only.
+    Serve(serve::Args),
+    /// Run a request again and compare it with its receipt.
+    Replay(replay::Args),
+}
+
+fn main() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => {
+            let failed = error.use_stderr();
+            // Without a terminal there is nobody to tell.
+            drop(error.print());
+            return if failed { ExitCode::from(2) } else { ExitCode::SUCCESS };
+        }
+    };
+    let done = match cli.command {
+        Command::Generate(args) => generate::run(&args),
+        Command::Logits(args) => inspect::logits(&args),
+        Command::Tokenize(args) => inspect::tokenize(&args),
+        Command::Bench(args) => bench::run(&args),
+        Command::Serve(args) => serve::run(&args),
+        Command::Replay(args) => replay::run(&args),
+    };
+    done.unwrap_or_else(|error| {
+        eprintln!("casemate-engine: {error:#}");
+        ExitCode::from(2)
+    })
+}

@@ -1,0 +1,129 @@
+//! A model file, opened as the appliance opens it once it was admitted.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::sync::mpsc::channel;
+
+use anyhow::{Context, Result, bail};
+use engine::engine::{Event, Job};
+use engine::load::{Loaded, Machine, open};
+use engine::request::Prepared;
+use engine::sampler::Logprobs;
+use ipc::{Finish, Load};
+use kernels::Isa;
+use sha2::{Digest, Sha256};
+
+/// Which model, on how many threads.
+#[derive(Debug, clap::Args)]
+pub(crate) struct ModelArgs {
+    /// GGUF file.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) model: PathBuf,
+    /// Compute threads; without it, as many as there are processors.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=engine::limits::THREADS_MAX as i64))]
+    pub(crate) threads: Option<u16>,
+}
+
+/// A model that answers.
+pub(crate) struct Model {
+    pub(crate) loaded: Loaded,
+    /// SHA-256 of the file, lower-case hex.
+    pub(crate) sha256: String,
+    pub(crate) machine: Machine,
+}
+
+/// A complete answer.
+#[derive(Debug, Default)]
+pub(crate) struct Answer {
+    pub(crate) text: String,
+    /// The token that ends the answer included.
+    pub(crate) token_ids: Vec<u32>,
+    pub(crate) logprobs: Vec<Logprobs>,
+    /// `None` until it is complete.
+    pub(crate) finish: Option<Finish>,
+    pub(crate) cached_tokens: usize,
+}
+
+impl ModelArgs {
+    pub(crate) fn machine(&self) -> Result<Machine> {
+        let threads = match self.threads {
+            Some(threads) => usize::from(threads),
+            None => std::thread::available_parallelism()?.get().min(engine::limits::THREADS_MAX),
+        };
+        Ok(Machine { isa: Isa::detect(), threads })
+    }
+
+    pub(crate) fn open(&self) -> Result<Model> {
+        let bytes = read(&self.model)?;
+        let sha256 = hex::encode(Sha256::digest(&bytes));
+        let model_id = self.model.file_stem().unwrap_or_default().to_string_lossy().into_owned();
+        let load = Load { model_id, bundle_digest: sha256.clone(), files: Vec::new() };
+        let machine = self.machine()?;
+        let loaded = open(&load, Arc::new(bytes), machine)
+            .with_context(|| format!("{} is not usable", self.model.display()))?;
+        Ok(Model { loaded, sha256, machine })
+    }
+}
+
+impl Model {
+    /// Runs one request to its end; `told` gets each piece of text as it comes.
+    pub(crate) fn answer(
+        &self,
+        prepared: Prepared,
+        logprobs: Option<usize>,
+        mut told: impl FnMut(&str),
+    ) -> Result<Answer> {
+        let (events, receiver) = channel();
+        let job = Job {
+            prompt: prepared.prompt,
+            answer_max: prepared.answer_max,
+            partition: prepared.partition,
+            priority: prepared.priority,
+            sampling: prepared.sampling,
+            stops: prepared.stops,
+            logprobs,
+            events,
+            cancelled: Arc::new(AtomicBool::new(false)),
+        };
+        self.loaded.jobs.send(job).ok().context("the engine has stopped")?;
+        let mut answer = Answer::default();
+        for event in receiver {
+            match event {
+                Event::Accepted => {}
+                Event::Token { token, logprobs, text } => {
+                    told(&text);
+                    answer.text.push_str(&text);
+                    answer.token_ids.push(token);
+                    answer.logprobs.extend(logprobs);
+                }
+                Event::Done { text, finish, cached, .. } => {
+                    told(&text);
+                    answer.text.push_str(&text);
+                    (answer.finish, answer.cached_tokens) = (Some(finish), cached);
+                    return Ok(answer);
+                }
+                Event::Overloaded => bail!("the waiting queue is full"),
+                Event::Failed(message) => bail!("{message}"),
+            }
+        }
+        bail!("the engine has stopped")
+    }
+}
+
+/// Reads a file, naming it if that fails.
+pub(crate) fn read(path: &Path) -> Result<Vec<u8>> {
+    std::fs::read(path).with_context(|| format!("cannot read {}", path.display()))
+}
+
+/// SHA-256 over token numbers, 32 bits little-endian each; lower-case hex.
+pub(crate) fn tokens_sha256(tokens: &[u32]) -> String {
+    let mut hash = Sha256::new();
+    tokens.iter().for_each(|token| hash.update(token.to_le_bytes()));
+    hex::encode(hash.finalize())
+}
+
+/// `finish_reason` of the API.
+pub(crate) fn finish_reason(finish: Option<Finish>) -> Option<&'static str> {
+    finish.map(gateway::openai::answer::finish_reason)
+}

@@ -1,0 +1,313 @@
+//! The built `casemate-engine`, with a tiny synthetic model and, if it is there, the real one.
+#![allow(clippy::unwrap_used, reason = "a test may panic, and so may its modules")]
+
+#[path = "../../engine/tests/synthetic/mod.rs"]
+mod synthetic;
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+use ipc::{EngineReply, EngineRequest, FRAME_BYTES_MAX, read_frame, write_frame};
+use serde_json::{Value, json};
+
+const REQUEST: &str = r#"{"model":"any","messages":[{"role":"user","content":"hello hello"}],
+    "max_tokens":30,"temperature":0.9,"top_p":0.95,"seed":-7,"stop":["\u0000\u0000"]}"#;
+
+struct Bench {
+    folder: tempfile::TempDir,
+}
+
+impl Bench {
+    fn new() -> Self {
+        let bench = Self { folder: tempfile::tempdir().unwrap() };
+        bench.write("tiny.gguf", &synthetic::model().build());
+        bench.write("request.json", REQUEST.as_bytes());
+        bench
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    fn write(&self, name: &str, bytes: &[u8]) {
+        fs::write(self.path(name), bytes).unwrap();
+    }
+
+    /// Runs in the folder; `tiny.gguf` is the model.
+    fn run(&self, args: &[&str]) -> Output {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_casemate-engine"));
+        command.arg(args[0]).args(["--model", "tiny.gguf"]).args(&args[1..]);
+        command.current_dir(self.folder.path()).output().unwrap()
+    }
+
+    fn json(&self, args: &[&str]) -> Value {
+        json_of(&self.run(args))
+    }
+
+    /// What is said of something that does not work.
+    fn refused(&self, args: &[&str]) -> String {
+        let output = self.run(args);
+        assert_eq!(output.status.code(), Some(2), "{output:?}");
+        String::from_utf8(output.stderr).unwrap()
+    }
+
+    /// Exit status and what is said of a replay.
+    fn replay(&self, more: &[&str]) -> (Option<i32>, String) {
+        let args = [&["replay", "receipt.json", "--request", "request.json"], more].concat();
+        let output = self.run(&args);
+        (output.status.code(), String::from_utf8(output.stdout).unwrap())
+    }
+
+    fn receipt(&self) -> Value {
+        let args = ["generate", "--request", "request.json", "--receipt", "receipt.json", "--json"];
+        let answer = self.json(&args);
+        let receipt: Value =
+            serde_json::from_slice(&fs::read(self.path("receipt.json")).unwrap()).unwrap();
+        assert_eq!(receipt["output_token_ids"], answer["token_ids"]);
+        receipt
+    }
+}
+
+fn json_of(output: &Output) -> Value {
+    assert!(output.status.success(), "{output:?}");
+    serde_json::from_slice(&output.stdout).unwrap()
+}
+
+fn numbers(value: &Value) -> Vec<f64> {
+    value.as_array().unwrap().iter().map(|v| v.as_f64().unwrap()).collect()
+}
+
+#[test]
+fn tokens_have_pieces_that_make_the_text() {
+    let bench = Bench::new();
+    let found = bench.json(&["tokenize", "hello hello <|im_end|>é", "--json"]);
+    let pieces = found["pieces"].as_array().unwrap();
+    let ids = numbers(&found["token_ids"]);
+    assert_eq!((&ids[..2], pieces.len()), (&[262.0, 263.0][..], ids.len()));
+    assert!(ids.iter().all(|id| *id > 2.0), "no control token");
+    let text: String = pieces[..ids.len() - 2].iter().map(|p| p.as_str().unwrap()).collect();
+    assert_eq!(text, "hello hello <|im_end|>");
+    let lines = bench.run(&["tokenize", "hello"]);
+    assert_eq!(lines.stdout, b"262\t\"hello\"\n");
+}
+
+#[test]
+fn greedy_answers_follow_the_logits() {
+    let bench = Bench::new();
+    let answer = bench.json(&[
+        "generate",
+        "--prompt",
+        "hello",
+        "--temperature",
+        "0",
+        "--max-tokens",
+        "6",
+        "--json",
+    ]);
+    assert_eq!(answer["prompt_token_ids"], json!([262]));
+    let ids = numbers(&answer["token_ids"]);
+    let logprobs = numbers(&answer["logprobs"]);
+    assert!(!ids.is_empty() && ids.len() == logprobs.len());
+    let sequence: Vec<String> =
+        [262.0].iter().chain(&ids[..ids.len() - 1]).map(ToString::to_string).collect();
+    let found = bench.json(&["logits", "--tokens", &sequence.join(","), "--json"]);
+    let rows = found["logits"].as_array().unwrap();
+    assert_eq!(rows.len(), ids.len());
+    for ((row, id), logprob) in rows.iter().map(numbers).zip(&ids).zip(&logprobs) {
+        let largest = row.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+        assert_eq!(row.iter().position(|l| *l == largest).unwrap() as f64, *id);
+        let total: f64 = row.iter().map(|l| (l - largest).exp()).sum();
+        assert!((-total.ln() - logprob).abs() < 1e-4, "{logprob}");
+    }
+    let plain = bench.run(&["generate", "--prompt", "hello", "--max-tokens", "6"]);
+    let text = String::from_utf8(plain.stdout).unwrap();
+    assert_eq!(text.strip_suffix('\n').unwrap(), answer["text"].as_str().unwrap());
+}
+
+#[test]
+fn likeliest_tokens_come_when_asked_for() {
+    let bench = Bench::new();
+    let args = [
+        "generate",
+        "--prompt",
+        "hello",
+        "--chat",
+        "--max-tokens",
+        "4",
+        "--top-logprobs",
+        "3",
+        "--json",
+    ];
+    let answer = bench.json(&args);
+    for (top, id) in
+        answer["top_logprobs"].as_array().unwrap().iter().zip(numbers(&answer["token_ids"]))
+    {
+        assert_eq!(top.as_array().unwrap().len(), 3);
+        assert_eq!(top[0]["token_id"].as_f64(), Some(id));
+    }
+    assert!(answer["prompt_token_ids"].as_array().unwrap().len() > 10, "the template is applied");
+}
+
+#[test]
+fn threads_change_nothing() {
+    let bench = Bench::new();
+    let said = |threads: &str| {
+        let answer =
+            bench.json(&["generate", "--request", "request.json", "--threads", threads, "--json"]);
+        (answer["token_ids"].clone(), answer["logprobs"].clone())
+    };
+    assert_eq!(said("1"), said("2"));
+}
+
+#[test]
+fn a_receipt_replays() {
+    let bench = Bench::new();
+    let receipt = bench.receipt();
+    assert_eq!(receipt["sampling"]["seed"].as_u64(), Some(7_u64.wrapping_neg()));
+    assert_eq!(bench.replay(&[]).0, Some(0), "{:?}", bench.replay(&[]));
+    let (status, text) = bench.replay(&["--threads", "1", "--json"]);
+    let found: Value = serde_json::from_str(&text).unwrap();
+    assert_eq!(
+        (status, &found["equal"], &found["first_difference"]),
+        (Some(0), &json!(true), &Value::Null)
+    );
+}
+
+#[test]
+fn a_replay_says_where_it_differs_first() {
+    let bench = Bench::new();
+    let receipt = bench.receipt();
+    let ids: Vec<u32> = serde_json::from_value(receipt["output_token_ids"].clone()).unwrap();
+    assert!(ids.len() > 3);
+    let with = |change: &dyn Fn(&mut Value)| {
+        let mut changed = receipt.clone();
+        change(&mut changed);
+        bench.write("receipt.json", changed.to_string().as_bytes());
+    };
+    // An answer of another engine, honestly digested.
+    with(&|receipt| {
+        let mut other = ids.clone();
+        other[2] ^= 1;
+        let bytes: Vec<u8> = other.iter().flat_map(|id| id.to_le_bytes()).collect();
+        receipt["output_tokens_sha256"] = json!(sha256(&bytes));
+        receipt["output_token_ids"] = json!(other);
+    });
+    let (status, text) = bench.replay(&["--json"]);
+    let found: Value = serde_json::from_str(&text).unwrap();
+    assert_eq!(
+        (status, &found["equal"], &found["first_difference"]),
+        (Some(1), &json!(false), &json!(2))
+    );
+    with(&|receipt| {
+        receipt["output_tokens_sha256"] = json!("00".repeat(32));
+        receipt.as_object_mut().unwrap().remove("output_token_ids");
+    });
+    let (status, text) = bench.replay(&[]);
+    assert!(status == Some(1) && text.contains("not known"), "{text}");
+    with(&|receipt| receipt["output_token_ids"][0] = json!(1));
+    assert!(bench.replay(&[]).1.contains("contradicts itself"));
+    with(&|receipt| receipt["model_sha256"] = json!("00".repeat(32)));
+    assert!(bench.replay(&[]).1.contains("the model differs"));
+    with(&|receipt| receipt["sampling"]["temperature"] = json!(0.5));
+    assert!(bench.replay(&[]).1.contains("the sampling differs"));
+    with(&|receipt| receipt["bundle_digest"] = json!("ab"));
+    assert_eq!(bench.replay(&["--bundle-digest", "ab"]).0, Some(0));
+    assert!(bench.replay(&["--bundle-digest", "cd"]).1.contains("the bundle differs"));
+    with(&|_| ());
+    bench.write("request.json", (REQUEST.to_owned() + " ").as_bytes());
+    let (status, text) = bench.replay(&[]);
+    assert!(status == Some(1) && text.contains("the request differs"), "{text}");
+}
+
+fn sha256(bytes: &[u8]) -> String {
+    use sha2::Digest;
+    hex::encode(sha2::Sha256::digest(bytes))
+}
+
+#[test]
+fn bad_input_is_refused_with_a_reason() {
+    let bench = Bench::new();
+    assert!(bench.refused(&["logits", "--tokens", "1,99999"]).contains("99999"));
+    assert!(bench.refused(&["logits", "--tokens", &vec!["5"; 129].join(",")]).contains("context"));
+    assert!(bench.refused(&["generate", "--prompt", ""]).contains("empty"));
+    assert!(
+        bench.refused(&["generate", "--prompt", "x", "--temperature", "3"]).contains("temperature")
+    );
+    assert!(bench.refused(&["generate", "--prompt", &"x".repeat(500)]).contains("128 tokens"));
+    assert!(bench.refused(&["generate"]).contains("--prompt"));
+    bench.write("request.json", b"{}");
+    assert!(bench.refused(&["generate", "--request", "request.json"]).contains("not acceptable"));
+    bench.write("receipt.json", b"{}");
+    assert!(
+        bench
+            .refused(&["replay", "receipt.json", "--request", "request.json"])
+            .contains("no receipt")
+    );
+    bench.write("tiny.gguf", b"GGUF");
+    assert!(bench.refused(&["generate", "--prompt", "x"]).contains("tiny.gguf"));
+}
+
+#[test]
+fn the_bench_measures_what_fits_the_context() {
+    let output = Bench::new().run(&["bench", "--threads", "1", "--json"]);
+    assert!(output.status.success(), "{output:?}");
+    let lines: Vec<Value> = String::from_utf8(output.stdout)
+        .unwrap()
+        .lines()
+        .map(|line| serde_json::from_str(line).unwrap())
+        .collect();
+    assert_eq!(lines.iter().map(|l| &l["test"]).collect::<Vec<_>>(), ["pp64", "tg64"]);
+    assert!(lines.iter().all(|line| line["tokens_per_s"].as_f64().unwrap() > 0.0));
+}
+
+#[test]
+fn a_served_model_answers_on_its_socket() {
+    let bench = Bench::new();
+    let mut server = Command::new(env!("CARGO_BIN_EXE_casemate-engine"))
+        .args(["serve", "--model", "tiny.gguf", "--socket", "socket"])
+        .current_dir(bench.folder.path())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    let reply = status_of(&bench.path("socket"));
+    server.kill().unwrap();
+    server.wait().unwrap();
+    assert!(
+        matches!(&reply, EngineReply::Status(Some(info)) if info.model_id == "tiny"),
+        "{reply:?}"
+    );
+}
+
+fn status_of(socket: &Path) -> EngineReply {
+    let until = Instant::now() + Duration::from_secs(60);
+    let mut stream = loop {
+        match std::os::unix::net::UnixStream::connect(socket) {
+            Ok(stream) => break stream,
+            Err(error) => assert!(Instant::now() < until, "{error}"),
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    };
+    write_frame(&mut stream, &EngineRequest::Status, FRAME_BYTES_MAX).unwrap();
+    read_frame(&mut stream, FRAME_BYTES_MAX).unwrap()
+}
+
+#[test]
+fn the_real_model_generates_and_replays() {
+    let Some(model) = std::env::var_os("CASEMATE_TEST_MODEL") else {
+        println!("skipped: CASEMATE_TEST_MODEL does not name a GGUF file");
+        return;
+    };
+    let bench = Bench::new();
+    fs::remove_file(bench.path("tiny.gguf")).unwrap();
+    std::os::unix::fs::symlink(model, bench.path("tiny.gguf")).unwrap();
+    let question = "What is the capital of Cameroon?";
+    let answer =
+        bench.json(&["generate", "--prompt", question, "--chat", "--max-tokens", "24", "--json"]);
+    // As in the engine's own test: what the same weights give in f32 throughout.
+    assert_eq!(answer["text"], "The capital of Cameroon is Kougou.");
+    assert_eq!(answer["finish_reason"], "stop");
+    bench.receipt();
+    assert_eq!(bench.replay(&["--threads", "1"]).0, Some(0));
+}
