@@ -152,6 +152,7 @@ impl Event<'_> {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct EventLog<'a> {
     algorithms: Vec<HashAlg>,
+    unknown: Vec<u16>,
     events: Vec<Event<'a>>,
     locality: u8,
 }
@@ -181,7 +182,9 @@ impl<'a> EventLog<'a> {
             None => vec![HashAlg::Sha1],
             Some(all) => all.iter().filter_map(|&(id, _)| HashAlg::from_tpm(id)).collect(),
         };
-        let mut log = Self { algorithms, events: Vec::new(), locality: 0 };
+        let ids = announced.iter().flatten().map(|&(id, _)| id);
+        let unknown = ids.filter(|&id| HashAlg::from_tpm(id).is_none()).collect();
+        let mut log = Self { algorithms, unknown, events: Vec::new(), locality: 0 };
         log.push(first)?;
         while !cursor.is_empty() {
             let number = log.events.len();
@@ -221,6 +224,12 @@ impl<'a> EventLog<'a> {
     #[must_use]
     pub fn algorithms(&self) -> &[HashAlg] {
         &self.algorithms
+    }
+
+    /// `TPM_ALG_ID` of the banks that the log announces and this crate does not know.
+    #[must_use]
+    pub fn unknown_algorithms(&self) -> &[u16] {
+        &self.unknown
     }
 
     /// The events, the Spec ID event included, in order.

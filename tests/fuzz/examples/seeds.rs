@@ -41,6 +41,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let mut seeds = vec![
         ("bundle", "honest", statement_json(&[file])?),
         ("eventlog", "honest", appliance.firmware.concat()),
+        ("boot", "honest", appliance.firmware.concat()),
         ("userspace", "honest", appliance.userspace.concat().into_bytes()),
         ("evidence", "honest", serde_json::to_vec(&appliance.evidence(NONCE))?),
         ("sigdb", "lists", signature_list(CERT_SHA256, [1; 16], &[&[2; 32], &[3; 32]])),

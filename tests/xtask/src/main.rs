@@ -74,6 +74,8 @@ enum Bench {
         #[arg(long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u32).range(3..=100))]
         rounds: u32,
     },
+    /// What evidence costs: a quote under swtpm, and judging a file.
+    Evidence,
 }
 
 fn main() -> ExitCode {
@@ -122,6 +124,22 @@ fn run(cli: &Cli, steps: &mut Steps) -> Result<ExitCode> {
         }
         Command::Bench { part: Bench::Engine { rounds } } => {
             peer::bench(&tree, steps, *rounds).map(|()| ExitCode::SUCCESS)
+        }
+        Command::Bench { part: Bench::Evidence } => {
+            for (package, bench) in [("tpm", "quote"), ("evidence", "rates")] {
+                steps.show(&format!("measure: {bench}"), || {
+                    let mut command = tree.enter("cargo");
+                    command.args(["bench", "--quiet", "--locked", "--offline"]);
+                    steps::sh(command.args([
+                        "--package",
+                        package,
+                        "--bench",
+                        bench,
+                        "--all-features",
+                    ]))
+                })?;
+            }
+            Ok(ExitCode::SUCCESS)
         }
         Command::Casemate { args } => {
             let binaries = material::binaries(&tree, steps)?;

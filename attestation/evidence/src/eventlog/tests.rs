@@ -32,6 +32,7 @@ fn a_log_of_two_banks_replays_in_both() {
     .concat();
     let log = EventLog::parse(&log).unwrap();
     assert_eq!(log.algorithms(), both, "SM3 is announced but unknown here");
+    assert_eq!(log.unknown_algorithms(), [0x0012]);
     for alg in both {
         let bank = log.replay(alg).unwrap();
         let zero = Digest::filled(alg, 0);

@@ -8,6 +8,7 @@ use crate::fixture::{ATTRIBUTES, Appliance, SoftTpm, policy, reference};
 use crate::format::AgentEvent;
 use crate::pcr::HashAlg;
 
+mod attacks;
 mod detail;
 
 const NONCE: [u8; 32] = [0xa5; 32];

@@ -46,6 +46,8 @@ const VECTOR: [Element; 3] = [
             (ClaimId::SecureBoot, CONTRAINDICATED),
             (ClaimId::CommandLine, CONTRAINDICATED),
             (ClaimId::Policy, CONTRAINDICATED),
+            (ClaimId::Site, CONTRAINDICATED),
+            (ClaimId::Confinement, CONTRAINDICATED),
         ],
         // A known and approved configuration.
         affirmed: 2,

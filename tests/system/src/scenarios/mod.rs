@@ -99,6 +99,14 @@ pub const ALL: &[Scenario] = &[
         run: evidence::established,
     },
     Scenario {
+        name: "evidence-tpm2-tools",
+        about: "tpm2_checkquote and tpm2_eventlog read the quote and the log as we do",
+        limit_s: 300,
+        long_factor: 1,
+        needs: Serving,
+        run: evidence::tpm2_tools,
+    },
+    Scenario {
         name: "evidence-edited-ledger",
         about: "one edited ledger record is NOT ESTABLISHED and named",
         limit_s: 300,
