@@ -9,6 +9,7 @@ use evidence::bundle::{BundleError, Differences, Found, Quorum, SignedFile, Veri
 use evidence::format::{BundleEvent, ModelCard, Policy};
 
 use crate::medium::{Medium, MediumError, MediumFile};
+use crate::rollback::RollbackError;
 use crate::sealed::{SealedError, SealedFile};
 
 /// The signed description of the model.
@@ -61,6 +62,9 @@ pub(crate) enum Refusal {
     /// This boot has measured another bundle.
     #[error("this boot has measured the bundle {measured}; reboot to change to {found}")]
     Another { measured: String, found: String },
+    /// An older one than has run.
+    #[error("{0}; a quorum can allow it once: casemate exception")]
+    Rollback(RollbackError),
     /// The engine does not take it.
     #[error("the engine refused it: {reason}")]
     Engine { reason: String },
@@ -117,6 +121,7 @@ pub(crate) fn admit(
     let event = BundleEvent {
         bundle_digest: hex::encode(verified.digest()),
         model_id: card.model_id,
+        version: card.version,
         signers: verified.signers().to_vec(),
     };
     Ok(Admissible { event, signatures, files })
@@ -221,7 +226,7 @@ mod tests {
 
     #[test]
     fn a_card_names_a_model_and_signed_weights() {
-        let text = r#"{"model_id":"smollm2-135m","weights":"weights.gguf"}"#;
+        let text = r#"{"model_id":"smollm2-135m","version":1,"weights":"weights.gguf"}"#;
         assert_eq!(card(&files(text)).unwrap().model_id, "smollm2-135m");
     }
 
@@ -229,10 +234,12 @@ mod tests {
     fn a_card_that_names_neither_is_refused() {
         for text in [
             "",
-            r#"{"model_id":"","weights":"weights.gguf"}"#,
-            r#"{"model_id":"Über","weights":"weights.gguf"}"#,
-            r#"{"model_id":"m","weights":"../weights.gguf"}"#,
-            r#"{"model_id":"m","weights":"weights.gguf","extra":1}"#,
+            r#"{"model_id":"","version":1,"weights":"weights.gguf"}"#,
+            r#"{"model_id":"Über","version":1,"weights":"weights.gguf"}"#,
+            r#"{"model_id":"m","version":1,"weights":"../weights.gguf"}"#,
+            r#"{"model_id":"m","version":1,"weights":"weights.gguf","extra":1}"#,
+            r#"{"model_id":"m","weights":"weights.gguf"}"#,
+            r#"{"model_id":"m","version":-1,"weights":"weights.gguf"}"#,
         ] {
             let error = card(&files(text)).unwrap_err();
             assert!(matches!(error, Refusal::Card { .. }), "{text}: {error}");

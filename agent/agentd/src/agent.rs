@@ -1,11 +1,12 @@
 //! What the threads of agentd share.
 //!
-//! Invariants: locks are taken in the order attestor, ledger, running, and never while one that comes later is
+//! Invariants: locks are taken in the order attestor, rollback, ledger, running, and never while one that comes later is
 //! held; a thread that panics with a lock takes the process with it.
 
 use std::sync::{Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
+use evidence::exception::Granted;
 use evidence::format::{
     AgentEvent, BundleEvent, BundleStatement, Challenge, ConfinementEvent, agent_event,
 };
@@ -20,6 +21,8 @@ use crate::journal::{printable, say};
 use crate::ledger::{Ledger, StoreError};
 use crate::measured;
 use crate::report::{self, Attested, ReportError};
+use crate::rollback::{Rollback, RollbackError};
+use crate::versions::{Accepted, Installed};
 
 /// Shortest time between two checkpoints that nobody asked for: a TPM signs a few times per second at best.
 const CHECKPOINT_EVERY: Duration = Duration::from_secs(5);
@@ -27,14 +30,23 @@ const CHECKPOINT_EVERY: Duration = Duration::from_secs(5);
 /// Shortest time between two challenges: each keeps the TPM from quotes and checkpoints for a while.
 const CHALLENGE_EVERY: Duration = Duration::from_secs(3);
 
+/// What this appliance is, as long as it runs.
+#[derive(Debug)]
+pub(crate) struct Appliance {
+    pub(crate) image: Image,
+    pub(crate) installed: Installed,
+    /// The certificate signing request of the gateway's key, PEM.
+    pub(crate) csr: String,
+}
+
 /// The running agent.
 #[derive(Debug)]
 pub(crate) struct Agent {
-    image: Image,
-    csr: String,
+    appliance: Appliance,
     logs: EventLogs,
     /// `None` once the agent is stopping.
     attestor: Mutex<Option<Attestor>>,
+    rollback: Mutex<Rollback>,
     ledger: Mutex<Ledger>,
     running: Mutex<Running>,
     checkpointed: Mutex<Instant>,
@@ -62,6 +74,12 @@ pub(crate) enum AgentError {
     /// An event log.
     #[error(transparent)]
     Boot(#[from] BootError),
+    /// What keeps the state from going back.
+    #[error(transparent)]
+    Rollback(#[from] RollbackError),
+    /// A start puts a count on record before anybody asks.
+    #[error("the ledger has no record of the TPM's counter; restart")]
+    Uncounted,
     /// The evidence file.
     #[error(transparent)]
     Report(#[from] ReportError),
@@ -82,18 +100,18 @@ pub(crate) enum AgentError {
 impl Agent {
     /// Starts with a judged ledger; signs its first checkpoint before any record, then records the start.
     pub(crate) fn start(
-        image: Image,
-        csr: String,
+        appliance: Appliance,
         logs: EventLogs,
         attestor: Attestor,
+        rollback: Rollback,
         ledger: Ledger,
     ) -> Result<Self, AgentError> {
         let (first, cut_bytes) = (ledger.size() == 0, ledger.cut());
         let agent = Self {
-            image,
-            csr,
+            appliance,
             logs,
             attestor: Mutex::new(Some(attestor)),
+            rollback: Mutex::new(rollback),
             ledger: Mutex::new(ledger),
             running: Mutex::default(),
             checkpointed: Mutex::new(Instant::now()),
@@ -106,8 +124,10 @@ impl Agent {
             say(&format!("ledger: {cut_bytes} bytes of an unacknowledged record were cut"));
             agent.append(Event::Recovered { cut_bytes })?;
         }
-        let (image_version, profile) = (agent.image.version.clone(), agent.image.profile.clone());
-        agent.append(Event::Boot { image_version, profile })?;
+        agent.record_exception(&mut lock(&agent.rollback))?;
+        let Image { version: image_version, profile, .. } = agent.appliance.image.clone();
+        let count = Some(lock(&agent.rollback).count());
+        agent.append(Event::Boot { image_version, profile, count })?;
         agent.checkpoint()?;
         Ok(agent)
     }
@@ -117,7 +137,7 @@ impl Agent {
         let ledger_records = lock(&self.ledger).size();
         let running = lock(&self.running);
         AgentStatus {
-            profile: self.image.profile.clone(),
+            profile: self.appliance.image.profile.clone(),
             model: running.model.clone(),
             refusal: running.refusal.clone(),
             ledger_records,
@@ -156,7 +176,7 @@ impl Agent {
 
     /// The certificate signing request of the gateway's key, PEM.
     pub(crate) fn csr(&self) -> String {
-        self.csr.clone()
+        self.appliance.csr.clone()
     }
 
     /// Measures an admitted bundle, unless this boot has done so already, and puts it on record.
@@ -183,6 +203,62 @@ impl Agent {
         Ok(())
     }
 
+    /// Refuses a bundle below the one that has run.
+    pub(crate) fn check_version(&self, event: &BundleEvent) -> Result<(), RollbackError> {
+        lock(&self.rollback).check_bundle(&event.model_id, event.version)
+    }
+
+    /// The bundle runs, on this image: nothing below either will any more.
+    pub(crate) fn raise(&self, event: &BundleEvent) -> Result<(), AgentError> {
+        // Held to the end, so that no evidence has the new count without its record.
+        let mut attestor = lock(&self.attestor);
+        let attestor = attestor.as_mut().ok_or(AgentError::Stopping)?;
+        let installed @ Installed { image, site } = self.appliance.installed;
+        let (model_id, version) = (event.model_id.clone(), event.version);
+        let (tpm, _) = attestor.counting();
+        let raised = lock(&self.rollback).raise(tpm, installed, &model_id, version)?;
+        if let Some(count) = raised {
+            let line = format!("versions raised: image {image}, site {site}, {model_id} {version}");
+            self.append(Event::VersionsRaised { image, site, model_id, version, count })?;
+            say(&line);
+        }
+        Ok(())
+    }
+
+    /// Accepts an exception once, or puts its refusal on record.
+    pub(crate) fn except(&self, granted: &Granted) -> Result<(), AgentError> {
+        let mut attestor = lock(&self.attestor);
+        let attestor = attestor.as_mut().ok_or(AgentError::Stopping)?;
+        let machine = attestor.key_name();
+        let (tpm, _) = attestor.counting();
+        let mut rollback = lock(&self.rollback);
+        match rollback.accept(tpm, &machine, granted) {
+            Ok(()) => self.record_exception(&mut rollback),
+            Err(RollbackError::Exception(refused)) => self.refuse_exception(&refused.to_string()),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Puts a refused exception on record and on the console.
+    pub(crate) fn refuse_exception(&self, reason: &str) -> Result<(), AgentError> {
+        let reason = printable(reason);
+        self.append(Event::exception_refused(&reason))?;
+        say(&format!("exception refused: {reason}"));
+        Ok(())
+    }
+
+    /// Puts an accepted exception on record, if it has none yet.
+    fn record_exception(&self, rollback: &mut Rollback) -> Result<(), AgentError> {
+        let Some(accepted) = rollback.unrecorded().cloned() else { return Ok(()) };
+        let Accepted { digest, signers, reason } = accepted;
+        let line = format!("exception accepted: {reason} signers {}", signers.join(", "));
+        let count = rollback.count();
+        self.append(Event::ExceptionAccepted { exception_digest: digest, signers, reason, count })?;
+        rollback.recorded()?;
+        say(&line);
+        Ok(())
+    }
+
     /// Content of this boot's bundle event, if there is one.
     pub(crate) fn measured_bundle(&self) -> Result<Option<String>, AgentError> {
         let attestor = lock(&self.attestor);
@@ -193,9 +269,10 @@ impl Agent {
     /// Puts a refused bundle on record, on the console and into the status.
     pub(crate) fn refuse(&self, reason: &str) -> Result<(), AgentError> {
         let reason = printable(reason);
-        say(&format!("bundle refused: {reason}"));
         self.append(Event::BundleRefused { reason: reason.clone() })?;
-        lock(&self.running).refusal = Some(reason);
+        lock(&self.running).refusal = Some(reason.clone());
+        // Last: whoever reads it finds record and status.
+        say(&format!("bundle refused: {reason}"));
         Ok(())
     }
 
@@ -210,17 +287,22 @@ impl Agent {
         let (firmware_log, userspace_log) = (self.logs.firmware()?, self.logs.userspace()?);
         let mut attestor = lock(&self.attestor);
         let attestor = attestor.as_mut().ok_or(AgentError::Stopping)?;
-        let (checkpoint, records) = {
+        let (checkpoint, records, counted) = {
             let ledger = lock(&self.ledger);
-            (ledger.head(attestor.origin()), ledger.proven()?)
+            (ledger.head(attestor.origin()), ledger.proven()?, ledger.counted()?)
         };
         let note = attestor.sign_checkpoint(&checkpoint)?;
         self.keep(&note, checkpoint.size)?;
-        let (quote, pcrs) = attestor.quote(qualifying_data(nonce_bytes, &note))?;
+        let qualifying = qualifying_data(nonce_bytes, &note);
+        let (quote, pcrs) = attestor.quote(qualifying)?;
+        let certified = {
+            let (tpm, key) = attestor.counting();
+            lock(&self.rollback).certify(tpm, key, qualifying)?
+        };
         let attested = Attested {
             nonce,
             created: now(),
-            profile: &self.image.profile,
+            profile: &self.appliance.image.profile,
             quote: &quote,
             public: attestor.public(),
             pcrs: &pcrs,
@@ -229,6 +311,8 @@ impl Agent {
             agent_log: &attestor.measured().events,
             bundle: statement(attestor.measured())?,
             note,
+            certified: &certified,
+            counted: counted.ok_or(AgentError::Uncounted)?,
         };
         Ok(attested.report(records)?)
     }

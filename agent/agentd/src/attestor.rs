@@ -117,6 +117,11 @@ impl Attestor {
         Ok(())
     }
 
+    /// TPM and key, for the counter. Its commands touch no register.
+    pub(crate) fn counting(&mut self) -> (&mut Tpm, &AttestationKey) {
+        (&mut self.tpm, &self.key)
+    }
+
     /// What this boot has measured.
     pub(crate) fn measured(&self) -> &Measured {
         &self.measured

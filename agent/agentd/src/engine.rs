@@ -143,6 +143,7 @@ mod tests {
         let event = BundleEvent {
             bundle_digest: "d".repeat(64),
             model_id: "m".to_owned(),
+            version: 1,
             signers: Vec::new(),
         };
         let file = SealedFile::copy(&mut &b"weights"[..], 7).unwrap();

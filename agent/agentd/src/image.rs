@@ -3,11 +3,16 @@
 /// Longest os-release that is read.
 pub(crate) const OS_RELEASE_BYTES_MAX: u64 = 64 << 10;
 
+/// Field with the number that versions are compared by.
+const INDEX: &str = "CASEMATE_VERSION_INDEX";
+
 /// Identity of the running image.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Image {
     /// `IMAGE_VERSION`.
     pub(crate) version: String,
+    /// `CASEMATE_VERSION_INDEX`: grows with each release; what versions are compared by.
+    pub(crate) index: u64,
     /// `VARIANT_ID`: `development` or `release`.
     pub(crate) profile: String,
 }
@@ -21,6 +26,9 @@ pub(crate) enum ImageError {
     /// A field is there twice, so that two readers may differ.
     #[error("os-release has {field} twice")]
     Twice { field: &'static str },
+    /// Not a number.
+    #[error("os-release has {INDEX}={found:?}; expected a number from 0 to {}", u64::MAX)]
+    Index { found: String },
     /// Neither a development nor a release image.
     #[error("os-release has VARIANT_ID={found:?}; expected development or release")]
     Profile { found: String },
@@ -34,7 +42,9 @@ impl Image {
         if !matches!(profile.as_str(), "development" | "release") {
             return Err(ImageError::Profile { found: profile });
         }
-        Ok(Self { version, profile })
+        let index = field(text, INDEX)?;
+        let index = index.parse().map_err(|_| ImageError::Index { found: index.to_owned() })?;
+        Ok(Self { version, index, profile })
     }
 }
 
@@ -62,15 +72,28 @@ mod tests {
 
     #[test]
     fn an_image_is_read_with_or_without_quotes() {
-        let image =
-            Image::parse("ID=casemate\nIMAGE_VERSION=\"0.1\"\nVARIANT_ID=release\n").unwrap();
-        assert_eq!(image, Image { version: "0.1".into(), profile: "release".into() });
+        let image = Image::parse(&format!(
+            "ID=casemate\nIMAGE_VERSION=\"0.1\"\nVARIANT_ID=release\n{INDEX}=7\n"
+        ))
+        .unwrap();
+        assert_eq!(image, Image { version: "0.1".into(), index: 7, profile: "release".into() });
     }
 
     #[test]
     fn an_unknown_profile_is_refused() {
         let error = Image::parse("IMAGE_VERSION=1\nVARIANT_ID=server\n").unwrap_err();
         assert_eq!(error, ImageError::Profile { found: "server".into() });
+    }
+
+    #[test]
+    fn an_index_is_a_number() {
+        for found in ["-1", "1.0", "18446744073709551616", "one"] {
+            let text = format!("IMAGE_VERSION=1\nVARIANT_ID=release\n{INDEX}={found}\n");
+            let error = Image::parse(&text).unwrap_err();
+            assert_eq!(error, ImageError::Index { found: found.to_owned() });
+        }
+        let error = Image::parse("IMAGE_VERSION=1\nVARIANT_ID=release\n").unwrap_err();
+        assert_eq!(error, ImageError::Missing { field: INDEX });
     }
 
     #[test]

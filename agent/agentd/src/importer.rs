@@ -14,6 +14,7 @@ use crate::admission::{self, Admissible, Refusal};
 use crate::agent::{Agent, AgentError};
 use crate::attestor::AttestorError;
 use crate::engine::{Link, LoadError, Met};
+use crate::exceptions;
 use crate::journal::say;
 use crate::measured::MeasuredError;
 use crate::medium::{Identity, Medium};
@@ -138,13 +139,22 @@ impl Importer {
             return Ok(());
         }
         self.judged = Some(medium.identity());
+        match exceptions::read(&medium, &self.route.quorum) {
+            Ok(None) => {}
+            Ok(Some(granted)) => self.agent.except(&granted)?,
+            Err(error) => self.agent.refuse_exception(&error.to_string())?,
+        }
+        if !medium.has_bundle() {
+            return Ok(());
+        }
         match self.admit(&medium)? {
             Ok(Some(bundle)) => {
                 self.agent.admit(&bundle.event, &bundle.signatures)?;
                 say(&format!(
-                    "bundle admitted {} {} signers {}",
+                    "bundle admitted {} {} version {} signers {}",
                     bundle.event.model_id,
                     bundle.event.bundle_digest,
+                    bundle.event.version,
                     bundle.event.signers.join(", ")
                 ));
                 self.bundle = Some(bundle);
@@ -168,7 +178,10 @@ impl Importer {
         }
         let Route { policy, bytes_max, .. } = &self.route;
         let bundle = admission::admit(medium, &verified, &signatures, policy, *bytes_max);
-        Ok(bundle.map(Some))
+        Ok(bundle.and_then(|bundle| {
+            self.agent.check_version(&bundle.event).map_err(Refusal::Rollback)?;
+            Ok(Some(bundle))
+        }))
     }
 
     /// Gives the engine the admitted bundle if it has not got it.
@@ -184,6 +197,7 @@ impl Importer {
         match met.load(bundle) {
             Ok(link) => {
                 say(&format!("engine loaded {} with {}", link.model.model_id, link.model.kernels));
+                self.agent.raise(&bundle.event)?;
                 self.agent.run(Some(link.model.clone()));
                 self.trouble = None;
                 self.engine = Engine::Loaded(link);

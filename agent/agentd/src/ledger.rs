@@ -27,6 +27,8 @@ pub(crate) struct Ledger {
     bytes: u64,
     tree: Tree,
     recent: VecDeque<String>,
+    /// The newest record with a count, and its index.
+    counted: Option<(u64, String)>,
     folder: PathBuf,
     boot: String,
     /// Size of the last checkpoint on disk; `None` before the first.
@@ -100,7 +102,7 @@ impl Unjudged {
         let claimed = note.as_deref().and_then(claimed_size);
         let (file, mut lines) = disk::open_records(folder).map_err(failed("opened"))?;
         let mut tree = Tree::default();
-        let mut recent = VecDeque::new();
+        let (mut recent, mut counted) = (VecDeque::new(), None);
         let mut root_then = (claimed == Some(0)).then(|| tree.root());
         while let Some(line) = lines.next_line().map_err(failed("read"))? {
             let index = tree.size();
@@ -113,6 +115,9 @@ impl Unjudged {
             if claimed == Some(tree.size()) {
                 root_then = Some(tree.root());
             }
+            if record.event.count().is_some() {
+                counted = Some((index, line.clone()));
+            }
             remember(&mut recent, line);
         }
         let (bytes, cut) = (lines.whole_bytes(), lines.torn_bytes());
@@ -121,6 +126,7 @@ impl Unjudged {
             bytes,
             tree,
             recent,
+            counted,
             folder: folder.to_owned(),
             boot: boot.to_owned(),
             signed: None,
@@ -176,6 +182,7 @@ impl Ledger {
         if self.failed {
             return Err(StoreError::Failed);
         }
+        let counts = event.count().is_some();
         let record = Record { seq: self.tree.size(), time, boot: self.boot.clone(), event };
         let text = record.to_json()?;
         if let Err(source) = self.write(&text) {
@@ -187,6 +194,9 @@ impl Ledger {
             });
         }
         let index = self.tree.push(leaf_hash(text.as_bytes()))?;
+        if counts {
+            self.counted = Some((index, text.clone()));
+        }
         remember(&mut self.recent, text);
         Ok(index)
     }
@@ -205,11 +215,17 @@ impl Ledger {
     /// The newest records with their proofs under the present head, oldest first.
     pub(crate) fn proven(&self) -> Result<Vec<ProvenRecord>, StoreError> {
         let first = self.size() - self.recent.len() as u64;
-        let prove = |(index, record): (u64, &String)| {
-            let proof = self.tree.proof(index)?.iter().map(hex::encode).collect();
-            Ok(ProvenRecord { index, record: record.clone(), proof })
-        };
-        (first..).zip(&self.recent).map(prove).collect()
+        (first..).zip(&self.recent).map(|(index, record)| self.prove(index, record)).collect()
+    }
+
+    /// The newest record with a count, with its proof under the present head; after a start there is one.
+    pub(crate) fn counted(&self) -> Result<Option<ProvenRecord>, StoreError> {
+        self.counted.as_ref().map(|(index, record)| self.prove(*index, record)).transpose()
+    }
+
+    fn prove(&self, index: u64, record: &str) -> Result<ProvenRecord, StoreError> {
+        let proof = self.tree.proof(index)?.iter().map(hex::encode).collect();
+        Ok(ProvenRecord { index, record: record.to_owned(), proof })
     }
 
     /// Writes one line and syncs it. A part that was written is taken back; after a failed sync nobody knows

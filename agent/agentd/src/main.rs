@@ -11,6 +11,7 @@ mod attestor;
 mod boot;
 mod confinement;
 mod engine;
+mod exceptions;
 mod exchange;
 mod files;
 mod gateway;
@@ -22,23 +23,28 @@ mod measured;
 mod medium;
 mod options;
 mod report;
+mod rollback;
 mod sealed;
 mod tls;
+mod versions;
 
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::thread;
+use std::time::Duration;
 
 use anyhow::Context as _;
 use clap::Parser as _;
 use evidence::bundle::Quorum;
+use evidence::exception::Granted;
 use evidence::format::{ConfinementEvent, Policy, Site, agent_event};
+use evidence::ledger::Count;
 use evidence::site;
 use ipc::Activated;
 use sandbox::Confined;
 
-use crate::agent::{Agent, AgentError};
+use crate::agent::{Agent, AgentError, Appliance};
 use crate::attestor::Attestor;
 use crate::boot::EventLogs;
 use crate::exchange::Exchange;
@@ -47,6 +53,8 @@ use crate::importer::{Importer, Route};
 use crate::journal::say;
 use crate::ledger::Unjudged;
 use crate::options::Options;
+use crate::rollback::{Opening, Rollback};
+use crate::versions::Installed;
 
 /// Longest quorum policy.
 const POLICY_BYTES_MAX: u64 = 256 << 10;
@@ -118,6 +126,8 @@ fn start(options: &Options, logs: EventLogs) -> anyhow::Result<(Agent, Route)> {
     say(
         "confined: the ledger, the gateway's key, the medium, what was measured; no program, no IP socket",
     );
+    let installed = Installed { image: image.index, site: site.version };
+    let rollback = open_state(options, &mut attestor, &quorum, installed)?;
     let ledger = Unjudged::read(&options.state, &options.boot)?
         .judge(attestor.origin(), |note| attestor.open_checkpoint(note))?;
     say(&format!("ledger opened with {} records", ledger.size()));
@@ -127,7 +137,8 @@ fn start(options: &Options, logs: EventLogs) -> anyhow::Result<(Agent, Route)> {
     attestor.measure_once(agent_event::SITE, &site_text)?;
     attestor.measure_once(agent_event::TLS_KEY, &tls.spki_sha256)?;
     attestor.measure_once(agent_event::CONFINEMENT, &own_report(&confined)?)?;
-    let agent = Agent::start(image, tls.csr, logs, attestor, ledger)?;
+    let appliance = Appliance { image, installed, csr: tls.csr };
+    let agent = Agent::start(appliance, logs, attestor, rollback, ledger)?;
     let route = Route {
         medium: options.bundle.clone(),
         engine: options.engine_control.clone(),
@@ -136,6 +147,40 @@ fn start(options: &Options, logs: EventLogs) -> anyhow::Result<(Agent, Route)> {
         bytes_max,
     };
     Ok((agent, route))
+}
+
+/// The state of now, on an image that is not below what has run; or what a quorum allows instead.
+fn open_state(
+    options: &Options,
+    attestor: &mut Attestor,
+    quorum: &Quorum,
+    installed: Installed,
+) -> anyhow::Result<Rollback> {
+    let machine = attestor.key_name();
+    let (tpm, _) = attestor.counting();
+    let longest = Duration::from_secs(options.exception_wait_s);
+    let mut rollback = match Rollback::open(tpm, &options.state, &options.boot)? {
+        Opening::Open(rollback) => rollback,
+        Opening::Refused(closed) => {
+            say(&format!("{}; waiting for a medium with an exception", closed.misfit));
+            let fits = |granted: &Granted| closed.check(&machine, granted);
+            match exceptions::wait(&options.bundle, quorum, longest, fits) {
+                Some(granted) => closed.adopt(tpm, &machine, &granted)?,
+                None => return Err(closed.misfit.into()),
+            }
+        }
+    };
+    if let Err(refused) = rollback.check_installed(installed) {
+        say(&format!("{refused}; waiting for a medium with an exception"));
+        let fits = |granted: &Granted| rollback.check_exception(&machine, granted, installed);
+        match exceptions::wait(&options.bundle, quorum, longest, fits) {
+            Some(granted) => rollback.accept(tpm, &machine, &granted)?,
+            None => return Err(refused.into()),
+        }
+    }
+    let Count { began, value } = rollback.count();
+    say(&format!("counter {value}, state began at {began}"));
+    Ok(rollback)
 }
 
 fn read_policy(options: &Options) -> anyhow::Result<(String, Policy)> {

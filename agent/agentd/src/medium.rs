@@ -10,6 +10,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 use evidence::bundle::{NAME_BYTES_MAX, SIGNATURE_BYTES_MAX, SIGNATURES_MAX};
+use evidence::exception;
 use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, StatxFlags, statx};
 
 use crate::files::open_beneath;
@@ -18,6 +19,8 @@ use crate::files::open_beneath;
 const MODEL: &str = "model";
 /// Folder with the signature files.
 const SIGNATURES: &str = "signatures";
+/// Folder with an exception and its signatures.
+const EXCEPTION: &str = "exception";
 /// Suffix of a signature file.
 const SIGNATURE_SUFFIX: &str = ".sig";
 /// Deepest folder within `model`.
@@ -58,6 +61,15 @@ pub(crate) struct MediumFile {
     pub(crate) file: File,
 }
 
+/// An exception as it lies on a medium.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct ExceptionFiles {
+    /// Content of `exception.json`.
+    pub(crate) text: Vec<u8>,
+    /// The signature files' contents, in order of their names.
+    pub(crate) signatures: Vec<Vec<u8>>,
+}
+
 /// Why a medium is not one that can be judged.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum MediumError {
@@ -73,7 +85,8 @@ pub(crate) enum MediumError {
 }
 
 impl Medium {
-    /// Opens the medium in `folder`, if there is one: a folder without `signatures` is an empty mount point.
+    /// Opens the medium in `folder`, if there is one: a folder with neither `signatures` nor `exception` is an empty
+    /// mount point.
     pub(crate) fn find(folder: &Path) -> Result<Option<Self>, MediumError> {
         let shown = || folder.display().to_string();
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
@@ -82,8 +95,7 @@ impl Medium {
             Err(rustix::io::Errno::NOENT) => return Ok(None),
             Err(error) => return Err(io_error(&shown())(error.into())),
         };
-        let there = statx(&root, SIGNATURES, AtFlags::SYMLINK_NOFOLLOW, StatxFlags::TYPE);
-        if there.is_err_and(|error| error == rustix::io::Errno::NOENT) {
+        if !has(&root, SIGNATURES) && !has(&root, EXCEPTION) {
             return Ok(None);
         }
         let stat = statx(&root, "", AtFlags::EMPTY_PATH, IDENTITY)
@@ -102,23 +114,31 @@ impl Medium {
         self.identity
     }
 
+    /// Whether it brings a bundle: an exception may come alone.
+    pub(crate) fn has_bundle(&self) -> bool {
+        has(&self.root, SIGNATURES) || has(&self.root, MODEL)
+    }
+
     /// The signature files' contents, in order of their names.
     pub(crate) fn signatures(&self) -> Result<Vec<Vec<u8>>, MediumError> {
         self.check_root()?;
         let folder = open_folder(self.root.as_fd(), SIGNATURES, SIGNATURES)?;
-        let mut names = list(folder.as_fd(), SIGNATURES, SIGNATURES_MAX)?;
-        names.sort_by(|a, b| a.0.cmp(&b.0));
-        let mut signatures = Vec::with_capacity(names.len());
-        for (name, kind) in names {
-            let path = format!("{SIGNATURES}/{name}");
-            if kind != FileType::RegularFile || !name.ends_with(SIGNATURE_SUFFIX) {
-                return Err(unexpected(path, kind, "files *.sig there"));
-            }
-            let file = open_file(folder.as_fd(), &name, &path)?;
-            let content = crate::files::read_all(file, SIGNATURE_BYTES_MAX as u64);
-            signatures.push(content.map_err(io_error(&path))?);
+        read_signatures(&folder, SIGNATURES, None)
+    }
+
+    /// The exception, if there is one.
+    pub(crate) fn exception(&self) -> Result<Option<ExceptionFiles>, MediumError> {
+        if !has(&self.root, EXCEPTION) {
+            return Ok(None);
         }
-        Ok(signatures)
+        self.check_root()?;
+        let folder = open_folder(self.root.as_fd(), EXCEPTION, EXCEPTION)?;
+        let path = format!("{EXCEPTION}/{}", exception::FILE);
+        let file = open_file(folder.as_fd(), exception::FILE, &path)?;
+        let text = crate::files::read_all(file, exception::BYTES_MAX as u64);
+        let text = text.map_err(io_error(&path))?;
+        let signatures = read_signatures(&folder, EXCEPTION, Some(exception::FILE))?;
+        Ok(Some(ExceptionFiles { text, signatures }))
     }
 
     /// Every file within `model`, open, in order of their names.
@@ -157,12 +177,16 @@ impl Medium {
         Ok(files)
     }
 
-    /// Nothing lies beside the two folders: whatever else is there, nobody signed.
+    /// Nothing lies beside the folders: whatever else is there, nobody signed.
     fn check_root(&self) -> Result<(), MediumError> {
         for (name, kind) in list(self.root.as_fd(), "/", ENTRIES_MAX)? {
-            let known = name == MODEL || name == SIGNATURES;
+            let known = [MODEL, SIGNATURES, EXCEPTION].contains(&name.as_str());
             if !known || kind != FileType::Directory {
-                return Err(unexpected(name, kind, "the folders model and signatures, no more"));
+                return Err(unexpected(
+                    name,
+                    kind,
+                    "the folders model, signatures and exception, no more",
+                ));
             }
         }
         Ok(())
@@ -178,6 +202,37 @@ fn describe(
     let file = open_file(folder.as_fd(), name, path)?;
     let metadata = file.metadata().map_err(io_error(path))?;
     Ok(MediumFile { name: full.to_owned(), bytes: metadata.size(), file })
+}
+
+fn has(root: &OwnedFd, name: &str) -> bool {
+    // Whatever else goes wrong is told when it is opened.
+    !statx(root, name, AtFlags::SYMLINK_NOFOLLOW, StatxFlags::TYPE)
+        .is_err_and(|error| error == rustix::io::Errno::NOENT)
+}
+
+/// The contents of the signature files in `folder`, in order of their names; `beside` may lie there too.
+fn read_signatures(
+    folder: &OwnedFd,
+    shown: &str,
+    beside: Option<&str>,
+) -> Result<Vec<Vec<u8>>, MediumError> {
+    let mut names = list(folder.as_fd(), shown, SIGNATURES_MAX + 1)?;
+    names.retain(|(name, _)| Some(name.as_str()) != beside);
+    if names.len() > SIGNATURES_MAX {
+        return Err(too_many(shown.to_owned(), SIGNATURES_MAX, "entries"));
+    }
+    names.sort_by(|a, b| a.0.cmp(&b.0));
+    let mut signatures = Vec::with_capacity(names.len());
+    for (name, kind) in names {
+        let path = format!("{shown}/{name}");
+        if kind != FileType::RegularFile || !name.ends_with(SIGNATURE_SUFFIX) {
+            return Err(unexpected(path, kind, "files *.sig there"));
+        }
+        let file = open_file(folder.as_fd(), &name, &path)?;
+        let content = crate::files::read_all(file, SIGNATURE_BYTES_MAX as u64);
+        signatures.push(content.map_err(io_error(&path))?);
+    }
+    Ok(signatures)
 }
 
 /// The entries of a folder but `.` and `..`, with their kinds.
@@ -285,6 +340,32 @@ mod tests {
         let files = medium.files().unwrap();
         let found: Vec<_> = files.iter().map(|file| (file.name.as_str(), file.bytes)).collect();
         assert_eq!(found, [("tokenizer/vocabulary", 1), ("weights.gguf", 7)]);
+    }
+
+    #[test]
+    fn an_exception_may_come_alone_or_beside_a_bundle() {
+        let folder = filled();
+        assert!(open(folder.path()).exception().unwrap().is_none());
+        let fill = |folder: &Path| {
+            fs::create_dir(folder.join("exception")).unwrap();
+            fs::write(folder.join("exception/exception.json"), b"{}").unwrap();
+            fs::write(folder.join("exception/a.sig"), b"A").unwrap();
+        };
+        fill(folder.path());
+        let medium = open(folder.path());
+        assert!(medium.has_bundle());
+        assert_eq!(medium.signatures().unwrap(), [b"A", b"B"]);
+        let found = medium.exception().unwrap().unwrap();
+        assert_eq!((found.text, found.signatures), (b"{}".to_vec(), vec![b"A".to_vec()]));
+
+        let alone = tempfile::tempdir().unwrap();
+        fill(alone.path());
+        let medium = open(alone.path());
+        assert!(!medium.has_bundle() && medium.exception().unwrap().is_some());
+        fs::write(alone.path().join("exception/run.sh"), b"").unwrap();
+        assert!(open(alone.path()).exception().is_err());
+        fs::remove_file(alone.path().join("exception/exception.json")).unwrap();
+        assert!(open(alone.path()).exception().is_err());
     }
 
     #[test]

@@ -17,7 +17,7 @@ pub(crate) struct Options {
     /// os-release in the signed image.
     #[arg(long, default_value = "/etc/os-release")]
     pub(crate) os_release: PathBuf,
-    /// Folder of the ledger, on the state partition.
+    /// Folder of the ledger and of what dates it, on the state partition.
     #[arg(long, default_value = "/var/lib/casemate/ledger")]
     pub(crate) state: PathBuf,
     /// Folder of the gateway's key, on the state partition.
@@ -41,6 +41,9 @@ pub(crate) struct Options {
     /// Identifier of this boot, 32 hex digits (systemd's %b).
     #[arg(long)]
     pub(crate) boot: String,
+    /// How long a start that is refused waits for a medium with an exception.
+    #[arg(long, default_value_t = 30)]
+    pub(crate) exception_wait_s: u64,
     /// Most bytes of a bundle's files; three quarters of the memory if not given.
     #[arg(long)]
     pub(crate) bundle_bytes_max: Option<u64>,

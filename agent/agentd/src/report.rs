@@ -3,7 +3,8 @@
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use evidence::format::{
-    AgentEvent, BundleStatement, EVIDENCE_SCHEMA, Evidence, LedgerProof, ProvenRecord, Quote,
+    AgentEvent, BundleStatement, CounterProof, EVIDENCE_SCHEMA, Evidence, LedgerProof,
+    ProvenRecord, Quote,
 };
 use evidence::quote::PcrValues;
 
@@ -24,6 +25,8 @@ pub(crate) struct Attested<'a> {
     pub(crate) agent_log: &'a [AgentEvent],
     pub(crate) bundle: Option<BundleStatement>,
     pub(crate) note: String,
+    pub(crate) certified: &'a tpm::Certified,
+    pub(crate) counted: ProvenRecord,
 }
 
 /// Why there is no evidence file.
@@ -79,6 +82,11 @@ impl Attested<'_> {
             agent_log: self.agent_log.to_vec(),
             bundle: self.bundle,
             ledger: LedgerProof { checkpoint: self.note, records: Vec::new() },
+            counter: CounterProof {
+                attest: STANDARD.encode(&self.certified.attest),
+                signature: STANDARD.encode(&self.certified.signature),
+                counted: self.counted,
+            },
         }
     }
 }
@@ -115,6 +123,8 @@ mod tests {
 
     fn attested<'a>(log: &'a [u8], quote: &'a tpm::Quote) -> Attested<'a> {
         static NO_PCRS: PcrValues = PcrValues::new();
+        static CERTIFIED: tpm::Certified =
+            tpm::Certified { attest: Vec::new(), signature: Vec::new() };
         Attested {
             nonce: "00",
             created: String::new(),
@@ -127,6 +137,8 @@ mod tests {
             agent_log: &[],
             bundle: None,
             note: "origin\n".to_owned(),
+            certified: &CERTIFIED,
+            counted: record(0),
         }
     }
 

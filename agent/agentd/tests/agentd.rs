@@ -4,6 +4,7 @@
 
 #[allow(dead_code, reason = "each test binary uses a part of it")]
 mod appliance;
+mod rollback;
 
 use std::fs;
 use std::io::Write;
@@ -29,7 +30,7 @@ fn evidence(agentd: &Agentd) -> Evidence {
 fn pinned(agentd: &Agentd) -> Machine {
     let console = agentd.console();
     let line = console.lines().find_map(|line| line.strip_prefix("agentd: attestation key "));
-    Machine::from_console(line.unwrap())
+    Machine { state_began: Some(1), ..Machine::from_console(line.unwrap()) }
 }
 
 /// The auditor's verdict. Only claims of agentd's own can be established: the boot is not a real one.
@@ -86,7 +87,7 @@ fn a_signed_bundle_runs_and_the_auditor_sees_it() {
     let expected = medium::files("w").into_iter().map(|(name, content)| (name.to_owned(), content));
     assert_eq!(given.files, expected.collect::<Vec<_>>());
     agentd.wait_for(&format!(
-        "agentd: bundle admitted smollm2-135m {} signers release-1, release-3",
+        "agentd: bundle admitted smollm2-135m {} version 1 signers release-1, release-3",
         given.load.bundle_digest
     ));
     let status = agentd.wait_status(|status| status.model.is_some());
@@ -97,8 +98,10 @@ fn a_signed_bundle_runs_and_the_auditor_sees_it() {
     agentd.report_gateway();
     let evidence = evidence(&agentd);
     let verdict = judge(&appliance, &agentd, &evidence);
-    use ClaimId::{Bundle, Confinement, Fresh, Ledger, Machine, Pcrs, Policy, Quote, Site, TlsKey};
-    let agents = [Policy, Site, TlsKey, Confinement, Bundle, Ledger];
+    use ClaimId::{
+        Bundle, Confinement, Fresh, Ledger, Machine, Pcrs, Policy, Quote, Rollback, Site, TlsKey,
+    };
+    let agents = [Policy, Site, TlsKey, Confinement, Bundle, Ledger, Rollback];
     for id in [Machine, Quote, Fresh, Pcrs].into_iter().chain(agents) {
         assert_eq!(verdict.status(id), Status::Established, "{verdict:#?}");
     }

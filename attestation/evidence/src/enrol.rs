@@ -303,6 +303,8 @@ pub fn finish(
             reset_count: attest.clock.reset_count,
             clock_ms: attest.clock.clock_ms,
         }),
+        // The TPM says nothing of it in a quote; the first evidence does.
+        state_began: None,
     })
 }
 

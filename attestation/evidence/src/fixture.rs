@@ -11,7 +11,7 @@ mod endorsement;
 pub mod log;
 mod tpm;
 
-pub use appliance::{Appliance, policy, reference, sign_files};
+pub use appliance::{Appliance, policy, reference, sign, sign_files};
 pub use certificate::certificate;
 pub use endorsement::{Says, TIME_S, Vendor};
 pub use tpm::{ATTRIBUTES, SoftTpm};

@@ -52,6 +52,8 @@ pub struct Evidence {
     pub bundle: Option<BundleStatement>,
     /// Head of the ledger and its newest records.
     pub ledger: LedgerProof,
+    /// That ledger and state are of now.
+    pub counter: CounterProof,
 }
 
 /// A TPM2 quote and what is needed to check it.
@@ -113,6 +115,8 @@ pub struct BundleEvent {
     pub bundle_digest: String,
     /// Name under which the model is served.
     pub model_id: String,
+    /// Version of the bundle within that name's line.
+    pub version: u64,
     /// Names of the release keys whose signatures were counted, sorted.
     pub signers: Vec<String>,
 }
@@ -135,6 +139,19 @@ pub struct LedgerProof {
     pub checkpoint: String,
     /// Newest records, oldest first, each with its inclusion proof under the checkpoint.
     pub records: Vec<ProvenRecord>,
+}
+
+/// What the TPM's counter shows, and the ledger's record of that count.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct CounterProof {
+    /// `TPMS_ATTEST` of `TPM2_NV_Certify` over the index of `counter::INDEX`, with the quote's `extraData`;
+    /// marshalled, base64.
+    pub attest: String,
+    /// `TPMT_SIGNATURE` over it, marshalled, base64.
+    pub signature: String,
+    /// The newest record with a count.
+    pub counted: ProvenRecord,
 }
 
 /// A ledger record and its RFC 6962 inclusion proof.
@@ -249,13 +266,17 @@ pub struct Machine {
     /// What proved that the key is in a vendor's TPM; without it, whoever read the Name off the console vouches.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub enrolment: Option<Enrolment>,
+    /// The count at which the machine's state began, as its console says. It changes only when the state was set
+    /// aside with all it knew of versions; without it, nobody notices.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub state_began: Option<u64>,
 }
 
 impl Machine {
     /// The machine whose console showed `ak_name`: trust on first use.
     #[must_use]
     pub fn from_console(ak_name: impl Into<String>) -> Self {
-        Self { ak_name: ak_name.into(), enrolment: None }
+        Self { ak_name: ak_name.into(), enrolment: None, state_began: None }
     }
 }
 
@@ -353,6 +374,8 @@ pub struct Response {
 pub struct ModelCard {
     /// Name under which clients ask for the model: `[a-z0-9._-]`, at most 64 bytes.
     pub model_id: String,
+    /// Grows with each release under this name: an appliance that has run one runs none below it.
+    pub version: u64,
     /// File with the weights, relative to the model folder.
     pub weights: String,
 }

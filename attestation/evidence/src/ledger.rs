@@ -14,7 +14,7 @@ mod tree;
 pub use self::note::{
     Checkpoint, NOTE_BYTES_MAX, NOTE_SIGNATURES_MAX, ORIGIN_PREFIX, ecdsa_key_id, sign_note,
 };
-pub use self::record::{Event, Exchange, RECORD_BYTES_MAX, Record};
+pub use self::record::{Count, Event, Exchange, RECORD_BYTES_MAX, Record};
 pub use self::tree::{Hash, LEAVES_MAX, Tree, leaf_hash, verify_inclusion};
 
 /// Why a record, a proof or a checkpoint was refused.

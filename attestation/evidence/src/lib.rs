@@ -6,9 +6,11 @@ pub mod attest;
 pub mod bundle;
 #[cfg(test)]
 mod corpus;
+pub mod counter;
 mod cursor;
 pub mod enrol;
 pub mod eventlog;
+pub mod exception;
 #[cfg(any(test, feature = "fixture"))]
 pub mod fixture;
 pub mod forecast;

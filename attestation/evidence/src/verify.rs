@@ -15,6 +15,7 @@ mod clock;
 mod confinement;
 mod reason;
 mod records;
+mod rollback;
 mod unexplained;
 
 use std::fmt;
@@ -70,11 +71,13 @@ pub enum ClaimId {
     Bundle,
     /// The ledger's records are under the signed head.
     Ledger,
+    /// Ledger and state are not older than the TPM's counter.
+    Rollback,
 }
 
 impl ClaimId {
     /// Every claim, in the order of the verdict.
-    pub const ALL: [Self; 15] = [
+    pub const ALL: [Self; 16] = [
         Self::Machine,
         Self::Quote,
         Self::Fresh,
@@ -90,6 +93,7 @@ impl ClaimId {
         Self::Confinement,
         Self::Bundle,
         Self::Ledger,
+        Self::Rollback,
     ];
 
     /// The name in machine-readable output.
@@ -111,6 +115,7 @@ impl ClaimId {
             Self::Confinement => "confinement",
             Self::Bundle => "bundle",
             Self::Ledger => "ledger",
+            Self::Rollback => "rollback",
         }
     }
 }
@@ -249,6 +254,7 @@ pub fn verify(
             claim(ClaimId::Confinement, &agent.confinement()),
             claim(ClaimId::Bundle, &agent.bundle()),
             claim(ClaimId::Ledger, &ledger),
+            claim(ClaimId::Rollback, &rollback::rollback(&case, &key, &fresh)),
         ],
         unexplained: boot.into_unexplained(),
         as_of,

@@ -16,6 +16,7 @@ use tss_esapi::structures::{
     PublicEccParametersBuilder, Signature, SignatureScheme,
 };
 use tss_esapi::traits::Marshall;
+use tss_esapi::utils::TpmsContext;
 
 use crate::{Tpm, TpmError, during, pcr};
 
@@ -38,6 +39,7 @@ pub struct AttestationKey {
     public: Vec<u8>,
     name: Vec<u8>,
     point: [u8; POINT_BYTES],
+    saved: TpmsContext,
 }
 
 /// What TPM2_Quote answered, marshalled as the TPM signed it.
@@ -71,7 +73,11 @@ impl AttestationKey {
             .to_vec();
         let public = created.out_public.marshall().map_err(during(command))?;
         let point = point(&created.out_public)?;
-        Ok(Self { handle: created.key_handle, public, name, point })
+        let saved = tpm
+            .context
+            .execute_without_session(|context| context.context_save(created.key_handle.into()))
+            .map_err(during("TPM2_ContextSave"))?;
+        Ok(Self { handle: created.key_handle, public, name, point, saved })
     }
 
     pub(crate) fn handle(&self) -> KeyHandle {
@@ -94,6 +100,11 @@ impl AttestationKey {
     #[must_use]
     pub fn point(&self) -> &[u8; POINT_BYTES] {
         &self.point
+    }
+
+    /// The key as another context of this TPM loads it, until the TPM is reset.
+    pub(crate) fn saved(&self) -> TpmsContext {
+        self.saved.clone()
     }
 
     /// Signs the present values of `pcrs` (SHA-256 bank) together with `qualifying`.

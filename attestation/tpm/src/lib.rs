@@ -1,15 +1,19 @@
 //! The only code that opens a TPM.
 //!
 //! Invariants: the TPM is reached through one [`Tpm`] and every command takes it by `&mut`, so commands never
-//! interleave; at most two transient objects (the attestation key, and the endorsement key while it is used) are loaded
-//! at a time, and none outlives the [`Tpm`] (a TPM without a resource manager has three slots).
+//! interleave; at most two transient objects (the attestation key, and the endorsement key or the copy of the first
+//! that certifies the counter, while it is used) are loaded at a time, and none outlives the [`Tpm`] (a TPM without a
+//! resource manager has three slots).
 
+mod certify;
 mod ek;
 mod key;
+mod nv;
 mod pcr;
 
 pub use ek::{EkKind, Endorsement};
 pub use key::{AttestationKey, MESSAGE_BYTES_MAX, POINT_BYTES, Quote, SIGNATURE_BYTES};
+pub use nv::{Certified, Counter, PASSWORD_BYTES, Password, Place};
 pub use pcr::{PCRS, Pcrs};
 
 use std::str::FromStr;
@@ -20,6 +24,7 @@ use tss_esapi::{Context, tcti_ldr::TctiNameConf};
 #[derive(Debug)]
 pub struct Tpm {
     context: Context,
+    certifier: certify::Certifier,
 }
 
 /// Why the TPM did not do what was asked.
@@ -48,6 +53,14 @@ pub enum TpmError {
         command: &'static str,
         /// What the TPM or tpm2-tss says.
         source: tss_esapi::Error,
+    },
+    /// A command failed that is called past tss-esapi.
+    #[error("TPM command {command} failed: response code {code:#010x}")]
+    Code {
+        /// Name of the command.
+        command: &'static str,
+        /// `TSS2_RC`: what layer, and the TPM's `TPM_RC`; tpm2_rc_decode says it in words.
+        code: u32,
     },
     /// The TPM answered something that it should not.
     #[error("TPM command {command} answered {found}; expected {expected}")]
@@ -89,9 +102,10 @@ impl Tpm {
     pub fn open(tcti: &str) -> Result<Self, TpmError> {
         let name =
             TctiNameConf::from_str(tcti).map_err(|_| TpmError::Tcti { tcti: tcti.to_owned() })?;
-        let context = Context::new(name)
+        let context = Context::new(name.clone())
             .map_err(|source| TpmError::Open { tcti: tcti.to_owned(), source })?;
-        Ok(Self { context })
+        let certifier = certify::Certifier::open(name)?;
+        Ok(Self { context, certifier })
     }
 }
 

@@ -41,6 +41,7 @@ impl Language {
                 ClaimId::Confinement => "confinement",
                 ClaimId::Bundle => "modèle",
                 ClaimId::Ledger => "registre",
+                ClaimId::Rollback => "non-retour",
             },
         )
     }

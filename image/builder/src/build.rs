@@ -48,6 +48,8 @@ pub struct Options {
     pub out: PathBuf,
     /// `development` or `release`; must be the key set's.
     pub profile: String,
+    /// Version that machines compare: one that has run an image runs none with a lower number.
+    pub version_index: u64,
     /// Folder with `agentd`, `engine` and `gateway`; without it the image has no agent.
     pub agent: Option<PathBuf>,
     /// Folder for what is kept between builds.
@@ -213,7 +215,7 @@ impl<'a> Build<'a> {
             source: &self.options.source,
             keys: &self.keys,
             agent: self.options.agent.as_deref(),
-            os_release: &os_release(&self.options.profile),
+            os_release: &os_release(&self.options.profile, self.options.version_index),
             source_date_s: self.options.source_date_s,
             logs: &self.logs,
         };
@@ -368,12 +370,12 @@ fn check_profile(options: &Options, keys: &KeySet) -> Result<()> {
     Ok(())
 }
 
-fn os_release(profile: &str) -> String {
+fn os_release(profile: &str, version_index: u64) -> String {
     let note = if profile == "release" { "" } else { " (development: not a release)" };
     format!(
         "ID={IMAGE_ID}\nNAME=\"casemate\"\nPRETTY_NAME=\"casemate {IMAGE_VERSION}{note}\"\n\
          VERSION_ID={IMAGE_VERSION}\nIMAGE_ID={IMAGE_ID}\nIMAGE_VERSION={IMAGE_VERSION}\n\
-         VARIANT_ID={profile}\n"
+         VARIANT_ID={profile}\nCASEMATE_VERSION_INDEX={version_index}\n"
     )
 }
 

@@ -23,6 +23,9 @@ pub(crate) struct Args {
     /// `development` is marked as such in the image and its evidence
     #[arg(long, default_value = "development")]
     profile: String,
+    /// Version that machines compare: one that has run an image runs none with a lower number
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    version_index: u64,
     /// Folder with the programs agentd, engine and gateway
     #[arg(long, value_name = "DIR")]
     agent: Option<PathBuf>,
@@ -57,6 +60,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
         keys: absolute(&args.keys)?,
         out: absolute(&args.out)?,
         profile: args.profile.clone(),
+        version_index: args.version_index,
         agent: args.agent.as_deref().map(absolute).transpose()?,
         cache,
         debs: absolute(&debs)?,

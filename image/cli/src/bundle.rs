@@ -3,7 +3,7 @@
 pub(crate) mod folder;
 pub(crate) mod medium;
 mod model;
-mod sign;
+pub(crate) mod sign;
 pub(crate) mod verify;
 
 use std::fs::File;

@@ -3,6 +3,7 @@
 mod build;
 mod bundle;
 mod demo;
+mod exception;
 mod forecast;
 mod keys;
 mod lock;
@@ -32,6 +33,8 @@ enum Command {
     Build(build::Args),
     /// Make, sign, verify and pack model bundles.
     Bundle(bundle::Args),
+    /// Allow one machine once what it refuses: an older image or bundle, another state.
+    Exception(exception::Args),
     /// Say what an update of firmware, dbx, db or image will do to a machine, and prepare the reseal.
     Forecast(Box<forecast::Args>),
     /// Pack a signed reseal order.
@@ -58,6 +61,7 @@ fn run(command: Command) -> anyhow::Result<()> {
         Command::Lock(args) => lock::run(&args),
         Command::Build(args) => build::run(&args),
         Command::Bundle(args) => bundle::run(&args),
+        Command::Exception(args) => exception::run(&args),
         Command::Forecast(args) => forecast::run(&args),
         Command::Reseal(args) => reseal::run(&args),
         Command::Vm(args) => vm::run(&args),

@@ -251,3 +251,78 @@ fn the_same_bundle_packs_into_the_same_medium() {
     let (_, warnings) = pack("d.img", &signatures);
     assert_eq!(warnings.matches("1 changed: w.gguf").count(), 2, "{warnings}");
 }
+
+#[test]
+fn an_exception_is_signed_by_a_quorum_and_travels_with_or_without_a_bundle() {
+    if !tools_are_there() {
+        return;
+    }
+    let dir = scratch("exception");
+    let (file, name) = (dir.join("exception.json"), format!("000b{}", "ab".repeat(32)));
+    let out: [&dyn AsRef<std::ffi::OsStr>; 2] = [&"--out", &file];
+    let create = |more: &[&'static str]| {
+        let mut args: Vec<&dyn AsRef<std::ffi::OsStr>> =
+            vec![&"exception", &"create", &"--machine", &name, &"--reason", &"v2 is broken"];
+        args.extend(more.iter().map(|arg| arg as &dyn AsRef<std::ffi::OsStr>));
+        args.extend(out);
+        casemate(&args)
+    };
+    for incomplete in [&["--counter", "7"][..], &["--image", "1"], &["--no-counter"]] {
+        assert!(!create(incomplete).status.success(), "{incomplete:?}");
+    }
+    let made = create(&["--counter", "7", "--bundle", "tiny=1"]);
+    assert!(made.status.success(), "{}", stderr(&made));
+    let signatures: Vec<_> = [1, 3]
+        .map(|number| {
+            let uri = KEYS.join(format!("release/release-{number}.uri"));
+            let out = dir.join(format!("{number}.sig"));
+            let said = check_ok(&[&"exception", &"sign", &file, &"--key", &uri, &"--out", &out]);
+            assert!(said.contains("while its counter is 7: tiny 1"), "{said}");
+            out
+        })
+        .into();
+    let policy = KEYS.join("policy.json");
+    let verify: [&dyn AsRef<std::ffi::OsStr>; 7] =
+        [&"exception", &"verify", &file, &"--policy", &policy, &"--signature", &signatures[0]];
+    check_refused(&verify, "1 of 2 needed signatures");
+    let both = [&verify[..], &[&"--signature", &signatures[1]]].concat();
+    assert!(check_ok(&both).contains("signed by release-1, release-3"));
+
+    let alone = dir.join("alone.img");
+    let pack: [&dyn AsRef<std::ffi::OsStr>; 7] =
+        [&"exception", &"pack", &file, &"--signature", &signatures[0], &"--out", &alone];
+    check_ok(&pack);
+    let (model, of_model) = signed_model(&dir, &[2]);
+    let beside = dir.join("beside.img");
+    check_ok(&[
+        &"bundle",
+        &"pack",
+        &model,
+        &"--signature",
+        &of_model[0],
+        &"--exception",
+        &file,
+        &"--exception-signature",
+        &signatures[0],
+        &"--out",
+        &beside,
+    ]);
+    for image in [alone, beside] {
+        assert!(fs::metadata(image).unwrap().len() > 4096);
+    }
+    // An exception is no bundle, and its signature not one of a bundle.
+    check_refused(
+        &[
+            &"bundle",
+            &"verify",
+            &model,
+            &"--policy",
+            &policy,
+            &"--signature",
+            &signatures[0],
+            &"--signature",
+            &signatures[1],
+        ],
+        "files differ",
+    );
+}

@@ -22,6 +22,9 @@ const NONCE: [u8; 32] = [0xa5; 32];
 const REQUEST: &str = r#"{"model":"m","messages":[{"role":"system","content":"a"},
 {"role":"user","content":[{"type":"text","text":"b"}]}],"max_tokens":5,"temperature":0.5,"top_p":0.9,
 "seed":7,"stop":["x","y"],"stream":true,"stream_options":{"include_usage":true},"n":1,"user":"u"}"#;
+/// An exception that allows everything that one can.
+const EXCEPTION: &str = r#"{"schema":"casemate-exception-v1","machine":"000bab","counter":12,
+"allow":{"state":true,"image":1,"site":2,"bundles":{"m":3}},"reason":"r"}"#;
 
 /// The tokens of a state partition with one key slot.
 const SLOTS: &str = r#"{"tokens":{"0":{"type":"systemd-tpm2","keyslots":["0"],"tpm2-policy-hash":
@@ -48,6 +51,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         ("sigdb", "update", authenticated(&signature_list(CERT_X509, [1; 16], &[&[0x30, 0]]))),
         ("luks", "slots", SLOTS.as_bytes().to_vec()),
         ("luks", "order", ORDER.as_bytes().to_vec()),
+        ("exception", "honest", EXCEPTION.as_bytes().to_vec()),
         ("gguf", "model", synthetic::model().build()),
         ("gguf", "tensor", tensor()),
         ("request", "honest", REQUEST.as_bytes().to_vec()),

@@ -294,6 +294,7 @@ mod tests {
                 record(4, r#"{"event":{"exchange":{"request":"b","completion_tokens":12}}}"#),
                 record(5, r#"{"event":{"boot":{}}}"#),
             ]},
+            "counter": {"attest": "", "signature": "", "counted": record(5, "")},
         })
         .to_string();
         let (edited, index) = edit_newest_exchange(&text).unwrap();

@@ -65,6 +65,8 @@ pub struct Bundles {
     pub one_signature: Option<PathBuf>,
     /// The good one with a file that nobody signed.
     pub extra_file: Option<PathBuf>,
+    /// Signed by the quorum, one version below the good one.
+    pub older: Option<PathBuf>,
 }
 
 /// The appliance, booted from cold without a bundle.

@@ -43,6 +43,7 @@ pub fn make(
         flipped: Some(flipped),
         one_signature: Some(one_signature),
         extra_file: Some(extra_file),
+        older: None,
     })
 }
 

@@ -42,6 +42,8 @@ pub(crate) struct Bundles {
     pub(crate) one_signature: PathBuf,
     /// As `good`, with a file that nobody signed.
     pub(crate) extra_file: PathBuf,
+    /// Signed by two of three release keys, one version below `good`.
+    pub(crate) older: PathBuf,
 }
 
 /// Builds everything, each part a step.
@@ -141,6 +143,7 @@ fn bundles(tree: &Tree, binaries: &Path, keys: &Path, model: &Path) -> Result<Bu
         flipped_byte: folder.join("flipped-byte.img"),
         one_signature: folder.join("one-signature.img"),
         extra_file: folder.join("extra-file.img"),
+        older: folder.join("older.img"),
     };
     // Made last, so that its presence says that the others are there.
     if bundles.extra_file.exists() {
@@ -160,14 +163,21 @@ fn bundles(tree: &Tree, binaries: &Path, keys: &Path, model: &Path) -> Result<Bu
     };
     let at = |name: &str| folder.join(name).to_string_lossy().into_owned();
     let model = model.to_string_lossy();
-    casemate(&["model", "--gguf", &model, "--model-id", MODEL_ID, "--out", &at("model")])?;
-    for key in ["release-1", "release-3"] {
-        let uri = fs::read_to_string(keys.join(format!("release/{key}.uri")))?;
-        let out = at(&format!("{key}.sig"));
-        casemate(&["sign", &at("model"), "--key", uri.trim(), "--out", &out])?;
-    }
-    let pack = |signatures: &[&str], image: &Path| {
-        let (model, image) = (at("model"), image.to_string_lossy());
+    let make = |version: &str, name: &str| {
+        let (name, line) = (at(name), ["--model-id", MODEL_ID, "--version", version]);
+        casemate(&[&["model", "--gguf", &model, "--out", &name][..], &line].concat())?;
+        for key in ["release-1", "release-3"] {
+            let uri = fs::read_to_string(keys.join(format!("release/{key}.uri")))?;
+            let out = at(&format!("{key}.sig"));
+            if Path::new(&out).exists() {
+                fs::remove_file(&out)?;
+            }
+            casemate(&["sign", &name, "--key", uri.trim(), "--out", &out])?;
+        }
+        Ok::<_, anyhow::Error>(())
+    };
+    let pack_from = |model: &str, signatures: &[&str], image: &Path| {
+        let (model, image) = (at(model), image.to_string_lossy());
         let signatures: Vec<String> = signatures.iter().map(|name| at(name)).collect();
         let mut args = vec!["pack", &model];
         for signature in &signatures {
@@ -177,6 +187,11 @@ fn bundles(tree: &Tree, binaries: &Path, keys: &Path, model: &Path) -> Result<Bu
         casemate(&args)
     };
     let both = ["release-1.sig", "release-3.sig"];
+    make("1", "model-older")?;
+    pack_from("model-older", &both, &bundles.older)?;
+    fs::remove_dir_all(folder.join("model-older"))?;
+    make("2", "model")?;
+    let pack = |signatures: &[&str], image: &Path| pack_from("model", signatures, image);
     pack(&both, &bundles.good)?;
     pack(&both[..1], &bundles.one_signature)?;
     let weights = folder

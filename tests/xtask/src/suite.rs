@@ -84,6 +84,7 @@ fn scenarios(tree: &Tree, material: &Material, long: bool, only: &[String]) -> R
     command.arg("--bundle-flipped-byte").arg(&material.bundles.flipped_byte);
     command.arg("--bundle-one-signature").arg(&material.bundles.one_signature);
     command.arg("--bundle-extra-file").arg(&material.bundles.extra_file);
+    command.arg("--bundle-older").arg(&material.bundles.older);
     command.arg("--python").arg(&material.python);
     command.arg("--results").arg(tree.cache().join("scenarios"));
     if long {

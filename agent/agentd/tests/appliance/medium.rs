@@ -4,6 +4,7 @@ use std::fs;
 use std::path::Path;
 
 use evidence::bundle::{PublicKey, SignedFile, pae, signature_json, statement_json};
+use evidence::exception::{self, Exception};
 use evidence::format::{POLICY_SCHEMA, Policy, ReleaseKey};
 use p256::ecdsa::SigningKey;
 use p256::ecdsa::signature::Signer;
@@ -21,9 +22,16 @@ pub(crate) fn policy() -> Policy {
 
 /// A small model; `content` makes one bundle differ from another.
 pub(crate) fn files(content: &str) -> Files {
-    let card = r#"{"model_id":"smollm2-135m","weights":"weights/model.gguf"}"#;
+    files_of(1, content)
+}
+
+/// The same of another version.
+pub(crate) fn files_of(version: u64, content: &str) -> Files {
+    let card = format!(
+        r#"{{"model_id":"smollm2-135m","version":{version},"weights":"weights/model.gguf"}}"#
+    );
     vec![
-        ("casemate.json", card.as_bytes().to_vec()),
+        ("casemate.json", card.into_bytes()),
         ("weights/model.gguf", content.repeat(100_000).into_bytes()),
     ]
 }
@@ -66,13 +74,25 @@ fn write(folder: &Path, files: &Files, holders: &[u8]) {
         signed
             .push(SignedFile { name: (*name).to_owned(), sha256: Sha256::digest(content).into() });
     }
-    let payload = statement_json(&signed).unwrap();
+    sign(&folder.join("signatures"), &statement_json(&signed).unwrap(), holders);
+}
+
+fn sign(folder: &Path, payload: &[u8], holders: &[u8]) {
     for &holder in holders {
-        let signature: p256::ecdsa::Signature = key(holder).sign(&pae(&payload));
+        let signature: p256::ecdsa::Signature = key(holder).sign(&pae(payload));
         let public = PublicKey::from_pem(&name(holder), &pem(holder)).unwrap();
-        let file = signature_json(&payload, &public, signature.to_der().as_bytes()).unwrap();
-        fs::write(folder.join(format!("signatures/{holder}.sig")), file).unwrap();
+        let file = signature_json(payload, &public, signature.to_der().as_bytes()).unwrap();
+        fs::write(folder.join(format!("{holder}.sig")), file).unwrap();
     }
+}
+
+/// Lays an exception onto a medium, signed by `holders`.
+pub(crate) fn except(medium: &Path, exception: &Exception, holders: &[u8]) {
+    let folder = medium.join("exception");
+    fs::create_dir(&folder).unwrap();
+    let text = exception.to_json().unwrap();
+    fs::write(folder.join(exception::FILE), &text).unwrap();
+    sign(&folder, &exception::payload(text.as_bytes()).unwrap(), holders);
 }
 
 fn name(holder: u8) -> String {

@@ -34,6 +34,14 @@ pub(crate) struct Appliance {
     swtpm: Swtpm,
     folder: tempfile::TempDir,
     pub(crate) firmware_log: PathBuf,
+    boots: u32,
+    /// Seconds that a refused start waits for an exception.
+    pub(crate) exception_wait_s: u32,
+}
+
+/// os-release of the image with this version.
+pub(crate) fn os_release(index: u64) -> String {
+    format!("IMAGE_VERSION=0.{index}\nVARIANT_ID=development\nCASEMATE_VERSION_INDEX={index}\n")
 }
 
 /// A started agentd; killed when dropped.
@@ -77,7 +85,7 @@ impl Appliance {
         let path = |name: &str| folder.path().join(name);
         let policy = serde_json::to_string(&medium::policy()).unwrap();
         fs::write(path("policy.json"), policy).unwrap();
-        fs::write(path("os-release"), "IMAGE_VERSION=0.1\nVARIANT_ID=development\n").unwrap();
+        fs::write(path("os-release"), os_release(1)).unwrap();
         fs::write(path("firmware-log"), b"firmware events").unwrap();
         fs::write(path("userspace-log"), b"userspace events").unwrap();
         fs::create_dir(path("run")).unwrap();
@@ -92,7 +100,8 @@ impl Appliance {
         fs::write(path("site/site.json"), serde_json::to_string(&site).unwrap()).unwrap();
         fs::create_dir(path("bundle")).unwrap();
         fs::create_dir(path("exchange")).unwrap();
-        Self { swtpm, firmware_log: path("firmware-log"), folder }
+        let firmware_log = path("firmware-log");
+        Self { swtpm, folder, firmware_log, boots: 1, exception_wait_s: 0 }
     }
 
     pub(crate) fn path(&self, name: &str) -> PathBuf {
@@ -105,6 +114,27 @@ impl Appliance {
 
     pub(crate) fn policy(&self) -> Policy {
         serde_json::from_str(&self.policy_text()).unwrap()
+    }
+
+    /// Power off and on; agentd must not run.
+    pub(crate) fn reboot(&mut self) {
+        self.swtpm.reset();
+        fs::remove_dir_all(self.path("run")).unwrap();
+        fs::create_dir(self.path("run")).unwrap();
+        self.boots += 1;
+        for pcr in [7, 11] {
+            self.extend(pcr);
+        }
+    }
+
+    /// The next image that starts is of this version.
+    pub(crate) fn install(&self, index: u64) {
+        fs::write(self.path("os-release"), os_release(index)).unwrap();
+    }
+
+    /// Runs one of tpm2-tools; agentd must not run meanwhile.
+    pub(crate) fn tool(&self, command: &[&str]) {
+        self.swtpm.tool(command);
     }
 
     pub(crate) fn site_sha256(&self) -> String {
@@ -145,7 +175,8 @@ impl Appliance {
         let listener = OwnedFd::from(UnixListener::bind(&socket).unwrap());
         let mut command = Command::new("sh");
         command.args(["-c", START, "sh", env!("CARGO_BIN_EXE_agentd")]);
-        command.args(["--boot", "00112233445566778899aabbccddeeff", "--tcti", &self.swtpm.tcti()]);
+        command.args(["--boot", &format!("{:032x}", self.boots), "--tcti", &self.swtpm.tcti()]);
+        command.args(["--exception-wait-s", &self.exception_wait_s.to_string()]);
         for (option, name) in [
             ("--policy", "policy.json"),
             ("--os-release", "os-release"),

@@ -63,19 +63,36 @@ impl Swtpm {
         assert!(Path::new(TRANSPORT).exists(), "{TRANSPORT} is not there; run in the tools tree");
         std::fs::create_dir(path("lib")).unwrap();
         symlink(TRANSPORT, path("lib").join(STAND_IN)).unwrap();
-        let process = Command::new("swtpm")
-            .args(["socket", "--tpm2", "--flags", "not-need-init,startup-clear"])
-            .arg(format!("--tpmstate=dir={}", folder.path().display()))
-            .arg(format!("--server=type=unixio,path={}", path("tpm").display()))
-            .arg(format!("--ctrl=type=unixio,path={}", path("tpm.ctrl").display()))
-            .stderr(Stdio::null())
-            .spawn()
-            .unwrap();
+        let process = spawn(folder.path());
         let mut swtpm = Self { process, folder };
+        swtpm.wait_listening();
+        swtpm
+    }
+
+    /// Cuts its power and switches it on again: registers are zero, what was in NV memory is still there.
+    pub(crate) fn reset(&mut self) {
+        self.process.kill().unwrap();
+        self.process.wait().unwrap();
+        for socket in ["tpm", "tpm.ctrl"] {
+            std::fs::remove_file(self.folder.path().join(socket)).unwrap();
+        }
+        self.process = spawn(self.folder.path());
+        self.wait_listening();
+    }
+
+    /// Runs one of tpm2-tools on it; agentd must not run meanwhile.
+    pub(crate) fn tool(&self, command: &[&str]) {
+        let (program, args) = command.split_first().unwrap();
+        let tcti = format!("swtpm:path={}", self.folder.path().join("tpm").display());
+        let output = Command::new(program).args(args).env("TPM2TOOLS_TCTI", tcti).output().unwrap();
+        assert!(output.status.success(), "{command:?}: {output:?}");
+    }
+
+    fn wait_listening(&mut self) {
         let deadline = Instant::now() + START_MAX;
         // Only the control channel: the data channel serves one connection at a time.
-        while UnixStream::connect(swtpm.folder.path().join("tpm.ctrl")).is_err() {
-            let left = swtpm.process.try_wait().unwrap();
+        while UnixStream::connect(self.folder.path().join("tpm.ctrl")).is_err() {
+            let left = self.process.try_wait().unwrap();
             let late = Instant::now() > deadline;
             assert!(
                 left.is_none() && !late,
@@ -83,7 +100,6 @@ impl Swtpm {
             );
             std::thread::sleep(Duration::from_millis(20));
         }
-        swtpm
     }
 
     /// What opens it, by a process that has [`Self::libraries`] as `LD_LIBRARY_PATH`.
@@ -112,6 +128,18 @@ impl Swtpm {
         tpm.read_exact(&mut header).unwrap();
         assert_eq!(header[6..], [0; 4], "TPM_RC_SUCCESS");
     }
+}
+
+fn spawn(folder: &Path) -> Child {
+    let path = |name: &str| folder.join(name);
+    Command::new("swtpm")
+        .args(["socket", "--tpm2", "--flags", "not-need-init,startup-clear"])
+        .arg(format!("--tpmstate=dir={}", folder.display()))
+        .arg(format!("--server=type=unixio,path={}", path("tpm").display()))
+        .arg(format!("--ctrl=type=unixio,path={}", path("tpm.ctrl").display()))
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap()
 }
 
 impl Drop for Swtpm {

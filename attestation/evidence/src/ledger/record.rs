@@ -37,6 +37,41 @@ pub enum Event {
         image_version: String,
         /// `development` or `release`.
         profile: String,
+        /// What the TPM's counter shows since; absent in ledgers from before there was one.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        count: Option<Count>,
+    },
+    /// A model runs, so nothing below these versions will any more.
+    #[serde(rename_all = "snake_case")]
+    VersionsRaised {
+        /// Version of the image.
+        image: u64,
+        /// Version of the site configuration.
+        site: u64,
+        /// Name under which the model is served.
+        model_id: String,
+        /// Version of its bundle.
+        version: u64,
+        /// What the TPM's counter shows since.
+        count: Count,
+    },
+    /// A quorum allowed something older.
+    #[serde(rename_all = "snake_case")]
+    ExceptionAccepted {
+        /// SHA-256 of the exception's file, hex.
+        exception_digest: String,
+        /// Names of the release keys whose signatures were counted, sorted.
+        signers: Vec<String>,
+        /// Why, in the words of the exception.
+        reason: String,
+        /// What the TPM's counter shows since.
+        count: Count,
+    },
+    /// An exception was not accepted.
+    #[serde(rename_all = "snake_case")]
+    ExceptionRefused {
+        /// What was found and what was expected.
+        reason: String,
     },
     /// A bundle met the quorum and was measured.
     #[serde(rename_all = "snake_case")]
@@ -64,6 +99,16 @@ pub enum Event {
     },
 }
 
+/// What the TPM's counter shows, and where the present state began. See `counter`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Count {
+    /// What it showed when the state was begun.
+    pub began: u64,
+    /// What it shows.
+    pub value: u64,
+}
+
 /// One exchange with a client; field by field what the gateway reports (`ipc::Exchange`).
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -89,6 +134,28 @@ pub struct Exchange {
 }
 
 impl Event {
+    /// The count that this event put on record, if it did.
+    #[must_use]
+    pub fn count(&self) -> Option<Count> {
+        match self {
+            Self::Boot { count, .. } => *count,
+            Self::VersionsRaised { count, .. } | Self::ExceptionAccepted { count, .. } => {
+                Some(*count)
+            }
+            Self::BundleAdmitted { .. }
+            | Self::BundleRefused { .. }
+            | Self::ExceptionRefused { .. }
+            | Self::Exchange(_)
+            | Self::Recovered { .. } => None,
+        }
+    }
+
+    /// As [`Self::bundle_refused`], for an exception.
+    #[must_use]
+    pub fn exception_refused(reason: &str) -> Self {
+        Self::ExceptionRefused { reason: reason.chars().take(REASON_CHARS_MAX).collect() }
+    }
+
     /// A refusal with as much of its reason as fits a record: what is refused must not be able to keep
     /// its refusal out of the ledger.
     #[must_use]
@@ -133,7 +200,14 @@ impl Record {
         match &self.event {
             Event::BundleAdmitted { bundle_digest, .. } => digest("bundle_digest", bundle_digest),
             Event::Exchange(exchange) => exchange.check(),
-            Event::Boot { .. } | Event::BundleRefused { .. } | Event::Recovered { .. } => Ok(()),
+            Event::ExceptionAccepted { exception_digest, .. } => {
+                digest("exception_digest", exception_digest)
+            }
+            Event::Boot { .. }
+            | Event::BundleRefused { .. }
+            | Event::ExceptionRefused { .. }
+            | Event::Recovered { .. }
+            | Event::VersionsRaised { .. } => Ok(()),
         }
     }
 }

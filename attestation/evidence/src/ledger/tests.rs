@@ -302,7 +302,7 @@ fn an_ecdsa_key_id_is_the_start_of_the_hash_of_the_key() {
 fn each_event_reads_back_as_one_compact_object() {
     let events = [
         (
-            Event::Boot { image_version: "0.1".into(), profile: "development".into() },
+            Event::Boot { image_version: "0.1".into(), profile: "development".into(), count: None },
             r#"{"boot":{"image_version":"0.1","profile":"development"}}"#.to_owned(),
         ),
         (
@@ -315,6 +315,20 @@ fn each_event_reads_back_as_one_compact_object() {
                 r#"{{"bundle-admitted":{{"bundle_digest":"{}","model_id":"m","signers":["a"]}}}}"#,
                 "ab".repeat(32)
             ),
+        ),
+        (
+            Event::VersionsRaised {
+                image: 2,
+                site: 0,
+                model_id: "m".into(),
+                version: 3,
+                count: Count { began: 1, value: 9 },
+            },
+            concat!(
+                r#"{"versions-raised":{"image":2,"site":0,"model_id":"m","version":3,"#,
+                r#""count":{"began":1,"value":9}}}"#
+            )
+            .to_owned(),
         ),
         (
             Event::BundleRefused { reason: "1 of 2".into() },

@@ -178,10 +178,10 @@ impl<'a> Agent<'a> {
                 "la déclaration porte sur {sent:?} ; l'événement mesuré dit {measured:?}"
             )));
         }
-        let (model, signers) = (&event.model_id, event.signers.join(", "));
+        let (model, version, signers) = (&event.model_id, event.version, event.signers.join(", "));
         let reason = says!(
-            "{model} ({found}), signed by {signers}, was measured before it was read",
-            "{model} ({found}), signé par {signers}, a été mesuré avant d'être lu"
+            "{model} version {version} ({found}), signed by {signers}, was measured before it was read",
+            "{model} version {version} ({found}), signé par {signers}, a été mesuré avant d'être lu"
         );
         Ok(Proven { value: (), reason })
     }

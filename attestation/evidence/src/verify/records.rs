@@ -14,23 +14,8 @@ const REQUEST_CHARS_MAX: usize = 80;
 /// one is dated before an earlier one.
 pub(super) fn ledger(case: &Case<'_>, key: &Judged<AttestationKey>) -> Judged<Checkpoint> {
     let key = rests_on(ClaimId::Machine, key)?;
+    let checkpoint = checkpoint(case, key)?;
     let sent = &case.evidence.ledger;
-    let checkpoint =
-        Checkpoint::parse(&sent.checkpoint, |text, signature| key.verify(text, signature))
-            .map_err(|error| {
-                Doubt::refuted(says!(
-                    "the ledger's head is not the machine's: {error}",
-                    "la tête du registre n'est pas celle de la machine : {error}"
-                ))
-            })?;
-    let expected = format!("{ORIGIN_PREFIX}{}", key.name());
-    if checkpoint.origin != expected {
-        let found = &checkpoint.origin;
-        return Err(Doubt::refuted(says!(
-            "the head is of the ledger {found:?}; {expected:?} is expected",
-            "la tête est celle du registre {found:?} ; {expected:?} est attendu"
-        )));
-    }
     let (size, sent) = (checkpoint.size, &sent.records);
     let (mut next, mut order) = (None, Order::default());
     for sent in sent {
@@ -56,7 +41,34 @@ pub(super) fn ledger(case: &Case<'_>, key: &Judged<AttestationKey>) -> Judged<Ch
     Ok(Proven { value: checkpoint, reason })
 }
 
-fn open(checkpoint: &Checkpoint, next: Option<u64>, sent: &ProvenRecord) -> Result<Record, Doubt> {
+/// The ledger's head, signed by the machine in its own name.
+pub(super) fn checkpoint(case: &Case<'_>, key: &AttestationKey) -> Result<Checkpoint, Doubt> {
+    let sent = &case.evidence.ledger;
+    let checkpoint =
+        Checkpoint::parse(&sent.checkpoint, |text, signature| key.verify(text, signature))
+            .map_err(|error| {
+                Doubt::refuted(says!(
+                    "the ledger's head is not the machine's: {error}",
+                    "la tête du registre n'est pas celle de la machine : {error}"
+                ))
+            })?;
+    let expected = format!("{ORIGIN_PREFIX}{}", key.name());
+    if checkpoint.origin != expected {
+        let found = &checkpoint.origin;
+        return Err(Doubt::refuted(says!(
+            "the head is of the ledger {found:?}; {expected:?} is expected",
+            "la tête est celle du registre {found:?} ; {expected:?} est attendu"
+        )));
+    }
+    Ok(checkpoint)
+}
+
+/// Opens a record under the head; `next` is the index that it must have, if one is expected.
+pub(super) fn open(
+    checkpoint: &Checkpoint,
+    next: Option<u64>,
+    sent: &ProvenRecord,
+) -> Result<Record, Doubt> {
     let index = sent.index;
     let proof: Option<Vec<Hash>> = sent.proof.iter().map(|hash| digest_of_hex(hash)).collect();
     let opened = match proof {

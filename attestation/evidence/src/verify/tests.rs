@@ -1,6 +1,8 @@
 //! Evidence of a software TPM, and attacks on it: each refutes the claim that it concerns.
 #![allow(clippy::indexing_slicing, clippy::arithmetic_side_effects, reason = "a test may panic")]
 
+mod rollback;
+
 use super::*;
 use crate::eventlog::EventKind;
 use crate::fixture::log::{event, measured, spec_id, userspace, variable};
@@ -48,7 +50,7 @@ fn says(verdict: &Verdict, id: ClaimId, part: &str) {
 }
 
 /// What rests on the quote.
-const ON_QUOTE: [ClaimId; 13] = [
+const ON_QUOTE: [ClaimId; 14] = [
     ClaimId::Fresh,
     ClaimId::Pcrs,
     ClaimId::FirmwareLog,
@@ -61,6 +63,7 @@ const ON_QUOTE: [ClaimId; 13] = [
     ClaimId::TlsKey,
     ClaimId::Confinement,
     ClaimId::Bundle,
+    ClaimId::Rollback,
     ClaimId::Ledger,
 ];
 
@@ -100,7 +103,7 @@ fn enrolled(ak_name: String, reset_count: u32, clock_ms: u64) -> Machine {
         reset_count,
         clock_ms,
     };
-    Machine { ak_name, enrolment: Some(enrolment) }
+    Machine { enrolment: Some(enrolment), ..Machine::from_console(ak_name) }
 }
 
 /// Judges as an auditor who enrolled the machine at this count of resets and clock; the fixture's quote has 3 and
@@ -154,12 +157,12 @@ fn evidence_survives_its_file_format() {
 #[test]
 fn a_quote_for_another_nonce_is_not_fresh() {
     let verdict = judge(&Appliance::booted().evidence([1; 32]));
-    check(&verdict, &[ClaimId::Fresh], &[]);
+    check(&verdict, &[ClaimId::Fresh], &[ClaimId::Rollback]);
     says(&verdict, ClaimId::Fresh, "made for another question");
     // The nonce in the file is no proof of what was quoted.
     let mut evidence = Appliance::booted().evidence([1; 32]);
     evidence.nonce = hex::encode(NONCE);
-    check(&judge(&evidence), &[ClaimId::Fresh], &[]);
+    check(&judge(&evidence), &[ClaimId::Fresh], &[ClaimId::Rollback]);
 }
 
 #[test]
@@ -599,18 +602,18 @@ fn a_replaced_checkpoint_is_refuted() {
     old.records.pop();
     let mut evidence = Appliance::booted().evidence(NONCE);
     evidence.ledger = old.evidence(NONCE).ledger;
-    check(&judge(&evidence), &[ClaimId::Fresh], &[]);
+    check(&judge(&evidence), &[ClaimId::Fresh], &[ClaimId::Rollback]);
     // A head of somebody else's making.
     let forged = Appliance { tpm: SoftTpm::new(2), ..Appliance::booted() };
     let mut evidence = Appliance::booted().evidence(NONCE);
     evidence.ledger = forged.evidence(NONCE).ledger;
-    check(&judge(&evidence), &[ClaimId::Fresh, ClaimId::Ledger], &[]);
+    check(&judge(&evidence), &[ClaimId::Fresh, ClaimId::Ledger], &[ClaimId::Rollback]);
 }
 
 #[test]
 fn an_empty_ledger_is_a_ledger() {
     let appliance = Appliance { records: Vec::new(), ..Appliance::booted() };
-    check(&judge(&appliance.evidence(NONCE)), &[], &[]);
+    check(&judge(&appliance.evidence(NONCE)), &[ClaimId::Rollback], &[]);
 }
 
 #[test]

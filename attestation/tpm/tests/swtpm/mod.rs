@@ -86,6 +86,21 @@ impl Swtpm {
         format!("swtpm:host=127.0.0.1,port={}", self.port)
     }
 
+    /// Runs one of tpm2-tools on it; nobody else may have it open. Says loudly if the tools are not there.
+    #[allow(dead_code, reason = "not every test program needs tools")]
+    pub(crate) fn tool(&self, command: &[&str]) -> Option<()> {
+        let [program, args @ ..] = command else { panic!("no program") };
+        let status = Command::new(program).args(args).env("TPM2TOOLS_TCTI", self.tcti()).status();
+        match status {
+            Ok(status) => assert!(status.success(), "{command:?}: {status}"),
+            Err(error) => {
+                eprintln!("SKIPPED: {program} does not start ({error}); run in the tools tree");
+                return None;
+            }
+        }
+        Some(())
+    }
+
     fn on(port: u16) -> Option<Self> {
         Self::with(port, tempfile::tempdir().unwrap())
     }

@@ -28,6 +28,7 @@ pub(super) fn encode(evidence: &Evidence) -> anyhow::Result<String> {
         agent_log,
         bundle,
         ledger,
+        counter,
     } = evidence;
     let about = json!({"schema": schema, "nonce": nonce, "created": created, "profile": profile});
     let parts = [
@@ -45,6 +46,7 @@ pub(super) fn encode(evidence: &Evidence) -> anyhow::Result<String> {
         ("agent-log", "vnd.casemate.agent-log+json", serde_json::to_vec(agent_log)?),
         ("bundle", "vnd.casemate.bundle+json", serde_json::to_vec(bundle)?),
         ("ledger", "vnd.casemate.ledger+json", serde_json::to_vec(ledger)?),
+        ("counter", "vnd.casemate.counter+json", serde_json::to_vec(counter)?),
     ];
     let mut collection = Map::new();
     collection.insert("__cmwc_t".to_owned(), TYPE.into());
@@ -83,9 +85,12 @@ mod tests {
         let of_json = |label: &str| serde_json::from_slice::<Value>(&part(label)).unwrap();
         let of_bytes = |label: &str| Value::from(STANDARD.encode(part(label)));
         let mut file = of_json("about").as_object().unwrap().clone();
-        for (field, label) in
-            [("agent_log", "agent-log"), ("bundle", "bundle"), ("ledger", "ledger")]
-        {
+        for (field, label) in [
+            ("agent_log", "agent-log"),
+            ("bundle", "bundle"),
+            ("ledger", "ledger"),
+            ("counter", "counter"),
+        ] {
             file.insert(field.to_owned(), of_json(label));
         }
         for (field, label) in [("firmware_log", "firmware-log"), ("userspace_log", "userspace-log")]

@@ -1,7 +1,8 @@
 //! `casemate bundle pack`: the disk image of a bundle medium.
 //!
-//! GPT with one partition labelled `casemate-bundle`, erofs, holding `model/…` and `signatures/*.sig`; the medium
-//! of a reseal order is made alike (`casemate-reseal`, `order/…`).
+//! GPT with one partition labelled `casemate-bundle`, erofs, holding `model/…` and `signatures/*.sig`, and
+//! `exception/…` if something older is allowed; the medium of a reseal order is made alike (`casemate-reseal`,
+//! `order/…`).
 //! The same input gives the same image. Packing judges nothing, since the appliance does.
 
 use std::fs::{self, File, Permissions};
@@ -44,6 +45,12 @@ pub(super) struct Args {
     /// Disk image to make
     #[arg(long)]
     out: PathBuf,
+    /// File made by `casemate exception create`, to put on the medium
+    #[arg(long, value_name = "FILE", requires = "exception_signature")]
+    exception: Option<PathBuf>,
+    /// Signatures of the exception
+    #[arg(long, value_name = "SIG", requires = "exception")]
+    exception_signature: Vec<PathBuf>,
     /// Warn if the signatures do not meet this quorum policy
     #[arg(long)]
     policy: Option<PathBuf>,
@@ -52,7 +59,14 @@ pub(super) struct Args {
 pub(super) fn run(args: &Args) -> anyhow::Result<()> {
     let found = folder::read(&args.dir)?;
     warn(args, &found)?;
-    pack(&Medium::BUNDLE, (&args.dir, &found), &args.signature, &args.out)?;
+    make(&Medium::BUNDLE, &args.out, |tree| {
+        copy_files(&args.dir, &found, &tree.join(Medium::BUNDLE.content))?;
+        copy_signatures(&args.signature, &tree.join("signatures"))?;
+        match &args.exception {
+            Some(exception) => copy_exception(exception, &args.exception_signature, tree),
+            None => Ok(()),
+        }
+    })?;
     println!("{}: {} files, {} signatures", args.out.display(), found.len(), args.signature.len());
     Ok(())
 }
@@ -64,6 +78,27 @@ pub(crate) fn pack(
     signatures: &[PathBuf],
     out: &Path,
 ) -> anyhow::Result<()> {
+    make(medium, out, |tree| {
+        copy_files(dir, found, &tree.join(medium.content))?;
+        copy_signatures(signatures, &tree.join("signatures"))
+    })
+}
+
+/// Makes the disk image `out` of an exception, without a bundle.
+pub(crate) fn pack_exception(
+    exception: &Path,
+    signatures: &[PathBuf],
+    out: &Path,
+) -> anyhow::Result<()> {
+    make(&Medium::BUNDLE, out, |tree| copy_exception(exception, signatures, tree))
+}
+
+/// Makes the disk image `out` of what `fill` lays into a folder.
+fn make(
+    medium: &Medium,
+    out: &Path,
+    fill: impl FnOnce(&Path) -> anyhow::Result<()>,
+) -> anyhow::Result<()> {
     let out = std::path::absolute(out)?;
     if out.exists() {
         bail!("{} exists already", out.display());
@@ -71,14 +106,23 @@ pub(crate) fn pack(
     let beside = out.parent().context("--out names no file")?;
     let staging = tempfile::tempdir_in(beside).with_context(|| beside.display().to_string())?;
     let tree = staging.path().join("tree");
-    copy_files(dir, found, &tree.join(medium.content))?;
-    copy_signatures(signatures, &tree.join("signatures"))?;
+    fs::create_dir(&tree)?;
+    fill(&tree)?;
     seal(&tree)?;
     let erofs = staging.path().join("medium.erofs");
     make_erofs(medium, &tree, &erofs)?;
     let image = staging.path().join("medium.img");
     make_gpt(medium, staging.path(), &erofs, &image)?;
     fs::rename(&image, &out).with_context(|| out.display().to_string())
+}
+
+/// Lays an exception and its signatures into `tree`.
+fn copy_exception(exception: &Path, signatures: &[PathBuf], tree: &Path) -> anyhow::Result<()> {
+    let to = tree.join("exception");
+    copy_signatures(signatures, &to)?;
+    let mut copy = File::create_new(to.join(evidence::exception::FILE))?;
+    io::copy(&mut folder::open(exception)?, &mut copy)?;
+    Ok(())
 }
 
 /// Testers pack bad bundles on purpose; everybody else wants to know before the medium travels.

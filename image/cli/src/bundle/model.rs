@@ -23,6 +23,9 @@ pub(super) struct Args {
     /// Name under which clients ask for the model: a-z 0-9 . _ -
     #[arg(long)]
     model_id: String,
+    /// Version within that name's line: an appliance that has run one runs none below it
+    #[arg(long, default_value_t = 1)]
+    version: u64,
     /// Folder to make; must be absent
     #[arg(long)]
     out: PathBuf,
@@ -46,10 +49,12 @@ pub(super) fn run(args: &Args) -> anyhow::Result<()> {
     fs::create_dir(&args.out).with_context(|| args.out.display().to_string())?;
     let mut copy = File::create_new(args.out.join(name))?;
     let bytes = io::copy(&mut magic.as_slice(), &mut copy)? + io::copy(&mut weights, &mut copy)?;
-    let card = ModelCard { model_id: args.model_id.clone(), weights: name.to_owned() };
+    let (model_id, weights) = (args.model_id.clone(), name.to_owned());
+    let card = ModelCard { model_id, version: args.version, weights };
     let card = serde_json::to_string_pretty(&card)? + "\n";
     super::write_new(&args.out.join(CARD), card.as_bytes())?;
-    println!("{}: {name} ({bytes} bytes) as {}", args.out.display(), args.model_id);
+    let (out, id) = (args.out.display(), &args.model_id);
+    println!("{out}: {name} ({bytes} bytes) as {id} version {}", args.version);
     Ok(())
 }
 
@@ -81,12 +86,14 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let gguf = dir.path().join("w.gguf");
         fs::write(&gguf, "GGUF and more").unwrap();
-        let args = Args { gguf: gguf.clone(), model_id: "m".into(), out: dir.path().join("out") };
+        let out = dir.path().join("out");
+        let args = Args { gguf: gguf.clone(), model_id: "m".into(), version: 2, out };
         run(&args).unwrap();
         assert_eq!(fs::read(args.out.join("w.gguf")).unwrap(), b"GGUF and more");
         let card = fs::read(args.out.join(CARD)).unwrap();
         let card: ModelCard = serde_json::from_slice(&card).unwrap();
-        assert_eq!((card.model_id.as_str(), card.weights.as_str()), ("m", "w.gguf"));
+        let found = (card.model_id.as_str(), card.version, card.weights.as_str());
+        assert_eq!(found, ("m", 2, "w.gguf"));
         assert!(run(&args).is_err(), "overwrote a folder");
 
         fs::write(&gguf, "ELF!").unwrap();

@@ -30,19 +30,32 @@ pub(super) struct Args {
 }
 
 pub(super) fn run(args: &Args) -> anyhow::Result<()> {
-    let uri = read_uri(&args.key)?;
-    crate::keys::with_token_store(&uri)?;
-    if args.out.exists() {
-        bail!("{} exists already", args.out.display());
-    }
-    let payload = payload(&args.dir, args.payload_of.as_deref())?;
-    let signer = Signer::open(&uri, args.module.as_deref())?;
-    let signature = signer.sign(&pae(&payload))?;
-    let key = PublicKey::from_pem("signer", signer.public_key_pem())?;
-    super::write_new(&args.out, &signature_json(&payload, &key, &signature)?)?;
+    let payload = || payload(&args.dir, args.payload_of.as_deref());
+    let (uri, payload) = sign(&args.key, args.module.as_deref(), &args.out, payload)?;
     let digest: [u8; 32] = Sha256::digest(&payload).into();
     println!("{}: bundle {} signed by {uri}", args.out.display(), super::verify::hex(&digest));
     Ok(())
+}
+
+/// Signs what `payload` gives with the key behind `key`, a URI or a file with one, into the new file `out`. Returns
+/// the URI and what was signed.
+pub(crate) fn sign(
+    key: &str,
+    module: Option<&Path>,
+    out: &Path,
+    payload: impl FnOnce() -> anyhow::Result<Vec<u8>>,
+) -> anyhow::Result<(Uri, Vec<u8>)> {
+    let uri = read_uri(key)?;
+    crate::keys::with_token_store(&uri)?;
+    if out.exists() {
+        bail!("{} exists already", out.display());
+    }
+    let payload = payload()?;
+    let signer = Signer::open(&uri, module)?;
+    let signature = signer.sign(&pae(&payload))?;
+    let key = PublicKey::from_pem("signer", signer.public_key_pem())?;
+    super::write_new(out, &signature_json(&payload, &key, &signature)?)?;
+    Ok((uri, payload))
 }
 
 fn read_uri(key: &str) -> anyhow::Result<Uri> {

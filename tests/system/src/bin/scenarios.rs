@@ -45,6 +45,9 @@ struct Cli {
     /// The same with a file that nobody signed.
     #[arg(long)]
     bundle_extra_file: Option<PathBuf>,
+    /// Signed by the quorum, one version below the good one.
+    #[arg(long)]
+    bundle_older: Option<PathBuf>,
     /// Python with the package `openai`.
     #[arg(long)]
     python: Option<PathBuf>,
@@ -140,8 +143,10 @@ fn inputs(cli: Cli) -> anyhow::Result<Inputs> {
             flipped: optional(cli.bundle_flipped_byte)?,
             one_signature: optional(cli.bundle_one_signature)?,
             extra_file: optional(cli.bundle_extra_file)?,
+            older: None,
         },
     };
+    let bundles = Bundles { older: optional(cli.bundle_older)?, ..bundles };
     Ok(Inputs {
         image,
         keys: absolute(&cli.keys.context("no --keys")?)?,
@@ -185,6 +190,7 @@ fn check(inputs: &Inputs, chosen: &[Scenario]) -> anyhow::Result<()> {
             chosen_has("bundle-one-signature") && bundles.one_signature.is_none(),
             "--bundle-one-signature",
         ),
+        (chosen_has("bundle-rolled-back") && bundles.older.is_none(), "--bundle-older"),
         (chosen_has("bundle-extra-file") && bundles.extra_file.is_none(), "--bundle-extra-file"),
     ];
     let missing: Vec<_> = missing.iter().filter(|(is, _)| *is).map(|(_, name)| *name).collect();

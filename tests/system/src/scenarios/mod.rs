@@ -10,6 +10,7 @@ mod evidence;
 mod injection;
 mod requests;
 mod reseal;
+mod rollback;
 mod tamper;
 
 use crate::bench::Needs::{Nothing, Ready, Serving};
@@ -249,6 +250,22 @@ pub const ALL: &[Scenario] = &[
         long_factor: 10,
         needs: Serving,
         run: boot::power_cut,
+    },
+    Scenario {
+        name: "bundle-rolled-back",
+        about: "after a reboot a bundle below the version that has run is refused",
+        limit_s: 600,
+        long_factor: 1,
+        needs: Serving,
+        run: rollback::bundle,
+    },
+    Scenario {
+        name: "state-rolled-back",
+        about: "a disk put back as it was one boot ago stops the agent",
+        limit_s: 900,
+        long_factor: 1,
+        needs: Ready,
+        run: rollback::state,
     },
     Scenario {
         name: "other-tpm-does-not-unlock",

@@ -70,7 +70,11 @@ pub(super) fn refuses_to_boot(
 }
 
 /// Watches the machine for a while, or until it stops; `forbidden` must not come, nor have come.
-fn never_goes_on(scene: &Scene<'_>, machine: &mut Machine, forbidden: &str) -> anyhow::Result<()> {
+pub(super) fn never_goes_on(
+    scene: &Scene<'_>,
+    machine: &mut Machine,
+    forbidden: &str,
+) -> anyhow::Result<()> {
     match machine.wait_stopped(scene.within(AFTERMATH)?) {
         // It stopped, or it stands still: both are fine, if it did not go on.
         Ok(_) | Err(MachineError::NotSeen { .. }) => Ok(machine.forbid(forbidden)?),

@@ -285,16 +285,23 @@ const ATTACKS: &[Attack] = &[
     attack(On::Clock, "evidence without a date", ClaimId::Ledger, || {
         edited(|evidence| evidence.created.clear())
     }),
+    attack(On::Machine, "the disk was restored from an older copy", ClaimId::Rollback, || {
+        booted(|appliance| appliance.counter += 1)
+    }),
+    attack(On::Evidence, "the count of an earlier quote is sent again", ClaimId::Rollback, || {
+        edited(|evidence| evidence.counter = Appliance::booted().evidence([1; 32]).counter)
+    }),
 ];
 
 /// Claims that may be left open when this one is refuted, because they rest on it.
 fn on(id: ClaimId) -> &'static [ClaimId] {
     match id {
         ClaimId::Machine => &ClaimId::ALL,
-        ClaimId::Quote => &ON_QUOTE_ALONE,
+        ClaimId::Quote => ON_QUOTE_ALONE,
         ClaimId::Pcrs => ON_QUOTE_ALONE.get(2..).unwrap(),
         ClaimId::FirmwareLog => &[ClaimId::SecureBoot],
         ClaimId::Policy => &ON_AGENT,
+        ClaimId::Fresh | ClaimId::Ledger => &[ClaimId::Rollback],
         _ => &[],
     }
 }
