@@ -29,6 +29,9 @@ class EngineProcess:
             end.close()
         try:
             self.control = self._connect("control")
+            self.confinement = _read(self.control)
+            if self.confinement.get("process") != "engine":
+                raise RuntimeError(f"the engine does not say how it is confined: {self.confinement}")
             self.info = self._load(model)
         except BaseException:
             self.close(failed=True)
