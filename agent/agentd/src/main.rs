@@ -162,7 +162,7 @@ fn open_state(
     let mut rollback = match Rollback::open(tpm, &options.state, &options.boot)? {
         Opening::Open(rollback) => rollback,
         Opening::Refused(closed) => {
-            say(&format!("{}; waiting for a medium with an exception", closed.misfit));
+            say(&format!("{}; waiting for an exception", closed.misfit));
             let fits = |granted: &Granted| closed.check(&machine, granted);
             match exceptions::wait(&options.bundle, quorum, longest, fits) {
                 Some(granted) => closed.adopt(tpm, &machine, &granted)?,
@@ -171,13 +171,15 @@ fn open_state(
         }
     };
     if let Err(refused) = rollback.check_installed(installed) {
-        say(&format!("{refused}; waiting for a medium with an exception"));
+        let shown = rollback.count().value;
+        say(&format!("{refused}; the TPM's counter shows {shown}; waiting for an exception"));
         let fits = |granted: &Granted| rollback.check_exception(&machine, granted, installed);
         match exceptions::wait(&options.bundle, quorum, longest, fits) {
             Some(granted) => rollback.accept(tpm, &machine, &granted)?,
             None => return Err(refused.into()),
         }
     }
+    rollback.count_boot(tpm, &options.boot)?;
     let Count { began, value } = rollback.count();
     say(&format!("counter {value}, state began at {began}"));
     Ok(rollback)

@@ -84,7 +84,7 @@ pub(crate) enum RollbackError {
 }
 
 impl Rollback {
-    /// Compares the file in `folder` with the TPM's counter; at a first start, defines it. Counts, unless `boot` has.
+    /// Compares the file in `folder` with the TPM's counter; at a first start, defines it.
     pub(crate) fn open(tpm: &mut Tpm, folder: &Path, boot: &str) -> Result<Opening, RollbackError> {
         let file = Versions::load(folder)?;
         let (shown, counter) = look(tpm)?;
@@ -102,7 +102,7 @@ impl Rollback {
         };
         let opened = match (standing, counter) {
             (Standing::Current(versions) | Standing::Ahead(versions), Some(counter)) => {
-                Self::go_on(tpm, folder, boot, counter, versions)?
+                Self::go_on(tpm, folder, counter, versions)?
             }
             (Standing::Defining(versions), _) => {
                 Self::begin(tpm, folder, boot, versions.minimum, versions.accepted)?
@@ -115,23 +115,28 @@ impl Rollback {
     fn go_on(
         tpm: &mut Tpm,
         folder: &Path,
-        boot: &str,
         counter: Counter,
         versions: Versions,
     ) -> Result<Self, RollbackError> {
         // `judge` says so only of a file with a count.
         let Some(count) = versions.count else { return Err(Misfit::NoCounter { file: 0 }.into()) };
         let folder = folder.to_owned();
-        let mut opened = Self { counter, versions, count, folder };
+        let opened = Self { counter, versions, count, folder };
         if opened.counter.value(tpm)? != count.value {
             opened.increment(tpm, count.value)?;
         }
-        if opened.versions.boot != boot {
-            let mut next = opened.versions.clone();
-            boot.clone_into(&mut next.boot);
-            opened.count_up(tpm, next)?;
-        }
         Ok(opened)
+    }
+
+    /// Counts, unless `boot` has: this image runs. One that is refused leaves the count, so that an exception for what
+    /// its console showed still fits at the next boot.
+    pub(crate) fn count_boot(&mut self, tpm: &mut Tpm, boot: &str) -> Result<(), RollbackError> {
+        if self.versions.boot == boot {
+            return Ok(());
+        }
+        let mut next = self.versions.clone();
+        boot.clone_into(&mut next.boot);
+        self.count_up(tpm, next)
     }
 
     /// Begins a state under a counter defined anew. The file comes first: a cut start is begun again.
