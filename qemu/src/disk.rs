@@ -15,6 +15,7 @@ pub const TYPE_ROOT_X86_64_VERITY: &str = "2c7357ed-ebd2-46d9-aec1-23d437ec2bf5"
 pub const TYPE_ESP: &str = "c12a7328-f81f-11d2-ba4b-00a0c93ec93b";
 
 const SECTOR_BYTES: u64 = 512;
+const ENTRY_BYTES: usize = 128;
 /// Entries of a partition table; 128 is usual.
 const ENTRIES_MAX: u32 = 1024;
 /// Sections of a PE image.
@@ -58,6 +59,15 @@ pub struct Partition {
     pub offset: u64,
     /// Length.
     pub bytes: u64,
+}
+
+/// Where a section of a UKI is in the image.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Section {
+    /// First byte of its header, which begins with its name.
+    pub header: u64,
+    /// First byte of its content.
+    pub content: u64,
 }
 
 /// Reads a GUID partition table; UEFI Specification 2.10, section 5.3. `read(offset, length)` gives bytes of the disk.
@@ -153,9 +163,9 @@ impl Disk {
         flip().map_err(|source| DiskError::File { path: self.path.clone(), source })
     }
 
-    /// Offsets in the image, each in the kernel of a UKI that lies in `within`: bytes that firmware measures and checks
-    /// before it starts the UKI. Right as long as the file's first megabyte is not fragmented.
-    pub fn uki_kernels(&self, within: &Partition) -> Result<Vec<u64>, DiskError> {
+    /// Where a section of this name is in each UKI that lies in `within`: bytes that firmware measures and checks before
+    /// it starts the UKI. Right as long as the file's first megabyte is not fragmented.
+    pub fn uki_sections(&self, within: &Partition, name: &str) -> Result<Vec<Section>, DiskError> {
         const STEP: usize = 1 << 20;
         let io = |source| DiskError::File { path: self.path.clone(), source };
         let mut found = Vec::new();
@@ -170,7 +180,10 @@ impl Disk {
                     let image = start + index as u64 * SECTOR_BYTES;
                     let mut head = vec![0; usize::try_from(end - image).unwrap_or(4096).min(4096)];
                     self.file.read_exact_at(&mut head, image).map_err(io)?;
-                    found.extend(kernel_section(&head).map(|section| image + section + 4096));
+                    found.extend(section(&head, name).map(|Section { header, content }| Section {
+                        header: image + header,
+                        content: image + content,
+                    }));
                 }
             }
             start += length as u64;
@@ -199,13 +212,84 @@ impl Disk {
         self.file.sync_data().map_err(io)
     }
 
+    /// Puts another image's partitions of these types in the place of this one's: content and identifiers, as an update
+    /// would. The backup table at the end of the disk stays as it is.
+    pub fn install(&self, other: &Self, kinds: &[&str]) -> Result<(), DiskError> {
+        let (mut table, theirs) = (self.table()?, other.table()?);
+        for kind in kinds {
+            let (to, from) = (self.partition(kind)?, other.partition(kind)?);
+            let mut content = vec![0; usize::try_from(from.bytes).unwrap_or(usize::MAX)];
+            other.file.read_exact_at(&mut content, from.offset).map_err(other.io())?;
+            self.overwrite(&to, &content)?;
+            let entry = |partition: &Partition, table: &Table| {
+                table.find(partition).ok_or_else(|| self.absent("entry of the partition"))
+            };
+            let (to, from) = (entry(&to, &table)?, entry(&from, &theirs)?);
+            // The unique identifier follows the type; UEFI Specification 2.10, section 5.3.3.
+            table.entries[to + 16..to + 32].copy_from_slice(&theirs.entries[from + 16..from + 32]);
+        }
+        table.seal();
+        self.file.write_all_at(&table.entries, table.offset).map_err(self.io())?;
+        self.file.write_all_at(&table.header, SECTOR_BYTES).map_err(self.io())?;
+        self.file.sync_data().map_err(self.io())
+    }
+
+    fn table(&self) -> Result<Table, DiskError> {
+        let mut header = vec![0; 92];
+        self.file.read_exact_at(&mut header, SECTOR_BYTES).map_err(self.io())?;
+        let (first, count, size) = (u64_at(&header, 72), u32_at(&header, 80), u32_at(&header, 84));
+        let (Some(first), Some(count @ 1..=ENTRIES_MAX), Some(128)) = (first, count, size) else {
+            return Err(DiskError::NotGpt(format!("{count:?} entries of {size:?} bytes")));
+        };
+        let mut table = Table { header, offset: first * SECTOR_BYTES, entries: Vec::new() };
+        table.entries = vec![0; count as usize * ENTRY_BYTES];
+        self.file.read_exact_at(&mut table.entries, table.offset).map_err(self.io())?;
+        Ok(table)
+    }
+
+    fn io(&self) -> impl Fn(io::Error) -> DiskError + '_ {
+        |source| DiskError::File { path: self.path.clone(), source }
+    }
+
     fn absent(&self, what: &str) -> DiskError {
         DiskError::Absent { path: self.path.clone(), what: what.to_owned() }
     }
 }
 
-/// File offset of section `.linux` of a PE image; Microsoft, "PE Format".
-fn kernel_section(image: &[u8]) -> Option<u64> {
+/// The primary GUID partition table.
+struct Table {
+    header: Vec<u8>,
+    /// Of the entries, in the image.
+    offset: u64,
+    entries: Vec<u8>,
+}
+
+impl Table {
+    /// Where a partition's entry begins in the entries.
+    fn find(&self, partition: &Partition) -> Option<usize> {
+        let first = partition.offset / SECTOR_BYTES;
+        let mut entries = self.entries.chunks_exact(ENTRY_BYTES);
+        entries.position(|entry| u64_at(entry, 32) == Some(first)).map(|index| index * ENTRY_BYTES)
+    }
+
+    /// Brings the two checksums up to date; UEFI Specification 2.10, section 5.3.2.
+    fn seal(&mut self) {
+        let entries = crc32(&self.entries);
+        self.header[88..92].copy_from_slice(&entries.to_le_bytes());
+        self.header[16..20].fill(0);
+        let header = crc32(&self.header);
+        self.header[16..20].copy_from_slice(&header.to_le_bytes());
+    }
+}
+
+/// CRC-32 of ISO 3309, bit by bit: tables are short.
+fn crc32(bytes: &[u8]) -> u32 {
+    let step = |crc: u32, _| if crc & 1 == 1 { (crc >> 1) ^ 0xedb8_8320 } else { crc >> 1 };
+    !bytes.iter().fold(!0, |crc, &byte| (0..8).fold(crc ^ u32::from(byte), step))
+}
+
+/// Where a section of a PE image is in its file; Microsoft, "PE Format".
+fn section(image: &[u8], name: &str) -> Option<Section> {
     let header = u32_at(image, 0x3c)? as usize;
     if image.get(header..header + 4)? != b"PE\0\0" {
         return None;
@@ -214,8 +298,11 @@ fn kernel_section(image: &[u8]) -> Option<u64> {
     let optional = u16::from_le_bytes(image.get(header + 20..header + 22)?.try_into().ok()?);
     let table = header + 24 + usize::from(optional);
     (0..usize::from(count.min(SECTIONS_MAX))).find_map(|index| {
-        let section = image.get(table + index * 40..table + index * 40 + 40)?;
-        if &section[..8] == b".linux\0\0" { u32_at(section, 20).map(u64::from) } else { None }
+        let start = table + index * 40;
+        let section = image.get(start..start + 40)?;
+        let found = String::from_utf8_lossy(&section[..8]);
+        let content = u64::from(u32_at(section, 20)?);
+        (found.trim_end_matches('\0') == name).then_some(Section { header: start as u64, content })
     })
 }
 
@@ -295,17 +382,44 @@ mod tests {
     }
 
     #[test]
-    fn a_flipped_byte_is_in_the_kernel() {
+    fn a_flipped_byte_is_in_the_section() {
         let dir = tempfile::tempdir().unwrap();
         std::fs::write(dir.path().join("a.raw"), disk()).unwrap();
         let copied = copy(&dir.path().join("a.raw"), &dir.path().join("b.raw")).unwrap();
         let esp = copied.partition(TYPE_ESP).unwrap();
-        let kernels = copied.uki_kernels(&esp).unwrap();
-        assert_eq!(kernels, [41 * 512 + 0x400 + 4096]);
-        copied.flip_byte(kernels[0]).unwrap();
+        let sections = copied.uki_sections(&esp, ".linux").unwrap();
+        let header = 41 * 512 + 0x40 + 24 + 0x10 + 40;
+        assert_eq!(sections, [Section { header, content: 41 * 512 + 0x400 }]);
+        copied.flip_byte(sections[0].content).unwrap();
         let (before, after) = (disk(), std::fs::read(dir.path().join("b.raw")).unwrap());
         let differ: Vec<_> = (0..before.len()).filter(|&i| before[i] != after[i]).collect();
-        assert_eq!(differ.iter().map(|&i| i as u64).collect::<Vec<_>>(), kernels);
+        assert_eq!(differ, [41 * 512 + 0x400]);
+        assert!(copied.uki_sections(&esp, ".initrd").is_err());
         assert!(matches!(copied.partition(TYPE_ROOT_X86_64), Err(DiskError::Absent { .. })));
+    }
+
+    #[test]
+    fn an_installed_partition_has_content_and_identifier_of_the_other_image() {
+        let dir = tempfile::tempdir().unwrap();
+        let (a, b) = (dir.path().join("a.raw"), dir.path().join("b.raw"));
+        std::fs::write(&a, disk()).unwrap();
+        let mut other = disk();
+        other[1024 + 16..1024 + 32].fill(0x77);
+        other[100 * 512] = 0x55;
+        std::fs::write(&b, other).unwrap();
+        let (disk, other) = (Disk::open(&a).unwrap(), Disk::open(&b).unwrap());
+        disk.install(&other, &[TYPE_ESP]).unwrap();
+        let bytes = std::fs::read(&a).unwrap();
+        assert_eq!((&bytes[1024 + 16..1024 + 32], bytes[100 * 512]), (&[0x77; 16][..], 0x55));
+        let mut table = disk.table().unwrap();
+        let sealed = table.header.clone();
+        table.seal();
+        assert_eq!(table.header, sealed);
+        assert!(disk.install(&other, &[TYPE_ROOT_X86_64]).is_err());
+    }
+
+    #[test]
+    fn the_checksum_is_that_of_the_standard() {
+        assert_eq!(crc32(b"123456789"), 0xcbf4_3926);
     }
 }

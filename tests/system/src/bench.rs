@@ -4,6 +4,7 @@
 //! the good bundle admitted. Both are frozen; a scenario forks them in about two seconds.
 
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::{Duration, Instant};
@@ -14,6 +15,7 @@ use serde_json::Value;
 
 use crate::api::Api;
 use crate::auditor::{Auditor, Gateway};
+use crate::tool;
 
 /// Longest boot: 22 to 60 s of guest time were seen without KVM, up to 90 s on the wall with other work beside it.
 pub const BOOT_LIMIT: Duration = Duration::from_secs(300);
@@ -21,6 +23,9 @@ pub const BOOT_LIMIT: Duration = Duration::from_secs(300);
 pub const BUNDLE_LIMIT: Duration = Duration::from_secs(180);
 /// Longest time from agentd's decision to the gateway's word on it.
 pub const HEALTH_LIMIT: Duration = Duration::from_secs(120);
+
+/// Longest that a tool of the host may take.
+const TOOL_LIMIT: Duration = Duration::from_secs(120);
 
 /// Printed by agentd when it answers requests.
 pub const AGENTD_READY: &str = "agentd: ready";
@@ -38,6 +43,8 @@ pub struct Inputs {
     pub image: PathBuf,
     /// Folder made by `casemate keys`.
     pub keys: PathBuf,
+    /// Folder made by `casemate build`, with a version below `image`.
+    pub image_older: Option<PathBuf>,
     /// Bundle media, by name.
     pub bundles: Bundles,
     /// Python with the `openai` package.
@@ -263,6 +270,28 @@ impl<'a> Scene<'a> {
         let left = self.deadline.saturating_duration_since(Instant::now());
         ensure!(!left.is_zero(), "the scenario's time is up");
         Ok(left.min(limit))
+    }
+
+    /// Runs a tool of the host, which must succeed; returns what it printed.
+    pub fn run(&self, command: &mut Command) -> anyhow::Result<String> {
+        let scratch = self.path("tool");
+        std::fs::create_dir(&scratch)?;
+        let ended = tool::run(command, &scratch, self.within(TOOL_LIMIT)?)?;
+        ensure!(ended.code == Some(0), "{command:?}: {}", ended.said());
+        Ok(ended.stdout)
+    }
+
+    /// Copies a disk from one of QEMU's formats to another.
+    pub fn convert(&self, formats: [&str; 2], from: &Path, to: &Path) -> anyhow::Result<()> {
+        let mut command = tool::command("qemu-img");
+        command.args(["convert", "-f", formats[0], "-O", formats[1]]).arg(from).arg(to);
+        self.run(&mut command).map(drop)
+    }
+
+    /// `casemate`, as whoever signs runs it.
+    #[must_use]
+    pub fn casemate(&self) -> Command {
+        tool::command(self.bench.inputs.programs.join("casemate"))
     }
 
     /// A running copy of the appliance before any bundle.

@@ -179,6 +179,7 @@ mod tests {
 
     fn bench(results: &Path) -> Bench {
         Bench::new(Inputs {
+            image_older: None,
             image: results.join("no-image"),
             keys: results.join("no-keys"),
             bundles: Bundles::default(),

@@ -89,6 +89,14 @@ fn image(tree: &Tree, binaries: &Path, keys: &Path, folder: &Path) -> Result<Pat
     Ok(out)
 }
 
+/// Builds the image with the version below, signed by the same keys.
+pub(crate) fn older_image(tree: &Tree, material: &Material) -> Result<PathBuf> {
+    let out = tree.cache().join("development/image-older");
+    let mut command = build(tree, &material.binaries, &material.keys, &out);
+    sh(command.arg("--cache").arg(tree.cache()).args(["--version-index", "0"]))?;
+    Ok(out)
+}
+
 /// Builds the image once more in other folders, from a bootstrap of its own and the same packages; fails unless it
 /// comes out the same.
 pub(crate) fn reproduce(tree: &Tree, material: &Material) -> Result<()> {

@@ -20,7 +20,7 @@ const FUZZ_SECONDS: &str = "60";
 pub(crate) fn run(tree: &Tree, steps: &mut Steps, long: bool, only: &[String]) -> Result<()> {
     if !only.is_empty() {
         let material = material::prepare(tree, steps)?;
-        return steps.show("boot scenarios", || scenarios(tree, &material, long, only));
+        return scenarios(tree, steps, &material, long, only);
     }
     static_checks(tree, steps)?;
     let material = material::prepare(tree, steps)?;
@@ -36,7 +36,7 @@ pub(crate) fn run(tree: &Tree, steps: &mut Steps, long: bool, only: &[String]) -
         peer::agrees(tree, steps)?;
         steps.show("fuzzing", || fuzz(tree))?;
     }
-    steps.show("boot scenarios", || scenarios(tree, &material, long, &[]))
+    scenarios(tree, steps, &material, long, &[])
 }
 
 fn static_checks(tree: &Tree, steps: &mut Steps) -> Result<()> {
@@ -77,9 +77,17 @@ fn cargo_deny(tree: &Tree) -> Result<PathBuf> {
     Ok(binary)
 }
 
-fn scenarios(tree: &Tree, material: &Material, long: bool, only: &[String]) -> Result<()> {
+fn scenarios(
+    tree: &Tree,
+    steps: &mut Steps,
+    material: &Material,
+    long: bool,
+    only: &[String],
+) -> Result<()> {
+    let older = steps.run("older image", || material::older_image(tree, material))?;
     let mut command = tree.enter(material.binaries.join("scenarios"));
     command.arg("--image").arg(&material.image).arg("--keys").arg(&material.keys);
+    command.arg("--image-older").arg(older);
     command.arg("--bundle").arg(&material.bundles.good);
     command.arg("--bundle-flipped-byte").arg(&material.bundles.flipped_byte);
     command.arg("--bundle-one-signature").arg(&material.bundles.one_signature);
@@ -93,5 +101,5 @@ fn scenarios(tree: &Tree, material: &Material, long: bool, only: &[String]) -> R
     for name in only {
         command.args(["--only", name]);
     }
-    sh(&mut command)
+    steps.show("boot scenarios", || sh(&mut command))
 }

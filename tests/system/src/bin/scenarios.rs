@@ -24,6 +24,9 @@ struct Cli {
     /// Folder made by `casemate build`.
     #[arg(long, required_unless_present = "list")]
     image: Option<PathBuf>,
+    /// The same with a version below.
+    #[arg(long)]
+    image_older: Option<PathBuf>,
     /// Folder made by `casemate keys`.
     #[arg(long, required_unless_present = "list")]
     keys: Option<PathBuf>,
@@ -149,6 +152,7 @@ fn inputs(cli: Cli) -> anyhow::Result<Inputs> {
     let bundles = Bundles { older: optional(cli.bundle_older)?, ..bundles };
     Ok(Inputs {
         image,
+        image_older: optional(cli.image_older)?,
         keys: absolute(&cli.keys.context("no --keys")?)?,
         bundles,
         // Not resolved: a virtual environment is found by the path of its link.
@@ -190,6 +194,7 @@ fn check(inputs: &Inputs, chosen: &[Scenario]) -> anyhow::Result<()> {
             chosen_has("bundle-one-signature") && bundles.one_signature.is_none(),
             "--bundle-one-signature",
         ),
+        (chosen_has("image-rolled-back") && inputs.image_older.is_none(), "--image-older"),
         (chosen_has("bundle-rolled-back") && bundles.older.is_none(), "--bundle-older"),
         (chosen_has("bundle-extra-file") && bundles.extra_file.is_none(), "--bundle-extra-file"),
     ];

@@ -10,8 +10,8 @@ use anyhow::{Context, ensure};
 use qemu::Machine;
 use qemu::disk::{TYPE_ESP, TYPE_ROOT_X86_64, TYPE_ROOT_X86_64_VERITY};
 
-use super::tamper::{refuses_to_boot, state_stays_closed, tampered};
-use crate::bench::{AGENTD_READY, HEALTH_LIMIT, Scene, wait_ready};
+use super::tamper::{STATE_LOCKED, never_goes_on, refuses_to_boot, state_stays_closed, tampered};
+use crate::bench::{AGENTD_READY, BOOT_LIMIT, HEALTH_LIMIT, Scene, wait_ready};
 
 /// Written to the console by whatever was injected.
 const MARK: &str = "INJECTED-BY-A-STRANGER";
@@ -83,6 +83,32 @@ fn closed_with(scene: &Scene<'_>, image: PathBuf) -> anyhow::Result<()> {
 
 /// A root of the stranger's, with a hash tree that fits it, in place of ours.
 pub(super) fn root_swapped(scene: &Scene<'_>) -> anyhow::Result<()> {
+    refuses_to_boot(scene, with_strange_root(scene)?, ROOT_REFUSED, AGENTD_READY)
+}
+
+/// A stranger's disk beside ours: the same labels and identifiers, another root, and a state that is not encrypted.
+/// Which of two equal identifiers is taken is udev's choice; so either the signed root and the sealed state are used, or
+/// the boot stops.
+pub(super) fn second_disk(scene: &Scene<'_>) -> anyhow::Result<()> {
+    let ready = scene.bench.ready()?;
+    let machine = scene.fork_ready()?;
+    let mut config = machine.config().clone();
+    machine.quit()?;
+    config.bundles = vec![with_strange_root(scene)?.join("casemate.raw")];
+    let mut machine = Machine::boot(config)?;
+    let seen = [&[AGENTD_READY][..], ROOT_REFUSED, STATE_LOCKED].concat();
+    let (index, line) = machine.wait_for_any(&seen, scene.within(BOOT_LIMIT)?)?;
+    println!("  (with the second disk: {line})");
+    if index > 0 {
+        return never_goes_on(scene, &mut machine, AGENTD_READY);
+    }
+    ensure!(wait_ready(&mut machine)? == ready.ak_name, "another state was taken for ours");
+    let folder = scene.path("auditor");
+    scene.bench.pin(&machine, &folder, &ready.ak_name, scene.within(HEALTH_LIMIT)?)?;
+    Ok(())
+}
+
+fn with_strange_root(scene: &Scene<'_>) -> anyhow::Result<PathBuf> {
     let (root, hashes) = (scene.path("stranger.root"), scene.path("stranger.verity"));
     std::fs::write(&root, vec![0x5a; 1 << 20])?;
     let made = Command::new("veritysetup")
@@ -91,11 +117,10 @@ pub(super) fn root_swapped(scene: &Scene<'_>) -> anyhow::Result<()> {
         .output()
         .context("veritysetup, Debian's package cryptsetup-bin")?;
     ensure!(made.status.success(), "veritysetup: {}", String::from_utf8_lossy(&made.stderr));
-    let image = tampered(scene, |disk| {
+    tampered(scene, |disk| {
         for (kind, file) in [(TYPE_ROOT_X86_64, &root), (TYPE_ROOT_X86_64_VERITY, &hashes)] {
             disk.overwrite(&disk.partition(kind)?, &std::fs::read(file)?)?;
         }
         Ok(())
-    })?;
-    refuses_to_boot(scene, image, ROOT_REFUSED, AGENTD_READY)
+    })
 }

@@ -36,6 +36,14 @@ pub const ALL: &[Scenario] = &[
         run: tamper::uki_flipped_byte,
     },
     Scenario {
+        name: "uki-without-initrd",
+        about: "firmware refuses a UKI whose initrd is not found under its name",
+        limit_s: 300,
+        long_factor: 1,
+        needs: Nothing,
+        run: tamper::uki_without_initrd,
+    },
+    Scenario {
         name: "root-flipped-byte",
         about: "one flipped byte in the root partition stops the boot",
         limit_s: 420,
@@ -82,6 +90,14 @@ pub const ALL: &[Scenario] = &[
         long_factor: 1,
         needs: Nothing,
         run: injection::root_swapped,
+    },
+    Scenario {
+        name: "second-disk",
+        about: "a stranger's disk with the same labels and identifiers beside ours has no effect, or stops the boot",
+        limit_s: 420,
+        long_factor: 1,
+        needs: Ready,
+        run: injection::second_disk,
     },
     Scenario {
         name: "model-answers",
@@ -250,6 +266,14 @@ pub const ALL: &[Scenario] = &[
         long_factor: 10,
         needs: Serving,
         run: boot::power_cut,
+    },
+    Scenario {
+        name: "image-rolled-back",
+        about: "an older image, correctly signed, is refused until a quorum allows it",
+        limit_s: 600,
+        long_factor: 1,
+        needs: Serving,
+        run: rollback::image,
     },
     Scenario {
         name: "bundle-rolled-back",

@@ -14,8 +14,6 @@ use crate::auditor;
 use crate::bench::{BOOT_LIMIT, HEALTH_LIMIT, Ready, Scene, wait_ready};
 use crate::tool;
 
-/// Longest that a tool of the host may take.
-const TOOL_LIMIT: Duration = Duration::from_secs(120);
 /// Longest from plugging the order in to the word on it.
 const ORDER_LIMIT: Duration = Duration::from_secs(60);
 /// Printed when an order is kept for the next boot.
@@ -168,10 +166,10 @@ fn forecast(
     std::fs::write(&file, serde_json::to_vec(evidence)?)?;
     let pin = Pin::from_console(ak_name);
     std::fs::write(&machine, serde_json::to_vec(&pin)?)?;
-    let mut command = tool::command(scene.bench.inputs.programs.join("casemate"));
+    let mut command = scene.casemate();
     command.arg("forecast").arg(&file).arg("--machine").arg(&machine).arg("--dbx").arg(dbx);
     command.arg("--json").arg("--reseal").arg(folder);
-    let said: Value = serde_json::from_str(&run(scene, &mut command)?)?;
+    let said: Value = serde_json::from_str(&scene.run(&mut command)?)?;
     let fate = said.pointer("/seals/0/fate").and_then(Value::as_str);
     ensure!(fate == Some("breaks"), "the seal must break: {said}");
     for pcr in ["0", "4", "11", "12"] {
@@ -184,19 +182,18 @@ fn forecast(
 
 /// The order on a medium, signed by these keys.
 fn signed(scene: &Scene<'_>, folder: &Path, keys: &[&str]) -> anyhow::Result<PathBuf> {
-    let casemate = || tool::command(scene.bench.inputs.programs.join("casemate"));
     let out = scene.path("order.img");
-    let mut pack = casemate();
+    let mut pack = scene.casemate();
     pack.args(["reseal", "pack"]).arg(folder).arg("--out").arg(&out);
     for key in keys {
         let uri = scene.bench.inputs.keys.join(format!("release/{key}.uri"));
         let signature = scene.path(&format!("{key}.sig"));
-        let mut sign = casemate();
+        let mut sign = scene.casemate();
         sign.args(["bundle", "sign"]).arg(folder).arg("--key").arg(uri);
-        run(scene, sign.arg("--out").arg(&signature))?;
+        scene.run(sign.arg("--out").arg(&signature))?;
         pack.arg("--signature").arg(signature);
     }
-    run(scene, &mut pack)?;
+    scene.run(&mut pack)?;
     Ok(out)
 }
 
@@ -204,22 +201,9 @@ fn signed(scene: &Scene<'_>, folder: &Path, keys: &[&str]) -> anyhow::Result<Pat
 fn set_dbx(scene: &Scene<'_>, config: &Config, update: &Path) -> anyhow::Result<()> {
     let vars = config.state.join("vars.qcow2");
     let (old, new) = (scene.path("vars.fd"), scene.path("vars.fd"));
-    let convert = |formats: [&str; 2], from: &Path, to: &Path| {
-        let mut command = tool::command("qemu-img");
-        command.args(["convert", "-f", formats[0], "-O", formats[1]]).arg(from).arg(to);
-        run(scene, &mut command).map(drop)
-    };
-    convert(["qcow2", "raw"], &vars, &old)?;
+    scene.convert(["qcow2", "raw"], &vars, &old)?;
     let mut command = tool::command("virt-fw-vars");
     command.arg("--input").arg(&old).arg("--output").arg(&new).arg("--set-dbx").arg(update);
-    run(scene, &mut command)?;
-    convert(["raw", "qcow2"], &new, &vars)
-}
-
-fn run(scene: &Scene<'_>, command: &mut std::process::Command) -> anyhow::Result<String> {
-    let scratch = scene.path("tool");
-    std::fs::create_dir(&scratch)?;
-    let ended = tool::run(command, &scratch, scene.within(TOOL_LIMIT)?)?;
-    ensure!(ended.code == Some(0), "{command:?}: {}", ended.said());
-    Ok(ended.stdout)
+    scene.run(&mut command)?;
+    scene.convert(["raw", "qcow2"], &new, &vars)
 }

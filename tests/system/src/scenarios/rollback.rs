@@ -1,7 +1,10 @@
 //! What ran once, and a disk as it was once: nothing older comes back.
 
+use std::path::{Path, PathBuf};
+
 use anyhow::{Context, ensure};
-use qemu::Machine;
+use qemu::disk::{self, Disk};
+use qemu::{Config, Machine};
 
 use super::tamper::never_goes_on;
 use crate::bench::{
@@ -34,6 +37,64 @@ pub(super) fn bundle(scene: &Scene<'_>) -> anyhow::Result<()> {
     scene.api(&machine)?.wait_health(503, scene.within(HEALTH_LIMIT)?)?;
     machine.forbid(ADMITTED)?;
     Ok(())
+}
+
+/// The appliance has served on image version 1. Its disk gets version 0, signed by the same keys; then the quorum allows
+/// that.
+pub(super) fn image(scene: &Scene<'_>) -> anyhow::Result<()> {
+    const REFUSED: &str = " is below 1, which has run here; the TPM's counter shows ";
+    let older = scene.bench.inputs.image_older.as_ref().context("no --image-older")?;
+    let serving = scene.bench.serving()?;
+    let machine = scene.fork_serving()?;
+    let mut config = machine.config().clone();
+    machine.quit()?;
+    install(scene, &config, older)?;
+    let mut machine = Machine::boot(config.clone())?;
+    let seen = [REFUSED, AGENTD_READY];
+    let (index, line) = machine.wait_for_any(&seen, scene.within(BOOT_LIMIT)?)?;
+    ensure!(index == 0, "an older image serves: {line}");
+    never_goes_on(scene, &mut machine, AGENTD_READY)?;
+    machine.quit()?;
+
+    let counter = line.split_once(REFUSED).and_then(|(_, rest)| rest.split(';').next());
+    let counter = counter.context("no count in the refusal")?;
+    config.bundles = vec![exception(scene, &serving.ak_name, counter)?];
+    let mut machine = Machine::boot(config)?;
+    ensure!(wait_ready(&mut machine)? == serving.ak_name, "another attestation key");
+    let console = machine.console().transcript.text();
+    ensure!(console.contains("agentd: exception accepted: "), "not by the exception:\n{console}");
+    Ok(())
+}
+
+/// Boot partitions of another image on a machine's disk.
+fn install(scene: &Scene<'_>, config: &Config, image: &Path) -> anyhow::Result<()> {
+    let (disk, raw) = (config.state.join("disk.qcow2"), scene.path("disk.raw"));
+    scene.convert(["qcow2", "raw"], &disk, &raw)?;
+    let kinds = [disk::TYPE_ESP, disk::TYPE_ROOT_X86_64, disk::TYPE_ROOT_X86_64_VERITY];
+    Disk::open(&raw)?.install(&Disk::open(&image.join("casemate.raw"))?, &kinds)?;
+    scene.convert(["raw", "qcow2"], &raw, &disk)?;
+    Ok(std::fs::remove_file(raw)?)
+}
+
+/// A medium that lets this machine run image version 0 once, signed by two of three release keys.
+fn exception(scene: &Scene<'_>, machine: &str, counter: &str) -> anyhow::Result<PathBuf> {
+    let (file, out) = (scene.path("exception.json"), scene.path("exception.img"));
+    let mut create = scene.casemate();
+    create.args(["exception", "create", "--machine", machine, "--counter", counter]);
+    create.args(["--image", "0", "--reason", "the new one does not start here", "--out"]);
+    scene.run(create.arg(&file))?;
+    let mut pack = scene.casemate();
+    pack.args(["exception", "pack"]).arg(&file).arg("--out").arg(&out);
+    for key in ["release-1", "release-2"] {
+        let signature = scene.path(&format!("{key}.sig"));
+        let mut sign = scene.casemate();
+        sign.args(["exception", "sign"]).arg(&file).arg("--out").arg(&signature);
+        sign.arg("--key").arg(scene.bench.inputs.keys.join(format!("release/{key}.uri")));
+        scene.run(&mut sign)?;
+        pack.arg("--signature").arg(signature);
+    }
+    scene.run(&mut pack)?;
+    Ok(out)
 }
 
 /// The disk is put back as it was one boot ago; the TPM has counted since.

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context, bail};
-use qemu::disk::{self, Disk};
+use qemu::disk::{self, Disk, Section};
 use qemu::{Config, Machine, MachineError};
 
 use crate::auditor;
@@ -19,7 +19,8 @@ const FIRMWARE_REFUSES: &[&str] = &["Access Denied", "Access denied", "Security 
 /// What the kernel says of a block that is not the signed one.
 const VERITY_REFUSES: &[&str] = &["is corrupted"];
 /// What the console says when the TPM does not give the key of the state partition.
-const STATE_LOCKED: &[&str] = &["Failed to unseal", "Dependency failed for var-lib-casemate.mount"];
+pub(super) const STATE_LOCKED: &[&str] =
+    &["Failed to unseal", "Dependency failed for var-lib-casemate.mount"];
 
 pub(super) fn root_flipped_byte(scene: &Scene<'_>) -> anyhow::Result<()> {
     let image = tampered(scene, |disk| {
@@ -30,10 +31,24 @@ pub(super) fn root_flipped_byte(scene: &Scene<'_>) -> anyhow::Result<()> {
 }
 
 pub(super) fn uki_flipped_byte(scene: &Scene<'_>) -> anyhow::Result<()> {
+    // Behind the kernel's own headers.
+    firmware_refuses(scene, ".linux", |section| section.content + 4096)
+}
+
+/// The stub finds no initrd under its name, and would start the kernel without.
+pub(super) fn uki_without_initrd(scene: &Scene<'_>) -> anyhow::Result<()> {
+    firmware_refuses(scene, ".initrd", |section| section.header + 1)
+}
+
+/// One byte of a UKI's section, or of its header, is another one.
+fn firmware_refuses(
+    scene: &Scene<'_>,
+    section: &str,
+    byte: impl Fn(Section) -> u64,
+) -> anyhow::Result<()> {
     let image = tampered(scene, |disk| {
-        let esp = disk.partition(disk::TYPE_ESP)?;
-        for kernel in disk.uki_kernels(&esp)? {
-            disk.flip_byte(kernel)?;
+        for section in disk.uki_sections(&disk.partition(disk::TYPE_ESP)?, section)? {
+            disk.flip_byte(byte(section))?;
         }
         Ok(())
     })?;
