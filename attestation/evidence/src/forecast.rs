@@ -15,7 +15,7 @@ use std::collections::BTreeMap;
 
 use crate::eventlog::{Event, EventKind, EventLog, EventLogError, ReplayError, Variable};
 use crate::format::{AGENT_PCR, Reference};
-use crate::pcr::{Digest, HashAlg, PcrBank};
+use crate::pcr::{Digest, HashAlg, Pcr, PcrBank};
 use crate::quote::{PcrsError, QuoteError};
 use crate::sigdb::{CERT_X509, Database, DatabaseError, EFI_IMAGE_SECURITY_DATABASE};
 
@@ -23,6 +23,8 @@ use crate::sigdb::{CERT_X509, Database, DatabaseError, EFI_IMAGE_SECURITY_DATABA
 const PCR_PROGRAMS: u32 = 4;
 /// PCR of Secure Boot's variables.
 const PCR_SECURE_BOOT: u32 = 7;
+/// The same, as an index of reference values.
+const PCR_7: u8 = 7;
 /// PCR of the UKI's sections and the boot phases.
 const PCR_IMAGE: u32 = 11;
 /// PCR of the initrd, as the kernel got it.
@@ -78,6 +80,33 @@ pub struct Forecast {
     pub seals: Vec<Seal>,
     /// Why the machine may not start at all.
     pub obstacles: Vec<Obstacle>,
+    /// Digests in the log of PCR 7, and what will stand in their places.
+    replaced: BTreeMap<[u8; 32], [u8; 32]>,
+}
+
+impl Forecast {
+    /// `reference` as it must be for the machine after the changes: the builder predicts the Secure Boot variables that
+    /// it enrols, and not what is added to them later.
+    ///
+    /// # Errors
+    /// [`ForecastError::OtherReference`] if the values do not describe this machine's Secure Boot variables.
+    pub fn reference(&self, reference: &Reference) -> Result<Reference, ForecastError> {
+        let mut new = reference.clone();
+        let measured = new.measurements.get_mut(&PCR_7).map_or(&mut [][..], Vec::as_mut_slice);
+        let mut pcr = Pcr::ZERO;
+        for measurement in measured {
+            let present = hex32(PCR_7, &measurement.sha256)?;
+            let after = *self.replaced.get(&present).unwrap_or(&present);
+            measurement.sha256 = hex::encode(after);
+            pcr = pcr.extend(after);
+        }
+        let after = self.pcrs.get(&PCR_7).map(|outlook| outlook.after);
+        if after != Some(After::Exactly(pcr.value())) {
+            return Err(ForecastError::OtherReference { found: pcr.to_string() });
+        }
+        new.pcrs.insert(PCR_7, pcr.to_string());
+        Ok(new)
+    }
 }
 
 /// Why there is no forecast.
@@ -162,6 +191,15 @@ pub enum ForecastError {
     Twice {
         /// What.
         what: &'static str,
+    },
+    /// Reference values of another machine, or of another state of it.
+    #[error(
+        "with this change, the reference values' measurements of PCR 7 add up to {found}, and the machine's own log does \
+         not: they are for other Secure Boot variables than this machine has; judge it with casemate-verify first"
+    )]
+    OtherReference {
+        /// What they add up to.
+        found: String,
     },
     /// Reference values that are none.
     #[error(
@@ -361,8 +399,14 @@ impl<'a> Future<'a> {
         for (&pcr, outlook) in &mut self.outlooks {
             outlook.resolve(bank.value(pcr).as_ref().and_then(sha256));
         }
+        let replaced = self.instead.iter().filter_map(|(&number, after)| {
+            let event = self.log.events().get(number)?;
+            let before = event.digest(HashAlg::Sha256).filter(|_| event.pcr == PCR_SECURE_BOOT)?;
+            Some((sha256(before)?, sha256(after)?))
+        });
+        let replaced = replaced.collect();
         let seals = SEALS.iter().map(|sealed| sealed.fate(&self.outlooks, self.image)).collect();
-        Ok(Forecast { pcrs: self.outlooks, seals, obstacles: self.obstacles })
+        Ok(Forecast { pcrs: self.outlooks, seals, obstacles: self.obstacles, replaced })
     }
 }
 

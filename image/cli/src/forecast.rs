@@ -47,6 +47,12 @@ pub(crate) struct Args {
     /// Make a folder with the order to seal the state partition to the PCR 7 that is foreseen
     #[arg(long, value_name = "DIR", requires = "machine")]
     reseal: Option<PathBuf>,
+    /// Reference values that the machine is judged by now; with --image, they are the image's
+    #[arg(long, value_name = "FILE", requires = "new_reference", conflicts_with = "image")]
+    reference: Option<PathBuf>,
+    /// Write the reference values by which the machine must be judged after the change
+    #[arg(long, value_name = "FILE")]
+    new_reference: Option<PathBuf>,
 }
 
 #[derive(Debug, clap::Args)]
@@ -79,6 +85,13 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     let text =
         if args.json { json_text(&foreseen, args.lang)? } else { lines(&foreseen, args.lang)? };
     print!("{text}");
+    if let Some(out) = &args.new_reference {
+        let given = args.reference.as_deref().map(read_reference).transpose()?;
+        let present = given.as_ref().or(files.image.as_ref());
+        let present = present.context("--new-reference needs --reference or --image")?;
+        let new = serde_json::to_string_pretty(&foreseen.reference(present)?)? + "\n";
+        write_new(out, new.as_bytes())?;
+    }
     match &args.reseal {
         Some(folder) => prepare(folder, &machine, &foreseen, args.lang),
         None => Ok(()),
@@ -120,15 +133,7 @@ struct Files {
 
 impl Files {
     fn read(args: &Changes) -> anyhow::Result<Self> {
-        let image = match &args.image {
-            Some(path) => {
-                let reference: Reference = serde_json::from_slice(&read(path, TRUST_BYTES_MAX)?)
-                    .with_context(|| not_json(path, "reference values"))?;
-                check_schema(path, &reference.schema, REFERENCE_SCHEMA)?;
-                Some(reference)
-            }
-            None => None,
-        };
+        let image = args.image.as_deref().map(read_reference).transpose()?;
         let given = [
             (&args.dbx, DatabaseName::Dbx, false),
             (&args.dbx_append, DatabaseName::Dbx, true),
@@ -255,6 +260,13 @@ fn prepare(
     write_new(&file, &order.to_json()?)?;
     eprintln!("{}", lang.prepared(folder));
     Ok(())
+}
+
+fn read_reference(path: &Path) -> anyhow::Result<Reference> {
+    let reference: Reference = serde_json::from_slice(&read(path, TRUST_BYTES_MAX)?)
+        .with_context(|| not_json(path, "reference values"))?;
+    check_schema(path, &reference.schema, REFERENCE_SCHEMA)?;
+    Ok(reference)
 }
 
 fn not_json(path: &Path, what: &str) -> String {

@@ -6,6 +6,7 @@ use crate::fixture::log::{
     authenticated, event, measured, signature_list, spec_id, variable as global, variable_of,
 };
 use crate::fixture::{Appliance, reference};
+use crate::format::Measurement;
 use crate::pcr::Pcr;
 use crate::sigdb::CERT_SHA256;
 
@@ -161,6 +162,38 @@ fn a_new_image_gives_what_its_builder_predicted() {
     assert_eq!(value(11), After::Exactly([0x11; 32]));
     assert_eq!(forecast.pcrs[&7].stays(), Some(true));
     assert_eq!(forecast.obstacles, [Obstacle::ImageForbidden { authenticode: [0x99; 32] }]);
+}
+
+/// Reference values of a machine whose firmware measures these events of PCR 7.
+fn reference_of(log: &[u8]) -> Reference {
+    let log = EventLog::parse(log).unwrap();
+    let events = log.events().iter().filter(|event| event.pcr == 7);
+    let digests: Vec<_> =
+        events.map(|e| sha256(e.digest(HashAlg::Sha256).unwrap()).unwrap()).collect();
+    let mut reference = reference();
+    let list = digests
+        .iter()
+        .map(|digest| Measurement { what: "w".to_owned(), sha256: hex::encode(digest) });
+    reference.measurements.insert(7, list.collect());
+    let pcr = digests.iter().fold(Pcr::ZERO, |pcr, digest| pcr.extend(*digest));
+    reference.pcrs.insert(7, pcr.to_string());
+    reference
+}
+
+#[test]
+fn reference_values_follow_a_database() {
+    let (before, after) = (log(&hashes(&[[1; 32]])), log(&hashes(&[[1; 32], [2; 32]])));
+    let update = hashes(&[[1; 32], [2; 32]]);
+    let change = Change::Replace(DatabaseName::Dbx, Database::parse(&update).unwrap());
+    let forecast = foresee(&[change]);
+    assert_eq!(forecast.reference(&reference_of(&before)).unwrap(), reference_of(&after));
+    // Of a machine with another dbx, and without the list.
+    let mut bare = reference_of(&before);
+    bare.measurements.clear();
+    for reference in [reference_of(&log(&[])), bare] {
+        let error = forecast.reference(&reference).unwrap_err();
+        assert!(matches!(error, ForecastError::OtherReference { .. }), "{error}");
+    }
 }
 
 #[test]

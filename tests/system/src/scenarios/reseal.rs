@@ -10,7 +10,7 @@ use qemu::{Config, Machine};
 use serde_json::Value;
 
 use super::tamper::state_stays_closed;
-use crate::auditor;
+use crate::auditor::{self, Auditor, Gateway};
 use crate::bench::{BOOT_LIMIT, HEALTH_LIMIT, Ready, Scene, wait_ready};
 use crate::tool;
 
@@ -35,6 +35,8 @@ struct Foreseen {
     update: PathBuf,
     /// The order's.
     folder: PathBuf,
+    /// Reference values after the update.
+    reference: PathBuf,
     /// PCR 7 after the update.
     forecast: String,
 }
@@ -45,8 +47,10 @@ impl Foreseen {
         let update = scene.path("dbx.auth");
         std::fs::write(&update, new_dbx(&before)?)?;
         let folder = scene.path("order");
-        let forecast = forecast(scene, &before, &ready.ak_name, &update, &folder)?;
-        Ok(Self { before, update, folder, forecast })
+        let reference = scene.path("reference.json");
+        let files = [&update, &folder, &reference];
+        let forecast = forecast(scene, &before, &ready.ak_name, files)?;
+        Ok(Self { before, update, folder, reference, forecast })
     }
 }
 
@@ -54,7 +58,8 @@ impl Foreseen {
 pub(super) fn dbx_update_forecast(scene: &Scene<'_>) -> anyhow::Result<()> {
     let ready = scene.bench.ready()?;
     let mut machine = scene.fork_ready()?;
-    let Foreseen { before, update, folder, forecast } = Foreseen::of(scene, ready, &machine)?;
+    let Foreseen { before, update, folder, reference, forecast } =
+        Foreseen::of(scene, ready, &machine)?;
 
     let medium = signed(scene, &folder, &["release-1", "release-3"])?;
     machine.plug_bundle(&medium)?;
@@ -90,7 +95,17 @@ pub(super) fn dbx_update_forecast(scene: &Scene<'_>) -> anyhow::Result<()> {
     let found = after.quote.pcrs.get(&7).context("no PCR 7")?;
     ensure!(*found == forecast, "PCR 7 is {found}, the forecast was {forecast}");
     ensure!(before.quote.pcrs.get(&7) != Some(found), "PCR 7 did not change");
-    Ok(())
+
+    // Only the reference values that were made with the forecast still describe the machine.
+    let (site, limit) = (scene.bench.site(), scene.within(HEALTH_LIMIT)?);
+    let gateway = Gateway { port: machine.port(), site: &site };
+    let auditor = scene.bench.auditor();
+    let now = Auditor { reference, ..scene.bench.auditor() };
+    now.pin(&scene.path("auditor"), gateway, &ready.ak_name, limit)?;
+    let (nonce, api) = (auditor::nonce()?, scene.api(&machine)?);
+    let text = api.evidence(&nonce)?;
+    let old = auditor.verify(&scene.path("old-reference"), &text, &ready.ak_name, &nonce)?;
+    old.expect_refuted(&["REFUTED", "secure-boot"])
 }
 
 /// The control: the same update without an order keeps the state closed.
@@ -159,8 +174,7 @@ fn forecast(
     scene: &Scene<'_>,
     evidence: &Evidence,
     ak_name: &str,
-    dbx: &Path,
-    folder: &Path,
+    [dbx, folder, reference]: [&PathBuf; 3],
 ) -> anyhow::Result<String> {
     let (file, machine) = (scene.path("evidence.json"), scene.path("machine.json"));
     std::fs::write(&file, serde_json::to_vec(evidence)?)?;
@@ -169,6 +183,8 @@ fn forecast(
     let mut command = scene.casemate();
     command.arg("forecast").arg(&file).arg("--machine").arg(&machine).arg("--dbx").arg(dbx);
     command.arg("--json").arg("--reseal").arg(folder);
+    command.arg("--reference").arg(scene.bench.auditor().reference);
+    command.arg("--new-reference").arg(reference);
     let said: Value = serde_json::from_str(&scene.run(&mut command)?)?;
     let fate = said.pointer("/seals/0/fate").and_then(Value::as_str);
     ensure!(fate == Some("breaks"), "the seal must break: {said}");
