@@ -318,6 +318,11 @@ impl<'a> Scene<'a> {
 /// Waits for agentd; returns the Name of its attestation key.
 pub fn wait_ready(machine: &mut Machine) -> anyhow::Result<String> {
     machine.wait_for(AGENTD_READY, BOOT_LIMIT)?;
+    attestation_key(machine)
+}
+
+/// The Name of the attestation key, as agentd printed it in this boot.
+pub fn attestation_key(machine: &Machine) -> anyhow::Result<String> {
     let console = &machine.console().transcript;
     let line = console.find(ATTESTATION_KEY).context("agentd did not print its key")?;
     let name = after(line, ATTESTATION_KEY).trim().to_owned();

@@ -11,7 +11,7 @@ use qemu::Machine;
 use qemu::disk::{TYPE_ESP, TYPE_ROOT_X86_64, TYPE_ROOT_X86_64_VERITY};
 
 use super::tamper::{STATE_LOCKED, never_goes_on, refuses_to_boot, state_stays_closed, tampered};
-use crate::bench::{AGENTD_READY, BOOT_LIMIT, HEALTH_LIMIT, Scene, wait_ready};
+use crate::bench::{AGENTD_READY, BOOT_LIMIT, HEALTH_LIMIT, Scene, attestation_key, wait_ready};
 
 /// Written to the console by whatever was injected.
 const MARK: &str = "INJECTED-BY-A-STRANGER";
@@ -102,7 +102,7 @@ pub(super) fn second_disk(scene: &Scene<'_>) -> anyhow::Result<()> {
     if index > 0 {
         return never_goes_on(scene, &mut machine, AGENTD_READY);
     }
-    ensure!(wait_ready(&mut machine)? == ready.ak_name, "another state was taken for ours");
+    ensure!(attestation_key(&machine)? == ready.ak_name, "another TPM or state than ours");
     let folder = scene.path("auditor");
     scene.bench.pin(&machine, &folder, &ready.ak_name, scene.within(HEALTH_LIMIT)?)?;
     Ok(())
