@@ -28,8 +28,18 @@ fn line() -> String {
 
 pub(super) fn credentials(scene: &Scene<'_>) -> anyhow::Result<()> {
     let mut config = scene.bench.config(&scene.path("machine"));
-    config.smbios.push(format!("io.systemd.credential:tmpfiles.extra={}", line()));
-    config.fw_cfg.push(("io.systemd.credentials/tmpfiles.extra".to_owned(), line()));
+    // Files, a drop-in of a unit of ours, a login: systemd.system-credentials(7).
+    // The console shows a unit by its description.
+    let dropin = format!("[Unit]\nDescription={MARK}\n");
+    let credentials = [
+        ("tmpfiles.extra", line()),
+        ("systemd.unit-dropin.casemate-agentd.service", dropin),
+        ("passwd.plaintext-password.root", MARK.to_owned()),
+    ];
+    for (name, value) in credentials {
+        config.smbios.push(format!("io.systemd.credential:{name}={value}"));
+        config.fw_cfg.push((format!("io.systemd.credentials/{name}"), value));
+    }
     serves_as_ever(scene, config)
 }
 

@@ -53,7 +53,7 @@ pub const ALL: &[Scenario] = &[
     },
     Scenario {
         name: "credentials-injected",
-        about: "credentials that SMBIOS and fw_cfg bring have no effect, and evidence is ESTABLISHED",
+        about: "files, a drop-in and a password that SMBIOS and fw_cfg bring have no effect",
         limit_s: 900,
         long_factor: 1,
         needs: Nothing,
@@ -325,10 +325,10 @@ pub const ALL: &[Scenario] = &[
     },
     Scenario {
         name: "smbios-cmdline-injected",
-        about: "a command line that SMBIOS adds to is refuted, or stops the boot",
-        limit_s: 600,
+        about: "whatever SMBIOS adds to the command line, the machine stops before anything of ours runs",
+        limit_s: 900,
         long_factor: 1,
-        needs: Serving,
+        needs: Ready,
         run: tamper::smbios_cmdline_injected,
     },
 ];
