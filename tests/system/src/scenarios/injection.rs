@@ -36,10 +36,11 @@ pub(super) fn credentials(scene: &Scene<'_>) -> anyhow::Result<()> {
         ("systemd.unit-dropin.casemate-agentd.service", dropin),
         ("passwd.plaintext-password.root", MARK.to_owned()),
     ];
-    for (name, value) in credentials {
+    for (name, value) in &credentials {
         config.smbios.push(format!("io.systemd.credential:{name}={value}"));
-        config.fw_cfg.push((format!("io.systemd.credentials/{name}"), value));
     }
+    let [tmpfiles, _, _] = credentials;
+    config.fw_cfg.push((format!("io.systemd.credentials/{}", tmpfiles.0), tmpfiles.1));
     serves_as_ever(scene, config)
 }
 
