@@ -4,6 +4,7 @@ mod build;
 mod bundle;
 mod demo;
 mod exception;
+mod flash;
 mod forecast;
 mod keys;
 mod lock;
@@ -35,6 +36,8 @@ enum Command {
     Bundle(bundle::Args),
     /// Allow one machine once what it refuses: an older image or bundle, another state.
     Exception(exception::Args),
+    /// Write an image onto a server's disk, and list the disks.
+    Flash(flash::Args),
     /// Say what an update of firmware, dbx, db or image will do to a machine, and prepare the reseal.
     Forecast(Box<forecast::Args>),
     /// Pack a signed reseal order.
@@ -50,7 +53,7 @@ fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("casemate: {error:#}");
-            ExitCode::FAILURE
+            flash::exit_code(&error)
         }
     }
 }
@@ -62,6 +65,7 @@ fn run(command: Command) -> anyhow::Result<()> {
         Command::Build(args) => build::run(&args),
         Command::Bundle(args) => bundle::run(&args),
         Command::Exception(args) => exception::run(&args),
+        Command::Flash(args) => flash::run(&args),
         Command::Forecast(args) => forecast::run(&args),
         Command::Reseal(args) => reseal::run(&args),
         Command::Vm(args) => vm::run(&args),
