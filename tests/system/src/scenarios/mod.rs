@@ -7,6 +7,7 @@ mod boot;
 mod bundles;
 mod enrolment;
 mod evidence;
+mod flash;
 mod injection;
 mod requests;
 mod reseal;
@@ -26,6 +27,14 @@ pub const ALL: &[Scenario] = &[
         long_factor: 1,
         needs: Ready,
         run: boot::boots_and_measures,
+    },
+    Scenario {
+        name: "flashed-disk",
+        about: "a longer disk full of other things, flashed, boots to established evidence",
+        limit_s: 600,
+        long_factor: 1,
+        needs: Nothing,
+        run: flash::flashed_disk,
     },
     Scenario {
         name: "uki-flipped-byte",
