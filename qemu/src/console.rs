@@ -10,9 +10,13 @@ use std::path::{Path, PathBuf};
 /// Most console text that is read from one boot.
 pub const CONSOLE_BYTES_MAX: usize = 16 << 20;
 
+/// The guest's kernel says so when the emulator, on a busy host, lost a timer interrupt of one of its processors: the
+/// machine stands still, whatever it boots.
+pub const LOST_TIMER: &str = "kthread timer wakeup didn't happen";
 /// After one of these nothing good follows: a wait for anything else ends at once.
 /// "Boot failed" is our emergency.service.
-pub const FATAL: &[&str] = &["Kernel panic", "Access Denied", "emergency mode", "Boot failed"];
+pub const FATAL: &[&str] =
+    &["Kernel panic", "Access Denied", "emergency mode", "Boot failed", LOST_TIMER];
 
 /// Failures of the console.
 #[derive(Debug, thiserror::Error)]

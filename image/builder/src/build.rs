@@ -1,18 +1,17 @@
 //! The build, step by step.
 
 use std::fs;
-use std::io::Read as _;
 use std::path::{Path, PathBuf};
 
 use evidence::time::Timestamp;
-use sha2::{Digest as _, Sha256};
 
 use crate::bootstrap::{self, Bootstrap, BootstrapError};
 use crate::cache;
+use crate::delivery::{self, DeliveryError, ENVELOPE, LOGS, digest_file};
 use crate::disk::{Disk, DiskError};
 use crate::initrd::{self, InitrdError};
 use crate::inventory::{self, Inventory, InventoryError};
-use crate::keys::{KeySet, KeysError};
+use crate::keys::{KeySet, KeysError, Profile, Signers};
 use crate::lock::{Lock, LockError};
 use crate::provenance::{self, Digests, Materials};
 use crate::reference::{self, Identity, ReferenceError};
@@ -21,7 +20,6 @@ use crate::sbom::sbom;
 use crate::steps::{Done, Steps};
 use crate::tree::{self, TreeError};
 use crate::uki::{self, UkiBuildError};
-use crate::varstore::{self, VarstoreError};
 
 const IMAGE_ID: &str = "casemate";
 const IMAGE_VERSION: &str = env!("CARGO_PKG_VERSION");
@@ -33,11 +31,8 @@ const OUTPUTS: &[&str] = &[
     "reference.json",
     "sbom.cdx.json",
     "report.html",
-    PROVENANCE,
+    ENVELOPE,
 ];
-/// Names all other outputs by their digests.
-const PROVENANCE: &str = "provenance.json";
-const CHUNK_BYTES: usize = 1 << 20;
 
 /// What to build.
 #[derive(Clone, Debug)]
@@ -46,8 +41,10 @@ pub struct Options {
     pub keys: PathBuf,
     /// Folder for the outputs; made if it is not there.
     pub out: PathBuf,
-    /// `development` or `release`; must be the key set's.
-    pub profile: String,
+    /// PKCS#11 module for keys whose URI names none.
+    pub module: Option<PathBuf>,
+    /// Must be the key set's.
+    pub profile: Profile,
     /// Version that machines compare: one that has run an image runs none with a lower number.
     pub version_index: u64,
     /// Folder with `agentd`, `engine` and `gateway`; without it the image has no agent.
@@ -96,9 +93,9 @@ pub enum BuildError {
     /// The disk.
     #[error(transparent)]
     Disk(#[from] DiskError),
-    /// The variable store.
+    /// The signature over all outputs.
     #[error(transparent)]
-    Varstore(#[from] VarstoreError),
+    Delivery(#[from] DeliveryError),
     /// The reference values.
     #[error(transparent)]
     Reference(#[from] ReferenceError),
@@ -114,15 +111,9 @@ pub enum BuildError {
     )]
     Profile {
         /// Profile of the key set.
-        found: String,
+        found: Profile,
         /// Profile asked for.
-        expected: String,
-    },
-    /// A profile that cannot be built yet.
-    #[error("profile `{found}` cannot be built; `development` can")]
-    ProfileUnknown {
-        /// What was asked for.
-        found: String,
+        expected: Profile,
     },
     /// A file could not be read or written.
     #[error("{path}: {source}")]
@@ -139,22 +130,27 @@ pub enum BuildError {
 
 type Result<T> = std::result::Result<T, BuildError>;
 
-/// Builds the image.
+/// Builds the image. Keys are opened first, so that nothing is begun that cannot be signed; signatures are made last.
 pub fn build(options: &Options) -> Result<Built> {
     let keys = KeySet::open(&options.keys)?;
-    check_profile(options, &keys)?;
+    let (found, expected) = (keys.profile(), options.profile);
+    if found != expected {
+        return Err(BuildError::Profile { found, expected });
+    }
+    let signers = keys.signers(options.module.as_deref())?;
     let mut build = Build::start(options, keys)?;
     let bootstrap = build.bootstrap()?;
     build.root_tree(&bootstrap)?;
     let inventory = build.inventory(&bootstrap)?;
     let initrd = build.initrd(&bootstrap)?;
     let root_hash = build.root_file_system()?;
+    build.describe(&bootstrap, &inventory, &root_hash)?;
     let cmdline = uki::cmdline(&options.source, &root_hash)?;
-    build.uki(&bootstrap, &initrd, &cmdline)?;
+    build.uki(&bootstrap, &initrd, &cmdline, &signers)?;
     build.disk()?;
     build.firmware_variables()?;
     build.reference_values(&root_hash, &cmdline)?;
-    build.describe(&bootstrap, &inventory, &root_hash)?;
+    build.seal(&bootstrap, &signers)?;
     let outputs = publish(&build.work, &options.out)?;
     Ok(Built { steps: build.steps, root_hash, outputs })
 }
@@ -171,7 +167,7 @@ struct Build<'a> {
 
 impl<'a> Build<'a> {
     fn start(options: &'a Options, keys: KeySet) -> Result<Self> {
-        let (work, logs) = (options.out.join(".work"), options.out.join("logs"));
+        let (work, logs) = (options.out.join(".work"), options.out.join(LOGS));
         cache::remove(&work).map_err(|source| BuildError::File { path: work.clone(), source })?;
         for folder in [&work, &logs, &options.cache, &work.join("content")] {
             fs::create_dir_all(folder)
@@ -215,7 +211,7 @@ impl<'a> Build<'a> {
             source: &self.options.source,
             keys: &self.keys,
             agent: self.options.agent.as_deref(),
-            os_release: &os_release(&self.options.profile, self.options.version_index),
+            os_release: &os_release(self.options.profile, self.options.version_index),
             source_date_s: self.options.source_date_s,
             logs: &self.logs,
         };
@@ -243,8 +239,14 @@ impl<'a> Build<'a> {
         self.on_disk("root file system, hash tree", |disk| disk.make_root())
     }
 
-    fn uki(&mut self, bootstrap: &Bootstrap, initrd: &Path, cmdline: &str) -> Result<()> {
-        let efi = self.efi();
+    fn uki(
+        &mut self,
+        bootstrap: &Bootstrap,
+        initrd: &Path,
+        cmdline: &str,
+        signers: &Signers,
+    ) -> Result<()> {
+        let (efi, unsigned) = (self.efi(), self.work.join("unsigned.efi"));
         let inputs = uki::Inputs {
             kernel: &bootstrap.kernel_image(),
             kernel_version: &bootstrap.kernel_version,
@@ -255,7 +257,11 @@ impl<'a> Build<'a> {
             source_date_s: self.options.source_date_s,
             logs: &self.logs,
         };
-        self.steps.step("UKI, signed", || Ok(Done::fresh(uki::make(&inputs, &efi)?)))
+        let mut step = |name, made: &dyn Fn() -> std::result::Result<(), UkiBuildError>| {
+            self.steps.step(name, || made().map(Done::fresh).map_err(BuildError::from))
+        };
+        step("UKI", &|| uki::assemble(&inputs, &unsigned))?;
+        step("UKI's signatures", &|| uki::sign(&inputs, signers, &unsigned, &efi))
     }
 
     fn disk(&mut self) -> Result<()> {
@@ -278,17 +284,15 @@ impl<'a> Build<'a> {
         self.steps.step(step, || Ok(Done::fresh(work(&disk)?)))
     }
 
-    fn firmware_variables(&mut self) -> Result<()> {
-        let (keys, output, logs) = (&self.keys, self.work.join("OVMF_VARS.fd"), &self.logs);
-        self.steps
-            .step("firmware variables", || Ok(Done::fresh(varstore::make(keys, &output, logs)?)))
+    fn firmware_variables(&self) -> Result<()> {
+        copy(&self.keys.variables(), &self.work.join("OVMF_VARS.fd"))
     }
 
     fn reference_values(&mut self, root_hash: &str, cmdline: &str) -> Result<()> {
         let identity = Identity {
             image_id: IMAGE_ID,
             image_version: IMAGE_VERSION,
-            profile: &self.options.profile,
+            profile: self.options.profile.name(),
             root_hash,
             cmdline,
         };
@@ -310,7 +314,7 @@ impl<'a> Build<'a> {
         self.steps.step("inventory", || Ok(Done::fresh(inputs.inventory()?)))
     }
 
-    /// Bill of materials, report and provenance.
+    /// Bill of materials and report.
     fn describe(
         &mut self,
         bootstrap: &Bootstrap,
@@ -319,19 +323,28 @@ impl<'a> Build<'a> {
     ) -> Result<()> {
         let (options, work) = (self.options, self.work.clone());
         let created = Timestamp::from_unix(options.source_date_s.into()).to_string();
-        self.steps.step("SBOM, report, provenance", || {
+        self.steps.step("SBOM, report", || {
             let bill = sbom(found, IMAGE_VERSION, root_hash, &created);
             write_json(&work.join("sbom.cdx.json"), &bill)?;
             let heading = Heading {
                 version: IMAGE_VERSION,
-                profile: &options.profile,
+                profile: options.profile.name(),
                 root_hash,
                 kernel: &bootstrap.kernel_version,
                 created: &created,
             };
-            write(&work.join("report.html"), &report::page(&heading, found))?;
-            write_json(&work.join(PROVENANCE), &provenance(options, bootstrap, &work)?)?;
+            write(&work.join("report.html"), report::page(&heading, found).as_bytes())?;
             Ok(Done::fresh(()))
+        })
+    }
+
+    /// Provenance over all other outputs, signed.
+    fn seal(&mut self, bootstrap: &Bootstrap, signers: &Signers) -> Result<()> {
+        let (options, work) = (self.options, &self.work);
+        self.steps.step("signed provenance", || {
+            let statement = serde_json::to_vec(&provenance(options, bootstrap, work)?)?;
+            let envelope = delivery::seal(&statement, &signers.build)?;
+            write(&work.join(ENVELOPE), &envelope).map(Done::fresh)
         })
     }
 }
@@ -348,7 +361,7 @@ fn provenance(options: &Options, bootstrap: &Bootstrap, work: &Path) -> Result<s
         }
         None => Digests::new(),
     };
-    let others: Vec<&str> = OUTPUTS.iter().copied().filter(|name| *name != PROVENANCE).collect();
+    let others: Vec<&str> = OUTPUTS.iter().copied().filter(|name| *name != ENVELOPE).collect();
     let materials = Materials {
         lock: &Lock::read(&options.source)?,
         lock_sha256: &bootstrap.lock_sha256,
@@ -356,22 +369,14 @@ fn provenance(options: &Options, bootstrap: &Bootstrap, work: &Path) -> Result<s
         agent: &agent,
     };
     let outputs = digest_files(work, &others)?;
-    Ok(provenance::statement(&outputs, &materials, &options.profile, options.source_date_s))
+    Ok(provenance::statement(&outputs, &materials, options.profile.name(), options.source_date_s))
 }
 
-fn check_profile(options: &Options, keys: &KeySet) -> Result<()> {
-    if options.profile != "development" {
-        return Err(BuildError::ProfileUnknown { found: options.profile.clone() });
-    }
-    let found = read_text(&keys.path("profile"))?.trim().to_owned();
-    if found != options.profile {
-        return Err(BuildError::Profile { found, expected: options.profile.clone() });
-    }
-    Ok(())
-}
-
-fn os_release(profile: &str, version_index: u64) -> String {
-    let note = if profile == "release" { "" } else { " (development: not a release)" };
+fn os_release(profile: Profile, version_index: u64) -> String {
+    let note = match profile {
+        Profile::Release => "",
+        Profile::Development => " (development: not a release)",
+    };
     format!(
         "ID={IMAGE_ID}\nNAME=\"casemate\"\nPRETTY_NAME=\"casemate {IMAGE_VERSION}{note}\"\n\
          VERSION_ID={IMAGE_VERSION}\nIMAGE_ID={IMAGE_ID}\nIMAGE_VERSION={IMAGE_VERSION}\n\
@@ -401,21 +406,6 @@ fn digest_folder(folder: &Path, name: &str, digests: &mut Digests) -> Result<()>
     Ok(())
 }
 
-/// SHA-256 of a file of any length, in hex.
-fn digest_file(path: &Path) -> Result<String> {
-    let hash = || -> std::io::Result<String> {
-        let mut file = fs::File::open(path)?;
-        let (mut hash, mut chunk) = (Sha256::new(), vec![0; CHUNK_BYTES]);
-        loop {
-            match file.read(&mut chunk)? {
-                0 => return Ok(hex::encode(hash.finalize())),
-                read => hash.update(&chunk[..read]),
-            }
-        }
-    };
-    hash().map_err(|source| BuildError::File { path: path.to_owned(), source })
-}
-
 /// Moves the finished files into place and removes the work folder.
 fn publish(work: &Path, out: &Path) -> Result<Vec<PathBuf>> {
     let mut outputs = Vec::new();
@@ -432,17 +422,36 @@ fn publish(work: &Path, out: &Path) -> Result<Vec<PathBuf>> {
 fn write_json(path: &Path, value: &impl serde::Serialize) -> Result<()> {
     let mut text = serde_json::to_string_pretty(value)?;
     text.push('\n');
-    write(path, &text)
+    write(path, text.as_bytes())
 }
 
-fn write(path: &Path, text: &str) -> Result<()> {
-    fs::write(path, text).map_err(|source| BuildError::File { path: path.to_owned(), source })
+fn write(path: &Path, content: &[u8]) -> Result<()> {
+    fs::write(path, content).map_err(|source| BuildError::File { path: path.to_owned(), source })
+}
+
+fn copy(from: &Path, to: &Path) -> Result<()> {
+    let error = |source| BuildError::File { path: from.to_owned(), source };
+    fs::copy(from, to).map(drop).map_err(error)
 }
 
 fn read(path: &Path) -> Result<Vec<u8>> {
     fs::read(path).map_err(|source| BuildError::File { path: path.to_owned(), source })
 }
 
-fn read_text(path: &Path) -> Result<String> {
-    fs::read_to_string(path).map_err(|source| BuildError::File { path: path.to_owned(), source })
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn os_release_says_what_is_no_release() {
+        let development = os_release(Profile::Development, 7);
+        assert!(development.contains("VARIANT_ID=development\n"), "{development}");
+        assert!(development.contains("not a release"), "{development}");
+        let release = os_release(Profile::Release, 7);
+        assert!(release.contains("VARIANT_ID=release\nCASEMATE_VERSION_INDEX=7\n"), "{release}");
+        assert!(
+            !release.contains("not a release") && !release.contains("development"),
+            "{release}"
+        );
+    }
 }

@@ -127,6 +127,22 @@ impl<'a> Pe<'a> {
         Some(content)
     }
 
+    /// Whether there is a certificate table.
+    #[must_use]
+    pub fn is_signed(&self) -> bool {
+        !self.certificates.is_empty()
+    }
+
+    /// Where the header says where the certificate table is: offset and length, 32 bits each.
+    pub(crate) fn certificate_directory(&self) -> Range<usize> {
+        self.certificate_directory.clone()
+    }
+
+    /// Where the header's checksum is.
+    pub(crate) fn checksum(&self) -> Range<usize> {
+        self.checksum.clone()
+    }
+
     /// SHA-256 over the image without its checksum and signatures.
     #[must_use]
     pub fn authenticode(&self) -> [u8; 32] {

@@ -59,12 +59,11 @@ pub(crate) fn reference(
     identity: &Identity<'_>,
 ) -> Result<Reference, ReferenceError> {
     let authenticode = Pe::parse(uki)?.authenticode();
-    let (pk, kek, db) = (
-        keys.certificate("secureboot/PK.crt")?,
-        keys.certificate("secureboot/KEK.crt")?,
-        keys.certificate("secureboot/db.crt")?,
-    );
-    let secure_boot = SecureBoot { owner: keys.owner(), pk: &pk, kek: &kek, db: &db };
+    let variable = |name| keys.variable(name);
+    let (pk, kek, db, dbx) = (variable("PK")?, variable("KEK")?, variable("db")?, variable("dbx")?);
+    let signer = keys.db_certificate()?;
+    let owner = keys.owner();
+    let secure_boot = SecureBoot { owner, pk: &pk, kek: &kek, db: &db, dbx: &dbx, signer: &signer };
     let predictions = [
         (4, predict::boot_manager(&[authenticode])),
         (7, predict::secure_boot(&secure_boot)),

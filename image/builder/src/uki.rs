@@ -3,15 +3,17 @@
 
 use std::path::{Path, PathBuf};
 
-use crate::keys::KeySet;
+use crate::keys::{KeySet, KeysError, Signers};
+use crate::predict::{self, UkiError};
 use crate::reasoned::{self, ListError};
+use crate::sign::{SignError, authenticode, pcr_policy};
 use crate::tool::{Tool, ToolError};
 
 /// Longest command line of an x86-64 kernel (COMMAND_LINE_SIZE).
 const CMDLINE_BYTES_MAX: usize = 2047;
 /// Boot phases in which the signed policy releases the state key: after the root was verified and before anything of
 /// ours runs. Later phases do not open it, so a process that is taken over cannot ask the TPM for the key.
-const UNLOCK_PHASES: &str = "enter-initrd:leave-initrd";
+const UNLOCK_PHASES: &[&str] = &["enter-initrd", "leave-initrd"];
 
 /// Why there is no UKI.
 #[derive(Debug, thiserror::Error)]
@@ -22,6 +24,34 @@ pub enum UkiBuildError {
     /// ukify failed.
     #[error(transparent)]
     Tool(#[from] ToolError),
+    /// A certificate could not be read.
+    #[error(transparent)]
+    Keys(#[from] KeysError),
+    /// The UKI or its PCR policy was not signed.
+    #[error(transparent)]
+    Sign(#[from] SignError),
+    /// PCR 11 cannot be predicted.
+    #[error(transparent)]
+    Predict(#[from] UkiError),
+    /// ukify made two UKIs of the same parts that are measured differently.
+    #[error(
+        "with its PCR policy the UKI is measured into PCR 11 as {found}, without as {expected}; \
+         this version of ukify is not known"
+    )]
+    Unstable {
+        /// Without.
+        expected: evidence::pcr::Pcr,
+        /// With.
+        found: evidence::pcr::Pcr,
+    },
+    /// A file could not be read or written.
+    #[error("{path}: {source}")]
+    File {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        source: std::io::Error,
+    },
     /// The command line does not fit.
     #[error(
         "kernel command line has {found} bytes, at most {CMDLINE_BYTES_MAX}; see kernel-config/cmdline"
@@ -57,27 +87,56 @@ pub(crate) fn cmdline(source: &Path, root_hash: &str) -> Result<String, UkiBuild
     Ok(cmdline)
 }
 
-/// Makes the UKI at `output`.
-pub(crate) fn make(inputs: &Inputs<'_>, output: &Path) -> Result<(), UkiBuildError> {
-    let key = |file: &str| -> PathBuf { inputs.keys.path(file) };
-    Tool::new("ukify", "ukify", inputs.logs)
+/// Makes the unsigned UKI at `output`, but for the signed PCR policy, which is over what is in it.
+pub(crate) fn assemble(inputs: &Inputs<'_>, output: &Path) -> Result<(), UkiBuildError> {
+    ukify(inputs, "ukify", output).run()?;
+    Ok(())
+}
+
+/// Signs the PCR 11 policy of the UKI at `unsigned`, then the UKI with that policy in it, which goes to `output`.
+pub(crate) fn sign(
+    inputs: &Inputs<'_>,
+    signers: &Signers,
+    unsigned: &Path,
+    output: &Path,
+) -> Result<(), UkiBuildError> {
+    let pcr_11 = |uki: &[u8]| predict::sections_and_phases(uki, UNLOCK_PHASES);
+    let expected = predict::fold(&pcr_11(&read(unsigned)?)?);
+    let key = signers.pcr.public_key_der().map_err(SignError::from)?;
+    let entry = pcr_policy::entry(expected, &key, &|message| signers.pcr.sign(message))?;
+    let policy = unsigned.with_extension("pcrsig");
+    write(&policy, pcr_policy::document(vec![entry]).as_bytes())?;
+    ukify(inputs, "ukify-pcrsig", unsigned).path_arg("--section=.pcrsig:@", &policy).run()?;
+    let uki = read(unsigned)?;
+    let found = predict::fold(&pcr_11(&uki)?);
+    if found != expected {
+        return Err(UkiBuildError::Unstable { expected, found });
+    }
+    let certificate = inputs.keys.db_certificate()?;
+    let signed = authenticode::sign(&uki, &certificate, &|message| signers.db.sign(message))?;
+    write(output, &signed)
+}
+
+fn ukify(inputs: &Inputs<'_>, job: &str, output: &Path) -> Tool {
+    Tool::new("ukify", job, inputs.logs)
         .arg("build")
         .path_arg("--linux=", inputs.kernel)
         .path_arg("--initrd=", inputs.initrd)
         .arg(format!("--uname={}", inputs.kernel_version))
         .path_arg("--os-release=@", inputs.os_release)
         .arg(format!("--cmdline={}", inputs.cmdline))
-        .path_arg("--pcr-private-key=", &key("pcr/pcr.key"))
-        .path_arg("--pcr-public-key=", &key("pcr/pcr.pub"))
-        .args(["--pcr-banks=sha256", &format!("--phases={UNLOCK_PHASES}")])
-        .path_arg("--secureboot-private-key=", &key("secureboot/db.key"))
-        .path_arg("--secureboot-certificate=", &key("secureboot/db.crt"))
-        // The kernel inside carries Debian's signature; firmware checks the UKI's.
-        .args(["--signtool=systemd-sbsign", "--no-sign-kernel"])
+        .path_arg("--pcrpkey=", &inputs.keys.pcr_public())
         .path_arg("--output=", output)
         .env("SOURCE_DATE_EPOCH", inputs.source_date_s.to_string())
-        .run()?;
-    Ok(())
+}
+
+fn read(path: &Path) -> Result<Vec<u8>, UkiBuildError> {
+    std::fs::read(path).map_err(|source| UkiBuildError::File { path: path.to_owned(), source })
+}
+
+fn write(path: &Path, content: &[u8]) -> Result<(), UkiBuildError> {
+    std::fs::write(path, content)
+        .map_err(|source| UkiBuildError::File { path: path.to_owned(), source })
 }
 
 #[cfg(test)]

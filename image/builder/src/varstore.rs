@@ -1,9 +1,10 @@
-//! Makes the variable store of an OVMF machine that trusts our keys alone, Secure Boot on.
+//! Makes the variable store of an OVMF machine that trusts the certificates of one key set alone, Secure Boot on.
 
+use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 
-use crate::keys::{KeySet, KeysError};
-use crate::predict::SecureBoot;
+use crate::enrolment::Content;
+use crate::keys::Guid;
 use crate::tool::{Tool, ToolError};
 
 /// Debian's empty store (package ovmf), for `OVMF_CODE_4M.secboot.fd`.
@@ -15,9 +16,6 @@ pub enum VarstoreError {
     /// virt-fw-vars failed.
     #[error(transparent)]
     Tool(#[from] ToolError),
-    /// A certificate could not be read.
-    #[error(transparent)]
-    Keys(#[from] KeysError),
     /// The store could not be read.
     #[error("{path}: {source}")]
     Read {
@@ -45,45 +43,39 @@ pub enum VarstoreError {
     },
 }
 
-/// Makes the store at `output`.
-pub(crate) fn make(keys: &KeySet, output: &Path, logs: &Path) -> Result<(), VarstoreError> {
+/// Makes the store at `output`. Each of `pk`, `kek` and `db` is the path of a certificate in PEM.
+pub(crate) fn make(
+    owner: &Guid,
+    certificates: (&Path, &Path, &[PathBuf]),
+    content: &Content,
+    output: &Path,
+    logs: &Path,
+) -> Result<(), VarstoreError> {
     let template = Path::new(TEMPLATE);
     if !template.exists() {
         return Err(VarstoreError::Template { path: template.to_owned() });
     }
+    let (pk, kek, db) = certificates;
     let mut tool = Tool::new("virt-fw-vars", "virt-fw-vars", logs)
         .arg("--input")
         .arg(template)
         .arg("--output")
         .arg(output)
-        .arg("--secure-boot");
-    for (option, certificate) in [("--set-pk", "PK"), ("--add-kek", "KEK"), ("--add-db", "db")] {
-        let file = keys.path(&format!("secureboot/{certificate}.crt"));
-        tool = tool.arg(option).arg(keys.owner().text()).arg(file);
+        .arg("--secure-boot")
+        .args([OsStr::new("--set-pk"), owner.text().as_ref(), pk.as_ref()])
+        .args([OsStr::new("--add-kek"), owner.text().as_ref(), kek.as_ref()]);
+    for certificate in db {
+        tool = tool.args([OsStr::new("--add-db"), owner.text().as_ref(), certificate.as_ref()]);
     }
     tool.run()?;
     let store = std::fs::read(output)
         .map_err(|source| VarstoreError::Read { path: output.to_owned(), source })?;
-    match absent_variable(&store, keys)? {
-        Some(variable) => Err(VarstoreError::Unexpected { path: output.to_owned(), variable }),
+    // PCR 7 is predicted from them.
+    let absent = |content: &[u8]| !store.windows(content.len()).any(|window| window == content);
+    match content.variables().into_iter().find(|(_, content)| absent(content)) {
+        Some((variable, _)) => {
+            Err(VarstoreError::Unexpected { path: output.to_owned(), variable: variable.name })
+        }
         None => Ok(()),
     }
-}
-
-/// First variable whose content is not in the store.
-fn absent_variable(store: &[u8], keys: &KeySet) -> Result<Option<&'static str>, VarstoreError> {
-    let (pk, kek, db) = (
-        keys.certificate("secureboot/PK.crt")?,
-        keys.certificate("secureboot/KEK.crt")?,
-        keys.certificate("secureboot/db.crt")?,
-    );
-    let enrolled = SecureBoot { owner: keys.owner(), pk: &pk, kek: &kek, db: &db };
-    let contents = [
-        ("PK", enrolled.pk()),
-        ("KEK", enrolled.kek()),
-        ("db", enrolled.db()),
-        ("dbx", SecureBoot::dbx()),
-    ];
-    let absent = |content: &[u8]| !store.windows(content.len()).any(|window| window == content);
-    Ok(contents.iter().find(|(_, content)| absent(content)).map(|(variable, _)| *variable))
 }

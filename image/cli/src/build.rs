@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
+use builder::Profile;
 
 /// Date of the image's files where SOURCE_DATE_EPOCH is not set: 2026-01-01.
 const SOURCE_DATE_S: u32 = 1_767_225_600;
@@ -20,9 +21,12 @@ pub(crate) struct Args {
     /// Where the image and its reference values go
     #[arg(long, value_name = "DIR")]
     out: PathBuf,
-    /// `development` is marked as such in the image and its evidence
-    #[arg(long, default_value = "development")]
-    profile: String,
+    /// `development` or `release`, as the key set is; the image and its evidence say which
+    #[arg(long, default_value_t = Profile::Development)]
+    profile: Profile,
+    /// PKCS#11 module of keys whose URI names none
+    #[arg(long, value_name = "FILE")]
+    module: Option<PathBuf>,
     /// Version that machines compare: one that has run an image runs none with a lower number
     #[arg(long, value_name = "N", default_value_t = 1)]
     version_index: u64,
@@ -50,16 +54,20 @@ pub(crate) struct Args {
 }
 
 pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
+    let keys = absolute(&args.keys)?;
+    for uri in builder::KeySet::open(&keys)?.uris()? {
+        crate::keys::with_token_store(&uri)?;
+    }
     let cache = cache_folder(args.cache.as_deref())?;
     let debs = args.debs.clone().unwrap_or_else(|| cache.join("debs"));
-    for folder in [&args.out, &debs] {
-        std::fs::create_dir_all(folder).with_context(|| folder.display().to_string())?;
-    }
+    std::fs::create_dir_all(&debs).with_context(|| debs.display().to_string())?;
     let reproduces = args.reproduces.as_deref().map(absolute).transpose()?;
     let options = builder::Options {
-        keys: absolute(&args.keys)?,
-        out: absolute(&args.out)?,
-        profile: args.profile.clone(),
+        keys,
+        // Made by the build, once its keys are open.
+        out: std::path::absolute(&args.out)?,
+        module: args.module.clone(),
+        profile: args.profile,
         version_index: args.version_index,
         agent: args.agent.as_deref().map(absolute).transpose()?,
         cache,

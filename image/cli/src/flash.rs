@@ -22,7 +22,7 @@ use signal_hook::flag;
 use copy::{CopyError, Failure, SIZES, Target as _};
 use device::Device;
 use disks::{Disk, Found, Identity, Inventory, Needs, Refusal};
-use image::{Digest, Image};
+use image::Image;
 use progress::{Progress, size};
 
 /// Longest line that is read from a terminal.
@@ -37,7 +37,7 @@ const INTERRUPTED: u8 = 130;
 const HELP: &str = "\
 Without DEVICE, lists the disks of this machine and says for each why it may not be overwritten, if so.
 
-With DEVICE, a whole disk, checks the image against the provenance.json beside it, wants the disk's serial number typed, \
+With DEVICE, a whole disk, checks the image against the builder's signed statement beside it (provenance.intoto.jsonl), wants the disk's serial number typed, \
 clears and writes as many bytes of the disk as the image has, reads all of them back, and writes the partition tables \
 last: until everything is verified the disk does not boot. Behind the image only the last MiB of the disk is cleared, \
 where old backup tables and RAID labels lie; to get rid of all old data, erase the disk before (`blkdiscard`, \
@@ -60,8 +60,11 @@ pub(crate) struct Args {
     #[arg(required_unless_present = "list")]
     image: Option<PathBuf>,
     /// Whole disk to overwrite, such as /dev/nvme0n1 or a link in /dev/disk/by-id
-    #[arg(conflicts_with = "list")]
+    #[arg(conflicts_with = "list", requires = "key")]
     device: Option<PathBuf>,
+    /// Public half of the builder's key (build.pub.pem of the key set), got by another way than the image
+    #[arg(long, value_name = "PEM", requires = "device")]
+    key: Option<PathBuf>,
     /// Only list disks; with an image, those that are too small for it are marked
     #[arg(long)]
     list: bool,
@@ -71,9 +74,11 @@ pub(crate) struct Args {
 }
 
 pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
-    match (&args.image, &args.device) {
-        (Some(image), Some(device)) => flash(image, device, args.yes_serial.as_deref()),
-        (image, _) => {
+    match (&args.image, &args.device, &args.key) {
+        (Some(image), Some(device), Some(key)) => {
+            flash(image, device, &crate::verify_build::key(key)?, args.yes_serial.as_deref())
+        }
+        (image, ..) => {
             let needs = image.as_deref().map(|image| Image::open(image).map(|image| image.needs()));
             let inventory = Inventory::read(Path::new("/"))?;
             list(&inventory, needs.transpose()?, &mut std::io::stdout().lock())
@@ -91,7 +96,7 @@ pub(crate) fn exit_code(error: &anyhow::Error) -> ExitCode {
     }
 }
 
-fn flash(image: &Path, path: &Path, yes_serial: Option<&str>) -> anyhow::Result<()> {
+fn flash(image: &Path, path: &Path, pem: &str, yes_serial: Option<&str>) -> anyhow::Result<()> {
     let image = Image::open(image)?;
     let inventory = Inventory::read(Path::new("/"))?;
     let disk = permitted(&inventory, path, image.needs())?;
@@ -107,8 +112,8 @@ fn flash(image: &Path, path: &Path, yes_serial: Option<&str>) -> anyhow::Result<
     let device = Device::open(&disk.path())?;
     let interrupted = Arc::new(AtomicBool::new(false));
     let mut progress = Progress::new(Arc::clone(&interrupted));
-    let digest = image.check(&mut progress)?;
-    say(&digest);
+    let sha256 = image.check(pem, &mut progress)?;
+    eprintln!("SHA-256 {}, as the builder signed", hex::encode(sha256));
     if yes_serial.is_none() {
         let mut stderr = std::io::stderr().lock();
         describe(disk, &identity, &mut stderr)?;
@@ -118,23 +123,13 @@ fn flash(image: &Path, path: &Path, yes_serial: Option<&str>) -> anyhow::Result<
     listen(&interrupted)?;
     let shown = disk.path().display().to_string();
     eprintln!("{shown} is overwritten now; it does not boot before this is finished");
-    let written = copy::copy(&image, &device, &digest.sha256, SIZES, &mut progress);
+    let written = copy::copy(&image, &device, &sha256, SIZES, &mut progress);
     drop((progress, device));
     // After a failure too: what the kernel took for partitions is gone.
     let reread = device::reread_table(&disk.path());
     written.context(shown)?;
-    report(disk, &image, &digest, reread);
+    report(disk, &image, sha256, reread);
     Ok(())
-}
-
-fn say(digest: &Digest) {
-    let sha256 = hex::encode(digest.sha256);
-    match &digest.provenance {
-        Some(statement) => eprintln!("SHA-256 {sha256}, as {} says", statement.display()),
-        None => eprintln!(
-            "SHA-256 {sha256}; no provenance.json lies beside the image, so nothing says whether it is what was built"
-        ),
-    }
 }
 
 /// From here on Ctrl-C is only noted. The second one ends at once: a disk that hangs never lets the first be seen.
@@ -262,7 +257,7 @@ fn describe(disk: &Disk, identity: &Identity, output: &mut impl Write) -> anyhow
     Ok(())
 }
 
-fn report(disk: &Disk, image: &Image, digest: &Digest, reread: anyhow::Result<()>) {
+fn report(disk: &Disk, image: &Image, sha256: [u8; 32], reread: anyhow::Result<()>) {
     let bytes = image.needs().bytes;
     if let Err(error) = reread {
         // What is on the disk is right; only this machine's view of it is old.
@@ -275,7 +270,7 @@ fn report(disk: &Disk, image: &Image, digest: &Digest, reread: anyhow::Result<()
         disk.path().display(),
         size(bytes),
         size(image.data_bytes()),
-        hex::encode(digest.sha256)
+        hex::encode(sha256)
     );
     if disk.bytes > bytes {
         println!(

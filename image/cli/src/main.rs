@@ -10,6 +10,7 @@ mod keys;
 mod lock;
 mod reseal;
 mod tool;
+mod verify_build;
 mod vm;
 
 use std::process::ExitCode;
@@ -26,12 +27,14 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Make a key set.
-    Keys(keys::Args),
+    /// Make a key set, its keys in PKCS#11 tokens, or rotate a key of it.
+    Keys(Box<keys::Args>),
     /// Lock the image's Debian packages to exact versions.
     Lock(lock::Args),
     /// Build the signed image and its reference values.
     Build(build::Args),
+    /// Check what a build gave: the signature over it, and every file.
+    VerifyBuild(verify_build::Args),
     /// Make, sign, verify and pack model bundles.
     Bundle(bundle::Args),
     /// Allow one machine once what it refuses: an older image or bundle, another state.
@@ -63,6 +66,7 @@ fn run(command: Command) -> anyhow::Result<()> {
         Command::Keys(args) => keys::run(&args),
         Command::Lock(args) => lock::run(&args),
         Command::Build(args) => build::run(&args),
+        Command::VerifyBuild(args) => verify_build::run(&args),
         Command::Bundle(args) => bundle::run(&args),
         Command::Exception(args) => exception::run(&args),
         Command::Flash(args) => flash::run(&args),

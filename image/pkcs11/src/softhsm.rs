@@ -6,9 +6,9 @@
 use std::fs::{self, Permissions};
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
 
-use crate::{Module, Pkcs11Error, Signer, Uri};
+use crate::{Algorithm, Module, Pkcs11Error, Signer, Uri};
 use p256::ecdsa::signature::Verifier as _;
 use p256::pkcs8::DecodePublicKey as _;
 
@@ -37,6 +37,8 @@ fn in_child(test: &str, body: impl FnOnce(&Path)) {
         .args(["--exact", &format!("softhsm::{test}"), "--nocapture"])
         .env("SOFTHSM2_CONF", &conf)
         .env(STORE, store.path())
+        // Nobody is asked for a PIN.
+        .stdin(Stdio::null())
         .status()
         .unwrap();
     assert!(child.success(), "{test} failed in its child");
@@ -61,7 +63,7 @@ fn a_generated_key_signs() {
         let uri = uri(store, "release-1", "key-1");
         let module = Module::of(&uri, None).unwrap();
         module.initialise_token(&uri).unwrap();
-        let complete = module.generate_p256(&uri).unwrap();
+        let complete = module.generate(&uri, Algorithm::P256).unwrap();
         assert_eq!(complete.id.as_ref().unwrap().len(), 8);
 
         // Both the URI by label and the completed one name the key; a second context is fine.
@@ -76,13 +78,68 @@ fn a_generated_key_signs() {
 }
 
 #[test]
+fn an_rsa_key_signs_the_same_again() {
+    in_child("an_rsa_key_signs_the_same_again", |store| {
+        let uri = uri(store, "image", "db");
+        let module = Module::of(&uri, None).unwrap();
+        module.initialise_token(&uri).unwrap();
+        assert!(!module.has_key(&uri).unwrap());
+        let weak = module.generate(&uri, Algorithm::Rsa { bits: 1024 }).unwrap_err();
+        assert!(matches!(weak, Pkcs11Error::Algorithm { .. }), "{weak}");
+        let complete = module.generate(&uri, Algorithm::Rsa { bits: 2048 }).unwrap();
+        assert!(module.has_key(&complete).unwrap());
+
+        let signer = module.signer(&complete).unwrap();
+        assert_eq!(signer.algorithm(), Algorithm::Rsa { bits: 2048 });
+        assert_eq!(signer.token_label(), "image");
+        // What comes back was verified; RFC 8017, section 8.2, has no randomness in it.
+        let signature = signer.sign(b"image").unwrap();
+        assert_eq!(signature.len(), 256);
+        assert_eq!(module.signer(&uri).unwrap().sign(b"image").unwrap(), signature);
+        assert_ne!(signer.sign(b"egami").unwrap(), signature);
+
+        let is_ec = |found| matches!(found, Algorithm::P256);
+        let error = signer.expect("EC on P-256", is_ec).unwrap_err().to_string();
+        assert!(error.contains("is RSA-2048; expected EC on P-256"), "{error}");
+        let absent = module.signer(&self::uri(store, "image", "PK")).unwrap_err().to_string();
+        assert!(absent.contains("0 private keys match"), "{absent}");
+        assert!(absent.contains("expected exactly 1 of: \"db\""), "{absent}");
+    });
+}
+
+#[test]
+fn an_rsa_key_without_its_public_object_signs() {
+    in_child("an_rsa_key_without_its_public_object_signs", |store| {
+        if Command::new("pkcs11-tool").arg("--version").output().is_err() {
+            eprintln!("skipped: no pkcs11-tool (Debian package opensc)");
+            return;
+        }
+        let uri = uri(store, "image", "db");
+        let module = Module::of(&uri, None).unwrap();
+        module.initialise_token(&uri).unwrap();
+        module.generate(&uri, Algorithm::Rsa { bits: 2048 }).unwrap();
+        let whole = module.signer(&uri).unwrap().public_key_pem().to_owned();
+        let deleted = Command::new("pkcs11-tool")
+            .args(["--module", MODULE, "--token-label", "image", "--login", "--pin", "1234567890"])
+            .args(["--delete-object", "--type", "pubkey", "--label", "db"])
+            .output()
+            .unwrap();
+        assert!(deleted.status.success(), "{}", String::from_utf8_lossy(&deleted.stderr));
+        // Another process's deletion is seen by a session that begins after it.
+        let signer = module.signer(&uri).unwrap();
+        assert_eq!(signer.public_key_pem(), whole);
+        signer.sign(b"image").unwrap();
+    });
+}
+
+#[test]
 fn three_tokens_are_told_apart() {
     in_child("three_tokens_are_told_apart", |store| {
         let uris: Vec<_> = (1..=3).map(|n| uri(store, &format!("release-{n}"), "key")).collect();
         let module = Module::of(&uris[0], None).unwrap();
         for uri in &uris {
             module.initialise_token(uri).unwrap();
-            module.generate_p256(uri).unwrap();
+            module.generate(uri, Algorithm::P256).unwrap();
         }
         let mut pems: Vec<_> = uris
             .iter()
@@ -106,11 +163,11 @@ fn nothing_is_overwritten_and_ambiguity_is_refused() {
         module.initialise_token(&first).unwrap();
         let error = module.initialise_token(&first).unwrap_err();
         assert!(matches!(&error, Pkcs11Error::Exists { what: "token", .. }), "{error}");
-        module.generate_p256(&first).unwrap();
-        let error = module.generate_p256(&first).unwrap_err();
+        module.generate(&first, Algorithm::P256).unwrap();
+        let error = module.generate(&first, Algorithm::P256).unwrap_err();
         assert!(matches!(&error, Pkcs11Error::Exists { what: "key", .. }), "{error}");
 
-        module.generate_p256(&uri(store, "release-1", "b")).unwrap();
+        module.generate(&uri(store, "release-1", "b"), Algorithm::P256).unwrap();
         let any = Uri { object: None, ..first.clone() };
         let error = module.signer(&any).unwrap_err();
         assert!(matches!(&error, Pkcs11Error::Key { count: 2, .. }), "{error}");
@@ -127,7 +184,7 @@ fn pins_are_read_from_private_files_only() {
         let good = uri(store, "release-1", "a");
         let module = Module::of(&good, None).unwrap();
         module.initialise_token(&good).unwrap();
-        module.generate_p256(&good).unwrap();
+        module.generate(&good, Algorithm::P256).unwrap();
         let refused = |uri: &Uri| module.signer(uri).unwrap_err();
 
         let without = Uri { pin_source: None, ..good.clone() };
@@ -145,7 +202,11 @@ fn pins_are_read_from_private_files_only() {
         assert!(refused(&with("\n", 0o600)).to_string().contains("1 to 256"));
         assert!(refused(&with(&"1".repeat(300), 0o600)).to_string().contains("1 to 256"));
         let wrong = refused(&with("0000000000", 0o600));
-        assert!(matches!(wrong, Pkcs11Error::Call { doing: "log in", .. }), "{wrong}");
+        assert!(matches!(wrong, Pkcs11Error::WrongPin { .. }), "{wrong}");
+        let wrong = wrong.to_string();
+        assert!(wrong.contains("\"release-1\" refused the PIN from"), "{wrong}");
+        assert!(wrong.contains(&other.display().to_string()), "{wrong}");
+        assert!(!wrong.contains("0000000000"), "{wrong}");
     });
 }
 

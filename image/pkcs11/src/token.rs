@@ -1,27 +1,25 @@
 //! Modules, tokens and the keys in them.
 
-use std::fs;
-use std::io::Read as _;
-use std::os::unix::fs::MetadataExt as _;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use cryptoki::context::{CInitializeArgs, CInitializeFlags, Pkcs11};
 use cryptoki::error::{Error, RvError};
 use cryptoki::mechanism::Mechanism;
-use cryptoki::object::{Attribute, AttributeType, KeyType, ObjectClass, ObjectHandle};
-use cryptoki::session::{Session, UserType};
+use cryptoki::object::{Attribute, ObjectClass, ObjectHandle};
+use cryptoki::session::{Session, SessionState, UserType};
 use cryptoki::slot::{Slot, TokenInfo};
-use cryptoki::types::AuthPin;
 
+use crate::objects::{always_authenticates, find_key, find_keys, find_public};
+use crate::pin::{self, Pin};
 use crate::public::{P256_PARAMS, PublicKey};
-use crate::{PIN_BYTES_MAX, Pkcs11Error, Uri};
+use crate::{Algorithm, Pkcs11Error, Uri};
 
 /// Most tokens looked at.
 const TOKENS_MAX: usize = 1024;
 /// Bytes of a new key's `CKA_ID`.
 const KEY_ID_BYTES: u32 = 8;
-/// "Other" may neither read nor write a PIN file.
-const MODE_OTHER: u32 = 0o007;
+/// Exponent of new RSA keys, big-endian: 65537.
+const RSA_EXPONENT: [u8; 3] = [1, 0, 1];
 
 /// A loaded and initialised module. It stays initialised until the process ends, since other parts of
 /// the process may use it too.
@@ -62,7 +60,8 @@ impl Module {
     /// [`Pkcs11Error::Exists`] if there is such a token, [`Pkcs11Error::NoFreeToken`].
     pub fn initialise_token(&self, uri: &Uri) -> Result<(), Pkcs11Error> {
         let label = uri.token.as_deref().ok_or_else(|| incomplete(uri, "token"))?;
-        let pin = read_pin(uri)?.ok_or_else(|| Pkcs11Error::NoPin { uri: uri.to_string() })?;
+        let no_pin = || Pkcs11Error::NoPin { uri: uri.to_string() };
+        let pin = pin::from_file(uri)?.ok_or_else(no_pin)?.value;
         let tokens = self.tokens()?;
         if tokens.iter().any(|(_, token)| token.token_initialized() && token.label() == label) {
             return Err(Pkcs11Error::Exists { what: "token", name: label.to_owned() });
@@ -77,12 +76,12 @@ impl Module {
         session.init_pin(&pin).map_err(call("set the user's PIN"))
     }
 
-    /// Generates a P-256 key pair in the token, under the label that `uri` names. The private key
-    /// cannot leave the token. Returns the URI completed by the key's identifier.
+    /// Generates a key pair in the token, under the label that `uri` names. The private key cannot leave the
+    /// token. Returns the URI completed by the key's identifier.
     ///
     /// # Errors
     /// [`Pkcs11Error::Exists`] if there is such a key.
-    pub fn generate_p256(&self, uri: &Uri) -> Result<Uri, Pkcs11Error> {
+    pub fn generate(&self, uri: &Uri, algorithm: Algorithm) -> Result<Uri, Pkcs11Error> {
         let name = uri.object.as_deref().ok_or_else(|| incomplete(uri, "object"))?;
         let (slot, token) = self.find_token(uri)?;
         let session = self.context.open_rw_session(slot).map_err(call("open a session"))?;
@@ -94,14 +93,15 @@ impl Module {
             return Err(Pkcs11Error::Exists { what: "key", name: name.to_owned() });
         }
         let id = session.generate_random_vec(KEY_ID_BYTES).map_err(call("make an identifier"))?;
-        let public = [
+        let (mechanism, kind) = generation(uri, algorithm)?;
+        let mut public = vec![
             Attribute::Token(true),
             Attribute::Private(false),
             Attribute::Verify(true),
-            Attribute::EcParams(P256_PARAMS.to_vec()),
             Attribute::Id(id.clone()),
             label.clone(),
         ];
+        public.extend(kind);
         let private = [
             Attribute::Token(true),
             Attribute::Private(true),
@@ -112,9 +112,20 @@ impl Module {
             label,
         ];
         session
-            .generate_key_pair(&Mechanism::EccKeyPairGen, &public, &private)
+            .generate_key_pair(&mechanism, &public, &private)
             .map_err(call("generate a key pair"))?;
         Ok(Uri { id: Some(id), ..uri.clone() })
+    }
+
+    /// Whether the token that `uri` names has a private key that `uri` matches.
+    ///
+    /// # Errors
+    /// As [`Module::signer`], but for the key.
+    pub fn has_key(&self, uri: &Uri) -> Result<bool, Pkcs11Error> {
+        let (slot, token) = self.find_token(uri)?;
+        let session = self.context.open_ro_session(slot).map_err(call("open a session"))?;
+        log_in(&session, &token, uri)?;
+        Ok(!find_keys(&session, uri, ObjectClass::PRIVATE_KEY)?.is_empty())
     }
 
     /// Opens the key that `uri` names.
@@ -125,13 +136,13 @@ impl Module {
         let (slot, token) = self.find_token(uri)?;
         let session = self.context.open_ro_session(slot).map_err(call("open a session"))?;
         log_in(&session, &token, uri)?;
-        let key = find_key(&session, uri, ObjectClass::PRIVATE_KEY, "private EC keys")?;
+        let key = find_key(&session, uri, ObjectClass::PRIVATE_KEY, "private keys")?;
         if always_authenticates(&session, key)? {
             return Err(Pkcs11Error::AlwaysAuthenticate { uri: uri.to_string() });
         }
         let public = find_public(&session, uri, key)?;
         let pem = public.to_pem()?;
-        Ok(Signer { session, key, public, pem })
+        Ok(Signer { uri: uri.clone(), token: token.label().to_owned(), session, key, public, pem })
     }
 
     fn tokens(&self) -> Result<Vec<(Slot, TokenInfo)>, Pkcs11Error> {
@@ -173,6 +184,8 @@ impl Module {
 /// An open key in a token.
 #[derive(Debug)]
 pub struct Signer {
+    uri: Uri,
+    token: String,
     session: Session,
     key: ObjectHandle,
     public: PublicKey,
@@ -194,117 +207,131 @@ impl Signer {
         &self.pem
     }
 
-    /// ECDSA over `message`, in DER: with SHA-256 by a P-256 key, with SHA-384 by a P-384 key. The
-    /// message is hashed here and the token signs the digest.
+    /// The key's SubjectPublicKeyInfo in DER.
+    ///
+    /// # Errors
+    /// [`Pkcs11Error::PublicKey`].
+    pub fn public_key_der(&self) -> Result<Vec<u8>, Pkcs11Error> {
+        self.public.to_spki().map(|document| document.as_bytes().to_vec())
+    }
+
+    /// The URI by which the key was opened.
+    #[must_use]
+    pub fn uri(&self) -> &Uri {
+        &self.uri
+    }
+
+    /// Label of the token that holds the key.
+    #[must_use]
+    pub fn token_label(&self) -> &str {
+        &self.token
+    }
+
+    /// What the key is.
+    #[must_use]
+    pub fn algorithm(&self) -> Algorithm {
+        self.public.algorithm()
+    }
+
+    /// This signer if its key is one of those that `expected` describes and `accept` takes.
+    ///
+    /// # Errors
+    /// [`Pkcs11Error::Algorithm`].
+    pub fn expect(
+        self,
+        expected: &'static str,
+        accept: impl FnOnce(Algorithm) -> bool,
+    ) -> Result<Self, Pkcs11Error> {
+        let found = self.algorithm();
+        if accept(found) {
+            return Ok(self);
+        }
+        Err(Pkcs11Error::Algorithm { uri: self.uri.to_string(), found, expected })
+    }
+
+    /// Signs as the key's [`Algorithm`] says, ECDSA in DER. The message is hashed here and the token signs the digest.
     ///
     /// # Errors
     /// [`Pkcs11Error::Call`], or [`Pkcs11Error::Signature`] if what came back does not verify.
     pub fn sign(&self, message: &[u8]) -> Result<Vec<u8>, Pkcs11Error> {
+        let mechanism = match self.algorithm() {
+            Algorithm::P256 | Algorithm::P384 => Mechanism::Ecdsa,
+            Algorithm::Rsa { .. } => Mechanism::RsaPkcs,
+        };
         let digest = self.public.digest(message);
-        let raw = self.session.sign(&Mechanism::Ecdsa, self.key, &digest).map_err(call("sign"))?;
+        let raw = self
+            .session
+            .sign(&mechanism, self.key, &self.public.to_sign(&digest))
+            .map_err(call("sign"))?;
         self.public.check_signature(&digest, &raw)
+    }
+}
+
+/// How keys of a kind are generated, and the attributes that say so.
+fn generation(
+    uri: &Uri,
+    algorithm: Algorithm,
+) -> Result<(Mechanism<'static>, Vec<Attribute>), Pkcs11Error> {
+    match algorithm {
+        Algorithm::P256 => {
+            Ok((Mechanism::EccKeyPairGen, vec![Attribute::EcParams(P256_PARAMS.to_vec())]))
+        }
+        Algorithm::Rsa { bits } if (2048..=4096).contains(&bits) => {
+            let bits = cryptoki::types::Ulong::from(u64::try_from(bits).unwrap_or(u64::MAX));
+            let exponent = Attribute::PublicExponent(RSA_EXPONENT.to_vec());
+            Ok((Mechanism::RsaPkcsKeyPairGen, vec![Attribute::ModulusBits(bits), exponent]))
+        }
+        found => Err(Pkcs11Error::Algorithm {
+            uri: uri.to_string(),
+            found,
+            expected: "EC on P-256, or RSA of 2048 to 4096 bits",
+        }),
     }
 }
 
 /// Logs in if the token asks for it or the URI names a PIN: some tokens raise CKF_LOGIN_REQUIRED only
 /// once a PIN is set, and some never.
 fn log_in(session: &Session, token: &TokenInfo, uri: &Uri) -> Result<(), Pkcs11Error> {
-    let pin = read_pin(uri)?;
+    // The login is the token's, not the session's: two keys in one token need one PIN.
+    let state = session.get_session_info().map_err(call("read the session"))?.session_state();
+    if matches!(state, SessionState::RoUser | SessionState::RwUser) {
+        return Ok(());
+    }
+    let mut pin = pin::from_file(uri)?;
     if pin.is_none() && !token.login_required() {
         return Ok(());
     }
     // With a protected authentication path the PIN is typed at the token itself.
     if pin.is_none() && !token.protected_authentication_path() {
-        return Err(Pkcs11Error::NoPin { uri: uri.to_string() });
+        let asked = pin::from_terminal(token.label())?;
+        pin = Some(asked.ok_or_else(|| Pkcs11Error::NoPin { uri: uri.to_string() })?);
     }
-    match session.login(UserType::User, pin.as_ref()) {
+    match session.login(UserType::User, pin.as_ref().map(|pin| &pin.value)) {
         Ok(()) | Err(Error::Pkcs11(RvError::UserAlreadyLoggedIn, _)) => Ok(()),
+        Err(Error::Pkcs11(refusal @ (RvError::PinIncorrect | RvError::PinLocked), _)) => {
+            let locked = matches!(refusal, RvError::PinLocked) || token.user_pin_locked();
+            Err(wrong_pin(token, pin.as_ref(), locked))
+        }
         Err(source) => Err(Pkcs11Error::Call { doing: "log in", source }),
     }
 }
 
-fn read_pin(uri: &Uri) -> Result<Option<AuthPin>, Pkcs11Error> {
-    let Some(path) = &uri.pin_source else { return Ok(None) };
-    let failed = |reason: String| Pkcs11Error::PinFile { path: PathBuf::from(path), reason };
-    let file = fs::File::open(path).map_err(|error| failed(error.to_string()))?;
-    let metadata = file.metadata().map_err(|error| failed(error.to_string()))?;
-    if !metadata.is_file() || metadata.mode() & MODE_OTHER != 0 {
-        let mode = metadata.mode() & 0o7777;
-        return Err(failed(format!(
-            "mode {mode:o}; expected a file that others cannot read (600)"
-        )));
-    }
-    let mut text = String::new();
-    file.take(PIN_BYTES_MAX + 1)
-        .read_to_string(&mut text)
-        .map_err(|error| failed(error.to_string()))?;
-    let pin = text.trim_end_matches(['\r', '\n']);
-    if pin.is_empty() || text.len() as u64 > PIN_BYTES_MAX {
-        return Err(failed(format!("expected a PIN of 1 to {PIN_BYTES_MAX} bytes")));
-    }
-    Ok(Some(AuthPin::new(pin.into())))
-}
-
-fn find_key(
-    session: &Session,
-    uri: &Uri,
-    class: ObjectClass,
-    kind: &'static str,
-) -> Result<ObjectHandle, Pkcs11Error> {
-    let mut template = vec![Attribute::Class(class), Attribute::KeyType(KeyType::EC)];
-    template.extend(uri.object.as_ref().map(|label| Attribute::Label(label.as_bytes().to_vec())));
-    template.extend(uri.id.as_ref().map(|id| Attribute::Id(id.clone())));
-    let mut found = session.find_objects(&template).map_err(call("look for the key"))?;
-    let count = found.len();
-    match (found.pop(), count) {
-        (Some(key), 1) => Ok(key),
-        _ => Err(Pkcs11Error::Key { uri: uri.to_string(), kind, count }),
-    }
-}
-
-fn always_authenticates(session: &Session, key: ObjectHandle) -> Result<bool, Pkcs11Error> {
-    let asked = [AttributeType::AlwaysAuthenticate];
-    // A module that does not know the attribute leaves it out.
-    let attributes = session.get_attributes(key, &asked).map_err(call("read the private key"))?;
-    Ok(attributes.contains(&Attribute::AlwaysAuthenticate(true)))
-}
-
-/// The public half: the public key object with the private key's identifier, or by the URI if the
-/// private key has none.
-fn find_public(
-    session: &Session,
-    uri: &Uri,
-    private: ObjectHandle,
-) -> Result<PublicKey, Pkcs11Error> {
-    let attributes = session
-        .get_attributes(private, &[AttributeType::Id])
-        .map_err(call("read the private key"))?;
-    let id = attributes.into_iter().find_map(|attribute| match attribute {
-        Attribute::Id(id) if !id.is_empty() => Some(id),
-        _ => None,
-    });
-    let wanted = match id {
-        Some(id) => Uri { id: Some(id), object: None, ..uri.clone() },
-        None => uri.clone(),
+fn wrong_pin(token: &TokenInfo, pin: Option<&Pin>, locked: bool) -> Pkcs11Error {
+    let left = if locked {
+        "it is locked; its security officer must set a new PIN"
+    } else if token.user_pin_final_try() || token.user_pin_count_low() {
+        "correct it; the token locks after few more wrong ones"
+    } else {
+        "correct it; tokens lock after some wrong ones"
     };
-    let key = find_key(session, &wanted, ObjectClass::PUBLIC_KEY, "public EC keys")?;
-    let asked = [AttributeType::EcParams, AttributeType::EcPoint];
-    let attributes = session.get_attributes(key, &asked).map_err(call("read the public key"))?;
-    match attributes.as_slice() {
-        [Attribute::EcParams(params), Attribute::EcPoint(point)]
-        | [Attribute::EcPoint(point), Attribute::EcParams(params)] => {
-            PublicKey::from_attributes(params, point)
-        }
-        _ => Err(Pkcs11Error::PublicKey {
-            reason: "the token gives no CKA_EC_PARAMS and CKA_EC_POINT".to_owned(),
-        }),
-    }
+    let from = pin.map_or_else(|| "the token's own keypad".to_owned(), |pin| pin.from.clone());
+    Pkcs11Error::WrongPin { token: token.label().to_owned(), from, left }
 }
 
 fn incomplete(uri: &Uri, missing: &'static str) -> Pkcs11Error {
     Pkcs11Error::Incomplete { uri: uri.to_string(), missing }
 }
 
-fn call(doing: &'static str) -> impl Fn(Error) -> Pkcs11Error {
+pub(crate) fn call(doing: &'static str) -> impl Fn(Error) -> Pkcs11Error {
     move |source| Pkcs11Error::Call { doing, source }
 }

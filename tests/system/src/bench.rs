@@ -146,12 +146,14 @@ impl Bench {
     /// The shared boot.
     pub fn ready(&self) -> anyhow::Result<&Ready> {
         self.ready.get("boot", || {
-            let state = self.inputs.results.join("shared-ready");
-            let mut machine = Machine::boot(self.config(&state))?;
-            let ak_name = wait_ready(&mut machine)?;
-            let pin = self.pin(&machine, &state.join("auditor"), &ak_name, HEALTH_LIMIT)?;
-            self.stage_api(&machine, &pin, &state).wait_health(503, HEALTH_LIMIT)?;
-            Ok(Ready { snapshot: machine.snapshot()?, ak_name, pin })
+            once_more(|attempt| {
+                let state = self.inputs.results.join(format!("shared-ready-{attempt}"));
+                let mut machine = Machine::boot(self.config(&state))?;
+                let ak_name = wait_ready(&mut machine)?;
+                let pin = self.pin(&machine, &state.join("auditor"), &ak_name, HEALTH_LIMIT)?;
+                self.stage_api(&machine, &pin, &state).wait_health(503, HEALTH_LIMIT)?;
+                Ok(Ready { snapshot: machine.snapshot()?, ak_name, pin })
+            })
         })
     }
 
@@ -312,6 +314,17 @@ impl<'a> Scene<'a> {
     /// The site's client of a machine with another key.
     pub fn api_of(&self, machine: &Machine, pin: &Path) -> Api {
         Api::new(machine.port(), &self.bench.site(), pin, &self.folder, self.deadline)
+    }
+}
+
+/// Does it a second time if the emulator lost the guest's timer in the first: no fault of what is tested.
+pub(crate) fn once_more<T>(attempt: impl Fn(u32) -> anyhow::Result<T>) -> anyhow::Result<T> {
+    match attempt(1) {
+        Err(error) if format!("{error:#}").contains(qemu::console::LOST_TIMER) => {
+            println!("  (once more, since the emulator lost the guest's timer: {error:#})");
+            attempt(2)
+        }
+        result => result,
     }
 }
 

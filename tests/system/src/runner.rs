@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, anyhow};
 
-use crate::bench::{Bench, Needs, Scene};
+use crate::bench::{Bench, Needs, Scene, once_more};
 
 /// Two machines of two emulated CPUs each keep two cores busy.
 pub const JOBS_MAX: usize = 2;
@@ -105,9 +105,11 @@ fn attempt(bench: &Bench, scenario: Scenario) -> (anyhow::Result<()>, f64) {
     let factor = if bench.inputs.long { u64::from(scenario.long_factor) } else { 1 };
     let limit = Duration::from_secs(scenario.limit_s * factor);
     let folder = bench.inputs.results.join(scenario.name);
-    let result = fresh_folder(&folder).and_then(|()| {
-        let scene = Scene::new(bench, folder.clone(), start + limit);
-        (scenario.run)(&scene).and_then(|()| scene.within(limit).map(drop))
+    let result = once_more(|_| {
+        fresh_folder(&folder)?;
+        let scene = Scene::new(bench, folder.clone(), Instant::now() + limit);
+        (scenario.run)(&scene)?;
+        scene.within(limit).map(drop)
     });
     let seconds = start.elapsed().as_secs_f64();
     let tidied = if result.is_ok() { remove(&folder) } else { keep_logs(&folder) };

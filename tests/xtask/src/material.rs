@@ -75,8 +75,8 @@ pub(crate) fn binaries(tree: &Tree, steps: &mut Steps) -> Result<PathBuf> {
 }
 
 fn keys(tree: &Tree, binaries: &Path, folder: &Path) -> Result<PathBuf> {
-    // Named after its form: a set of the first one has a server key and no site configuration.
-    let keys = folder.join("keys-2");
+    // Named after its form: earlier ones have private keys in files.
+    let keys = folder.join("keys-3");
     if !keys.join("profile").exists() {
         sh(tree.enter(binaries.join("casemate")).arg("keys").arg(&keys))?;
     }
@@ -98,17 +98,20 @@ pub(crate) fn older_image(tree: &Tree, material: &Material) -> Result<PathBuf> {
 }
 
 /// Builds the image once more in other folders, from a bootstrap of its own and the same packages; fails unless it
-/// comes out the same.
+/// comes out the same and every file is signed.
 pub(crate) fn reproduce(tree: &Tree, material: &Material) -> Result<()> {
     let again = tree.cache().join("again");
     // Inside the tree, since an ordinary user's bootstrap holds files of mapped users.
     let remove = || sh(tree.enter("rm").args(["-rf", "--one-file-system"]).arg(&again));
     remove()?;
-    let mut command =
-        build(tree, &material.binaries, &material.keys, &again.join("other folder/image"));
+    let out = again.join("other folder/image");
+    let mut command = build(tree, &material.binaries, &material.keys, &out);
     command.arg("--cache").arg(again.join("cache"));
     command.arg("--debs").arg(tree.cache().join("debs"));
     sh(command.arg("--reproduces").arg(&material.image))?;
+    let mut verify = tree.enter(material.binaries.join("casemate"));
+    verify.arg("verify-build").arg(&out).arg("--key");
+    sh(verify.arg(material.keys.join("build/build.pub.pem")))?;
     remove()
 }
 
@@ -162,10 +165,8 @@ fn bundles(tree: &Tree, binaries: &Path, keys: &Path, model: &Path) -> Result<Bu
     }
     fs::create_dir_all(&folder)?;
     let casemate = |args: &[&str]| {
-        let mut command = tree.enter("/usr/bin/env");
-        let conf = keys.join("release/softhsm2.conf");
-        command.arg(format!("SOFTHSM2_CONF={}", conf.display()));
-        command.arg(binaries.join("casemate")).arg("bundle").args(args);
+        let mut command = tree.enter(binaries.join("casemate"));
+        command.arg("bundle").args(args);
         command.current_dir(&folder);
         sh(&mut command)
     };

@@ -58,12 +58,12 @@ pub(crate) fn sign(
     Ok((uri, payload))
 }
 
-fn read_uri(key: &str) -> anyhow::Result<Uri> {
+pub(crate) fn read_uri(key: &str) -> anyhow::Result<Uri> {
     if key.starts_with("pkcs11:") {
         return Ok(Uri::parse(key)?);
     }
     let text = super::read_text(Path::new(key), URI_BYTES_MAX)
-        .context("--key takes a pkcs11: URI or a file with one")?;
+        .context("expected a pkcs11: URI or a file with one")?;
     Ok(Uri::parse(text.trim_end())?)
 }
 

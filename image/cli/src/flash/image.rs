@@ -2,7 +2,7 @@
 //! Invariant: an [`Image`] is whole, from its first table to its last sector, and its length is a number of sectors.
 
 use std::fs::File;
-use std::io::{self, Read as _};
+use std::io;
 use std::ops::Range;
 use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
@@ -13,12 +13,6 @@ use sha2::{Digest as _, Sha256};
 use super::copy::{Phase, Segment, Source, Watch, chunks};
 use super::disks::Needs;
 
-/// Written by `casemate build` beside the image: an in-toto statement that names every output by its digest.
-const PROVENANCE: &str = "provenance.json";
-const PROVENANCE_BYTES_MAX: u64 = 16 << 20;
-const STATEMENT_TYPE: &str = "https://in-toto.io/Statement/v1";
-/// Most names that an error repeats.
-const NAMES_MAX: usize = 16;
 /// File systems map in blocks of at least this; pieces begin and end at such places.
 const BLOCK_BYTES: u64 = 4096;
 /// Most pieces that are told apart; what comes after is all taken for data.
@@ -42,17 +36,13 @@ pub(crate) enum ImageError {
     /// A download that broke off, or bytes that were added.
     #[error("{path} has {found} bytes, its partition table is for {expected}: copy it again")]
     Length { path: PathBuf, found: u64, expected: u64 },
-    /// Not the statement of a build.
-    #[error(
-        "{path} is no in-toto statement of a build: {what}; put the build's own there, or none"
-    )]
-    Provenance { path: PathBuf, what: String },
-    /// The statement is of other files.
-    #[error("{provenance} does not name {name}, only {found}; put the build's own there, or none")]
-    Unnamed { provenance: PathBuf, name: String, found: String },
+    /// Nobody says what it should be.
+    #[error(transparent)]
+    Unsigned(#[from] builder::DeliveryError),
     /// Not what was built.
     #[error(
-        "{path} is not what was built: its SHA-256 is {found}, {PROVENANCE} says {expected}; copy both again from the build"
+        "{path} is not what was built: its SHA-256 is {found}, {} says {expected}; copy both again from the build",
+        builder::ENVELOPE
     )]
     Digest { path: PathBuf, found: String, expected: String },
 }
@@ -65,14 +55,6 @@ pub(crate) struct Image {
     bytes: u64,
     sector_bytes: u64,
     segments: Vec<Segment>,
-}
-
-/// A SHA-256, and whether the build says so as well.
-#[derive(Debug)]
-pub(crate) struct Digest {
-    pub(crate) sha256: [u8; 32],
-    /// The statement that agrees, if there is one.
-    pub(crate) provenance: Option<PathBuf>,
 }
 
 impl Image {
@@ -109,19 +91,19 @@ impl Image {
         data.map(|segment| segment.range.end - segment.range.start).sum()
     }
 
-    /// Reads all of it, and compares its digest with the build's if the build's statement is beside it.
-    pub(crate) fn check(&self, watch: &mut dyn Watch) -> Result<Digest, ImageError> {
+    /// Reads all of it, and compares its SHA-256 with the one that the holder of the key `pem` signed: the envelope lies
+    /// beside the image.
+    pub(crate) fn check(&self, pem: &str, watch: &mut dyn Watch) -> Result<[u8; 32], ImageError> {
         // Before the long work: a statement that cannot be right is told at once.
-        let expected = self.provenance()?;
+        let folder = self.path.parent().unwrap_or(Path::new(""));
+        let name = self.path.file_name().unwrap_or_default().to_string_lossy();
+        let expected = builder::signed_digest(folder, &name, pem)?;
         let sha256 = self.digest(watch)?;
         let found = hex::encode(sha256);
-        let Some((provenance, expected)) = expected else {
-            return Ok(Digest { sha256, provenance: None });
-        };
-        if !found.eq_ignore_ascii_case(&expected) {
+        if found != expected {
             return Err(ImageError::Digest { path: self.path.clone(), found, expected });
         }
-        Ok(Digest { sha256, provenance: Some(provenance) })
+        Ok(sha256)
     }
 
     fn digest(&self, watch: &mut dyn Watch) -> Result<[u8; 32], ImageError> {
@@ -137,35 +119,6 @@ impl Image {
             watch.see(Phase::Check, chunk.end, self.bytes);
         }
         Ok(hash.finalize().into())
-    }
-
-    /// The statement beside the image, and the digest that it gives this image.
-    fn provenance(&self) -> Result<Option<(PathBuf, String)>, ImageError> {
-        let path = self.path.with_file_name(PROVENANCE);
-        let error = |cause| ImageError::File { path: path.clone(), cause };
-        let file = match File::open(&path) {
-            Ok(file) => file,
-            Err(source) if source.kind() == io::ErrorKind::NotFound => return Ok(None),
-            Err(source) => return Err(error(source)),
-        };
-        let mut text = Vec::new();
-        file.take(PROVENANCE_BYTES_MAX + 1).read_to_end(&mut text).map_err(error)?;
-        let unfit = |what: String| ImageError::Provenance { path: path.clone(), what };
-        if text.len() as u64 > PROVENANCE_BYTES_MAX {
-            return Err(unfit(format!("it has more than {PROVENANCE_BYTES_MAX} bytes")));
-        }
-        let named = subjects(&text).map_err(unfit)?;
-        let name = self.path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        let mut of_image = named.iter().filter(|(subject, _)| *subject == name);
-        match (of_image.next(), of_image.next()) {
-            (Some((_, digest)), None) => Ok(Some((path, digest.clone()))),
-            (Some(_), Some(_)) => Err(unfit(format!("it names {name} twice"))),
-            (None, _) => {
-                let found: Vec<&str> =
-                    named.iter().take(NAMES_MAX).map(|(name, _)| name.as_str()).collect();
-                Err(ImageError::Unnamed { provenance: path, name, found: found.join(", ") })
-            }
-        }
     }
 }
 
@@ -194,22 +147,6 @@ fn table(head: &[u8]) -> Option<(u64, u64)> {
         let alternate = u64::from_le_bytes(*header.get(32..)?.first_chunk()?);
         Some((sector, alternate.checked_add(1)?.checked_mul(sector)?))
     })
-}
-
-/// Names and SHA-256 of what the statement is about.
-fn subjects(text: &[u8]) -> Result<Vec<(String, String)>, String> {
-    let statement: serde_json::Value = serde_json::from_slice(text).map_err(|e| e.to_string())?;
-    let kind = &statement["_type"];
-    if kind != STATEMENT_TYPE {
-        return Err(format!("its _type is {kind}, expected {STATEMENT_TYPE:?}"));
-    }
-    let subjects = statement["subject"].as_array().ok_or("it has no subject")?;
-    let one = |subject: &serde_json::Value| {
-        let name = subject["name"].as_str().ok_or("a subject has no name")?;
-        let digest = subject["digest"]["sha256"].as_str().ok_or("a subject has no sha256")?;
-        Ok((name.to_owned(), digest.to_owned()))
-    };
-    subjects.iter().map(one).collect()
 }
 
 /// What is mapped, in whole blocks. Where the file system cannot tell, all of it.
@@ -247,9 +184,14 @@ fn segments(file: &File, bytes: u64) -> io::Result<Vec<Segment>> {
 }
 
 #[cfg(test)]
+#[path = "../../tests/builder_key/mod.rs"]
+mod builder_key;
+
+#[cfg(test)]
 mod tests {
     use proptest::prelude::*;
 
+    use super::builder_key::Key;
     use super::*;
 
     struct Unseen;
@@ -273,37 +215,29 @@ mod tests {
         file.write_all_at(&(bytes / 512 - 1).to_le_bytes(), 512 + 32).unwrap();
     }
 
-    fn statement(name: &str, sha256: &str) -> String {
-        format!(
-            r#"{{"_type":"{STATEMENT_TYPE}","subject":[{{"name":"{name}","digest":{{"sha256":"{sha256}"}}}}]}}"#
-        )
-    }
-
     fn refused(path: &Path) -> String {
-        Image::open(path).and_then(|image| image.check(&mut Unseen)).unwrap_err().to_string()
+        Image::open(path).unwrap_err().to_string()
     }
 
     #[test]
-    fn an_image_is_what_its_build_says() {
+    fn an_image_is_what_its_builder_signed() {
         let folder = tempfile::tempdir().unwrap();
-        let (path, beside) = (folder.path().join("casemate.raw"), folder.path().join(PROVENANCE));
+        let path = folder.path().join("casemate.raw");
         write(&path, 1 << 20, &[(70_000, b"root")]);
         let image = Image::open(&path).unwrap();
         assert_eq!((image.needs().bytes, image.needs().sector_bytes), (1 << 20, 512));
-        let digest = image.check(&mut Unseen).unwrap();
-        assert_eq!(digest.sha256, <[u8; 32]>::from(Sha256::digest(std::fs::read(&path).unwrap())));
-        assert!(digest.provenance.is_none());
-
-        std::fs::write(&beside, statement("casemate.raw", &hex::encode(digest.sha256))).unwrap();
-        assert_eq!(image.check(&mut Unseen).unwrap().provenance, Some(beside.clone()));
-        std::fs::write(&beside, statement("casemate.raw", &"0".repeat(64))).unwrap();
-        assert!(refused(&path).contains("not what was built"));
-        std::fs::write(&beside, statement("other.raw", &hex::encode(digest.sha256))).unwrap();
-        assert!(refused(&path).contains("does not name casemate.raw, only other.raw"));
-        for bad in ["", "{}", "[1]", &statement("casemate.raw", "0").replace("sha256", "md5")] {
-            std::fs::write(&beside, bad).unwrap();
-            assert!(refused(&path).contains("no in-toto statement"), "{bad}");
-        }
+        let sha256: [u8; 32] = Sha256::digest(std::fs::read(&path).unwrap()).into();
+        let key = Key::new(1);
+        let check = |key: &Key| image.check(&key.pem(), &mut Unseen).map_err(|e| e.to_string());
+        assert!(check(&key).unwrap_err().contains(builder::ENVELOPE), "unsigned");
+        let sign = |name: &str, sha256: &str| key.sign(folder.path(), name, sha256);
+        sign("casemate.raw", &hex::encode(sha256));
+        assert_eq!(check(&key), Ok(sha256));
+        assert!(check(&Key::new(2)).unwrap_err().contains("none of its 1 signatures"));
+        sign("casemate.raw", &"0".repeat(64));
+        assert!(check(&key).unwrap_err().contains("not what was built"));
+        sign("other.raw", &hex::encode(sha256));
+        assert!(check(&key).unwrap_err().contains("names no file \"casemate.raw\""));
     }
 
     #[test]

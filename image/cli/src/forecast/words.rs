@@ -103,8 +103,8 @@ impl Language {
             Fate::Opens => says!(self, "seal of the {name}: opens", "scellé ({name}) : s'ouvre"),
             Fate::OpensIfSigned => says!(
                 self,
-                "seal of the {name}: opens if the image was built with the same key set (pcr/pcr.key)",
-                "scellé ({name}) : s'ouvre si l'image a été construite avec le même jeu de clés (pcr/pcr.key)"
+                "seal of the {name}: opens if the image was built with the same key set (pcr/pcr.pub)",
+                "scellé ({name}) : s'ouvre si l'image a été construite avec le même jeu de clés (pcr/pcr.pub)"
             ),
             Fate::Breaks(pcrs) => says!(
                 self,

@@ -54,7 +54,8 @@ pub(super) fn flashed_disk(scene: &Scene<'_>) -> anyhow::Result<()> {
         return Ok(());
     };
     let mut flash = scene.casemate();
-    flash.arg("flash").arg(image.join("casemate.raw")).arg(&device.0).arg("--yes-serial");
+    flash.arg("flash").arg(image.join("casemate.raw")).arg(&device.0);
+    flash.arg("--key").arg(scene.bench.inputs.keys.join("build/build.pub.pem")).arg("--yes-serial");
     // A loop device has no serial number.
     scene.run(flash.arg(format!("{}:{DISK_BYTES}", device.0.display())))?;
     drop(device);

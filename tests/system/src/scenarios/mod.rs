@@ -12,6 +12,7 @@ mod injection;
 mod requests;
 mod reseal;
 mod rollback;
+mod setup_mode;
 mod tamper;
 
 use crate::bench::Needs::{Nothing, Ready, Serving};
@@ -59,6 +60,14 @@ pub const ALL: &[Scenario] = &[
         long_factor: 1,
         needs: Nothing,
         run: tamper::root_flipped_byte,
+    },
+    Scenario {
+        name: "setup-mode-enrolled",
+        about: "firmware in setup mode takes the key set's signed variables, and evidence is ESTABLISHED",
+        limit_s: 600,
+        long_factor: 1,
+        needs: Nothing,
+        run: setup_mode::enrols,
     },
     Scenario {
         name: "credentials-injected",

@@ -1,4 +1,4 @@
-//! Keys that are files: Secure Boot, PCR policy and TLS, made by openssl.
+//! The site's TLS material for development, in files made by openssl. None of it signs an image, a bundle or a release.
 
 use std::fs::{self, Permissions};
 use std::os::unix::fs::PermissionsExt as _;
@@ -8,7 +8,7 @@ use anyhow::Context as _;
 use evidence::format::{SITE_SCHEMA, Site};
 use sha2::{Digest as _, Sha256};
 
-use super::{MODE_PRIVATE, folder, random_uuid, write_private};
+use super::{MODE_PRIVATE, folder, write_private};
 use crate::tool;
 
 /// Ten years: longer than any development image is kept.
@@ -29,7 +29,6 @@ struct Certificate<'a> {
     extensions: &'a [&'a str],
 }
 
-const RSA: &[&str] = &["-newkey", "rsa:2048"];
 const P256: &[&str] = &["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256"];
 const CA: &[&str] = &["basicConstraints=critical,CA:TRUE", "keyUsage=critical,keyCertSign,cRLSign"];
 const CLIENT: &[&str] = &[
@@ -37,33 +36,10 @@ const CLIENT: &[&str] = &[
     "keyUsage=critical,digitalSignature",
     "extendedKeyUsage=clientAuth",
 ];
-/// PK, KEK and db: RSA-2048, which every firmware takes.
-pub(super) fn secureboot(dir: &Path) -> anyhow::Result<()> {
-    folder(dir)?;
-    for name in ["PK", "KEK", "db"] {
-        let files = (&*format!("{name}.crt"), &*format!("{name}.key"));
-        let common_name = &format!("casemate development {name}");
-        let certificate =
-            Certificate { files, common_name, key: RSA, issuer: None, extensions: &[] };
-        certificate.make(dir)?;
-    }
-    fs::write(dir.join("owner.guid"), random_uuid()? + "\n").context("owner.guid")
-}
-
-/// The key of the signed PCR policy.
-pub(super) fn pcr(dir: &Path) -> anyhow::Result<()> {
-    folder(dir)?;
-    let (key, public) = (path(dir, "pcr.key")?, path(dir, "pcr.pub")?);
-    write_private(key.as_ref(), "")?;
-    let args = ["genpkey", "-algorithm", "RSA", "-pkeyopt", "rsa_keygen_bits:2048", "-out", &key];
-    tool::run("openssl", &args)?;
-    keep_private(key.as_ref())?;
-    tool::run("openssl", &["pkey", "-in", &key, "-pubout", "-out", &public])
-}
 
 /// The site's clients: a CA with one client, and a client of a CA that nobody trusts, for tests. The server's key is
 /// made on the appliance.
-pub(super) fn site(dir: &Path) -> anyhow::Result<()> {
+pub(super) fn make(dir: &Path) -> anyhow::Result<()> {
     folder(dir)?;
     let authority = |files, common_name| Certificate {
         files,
