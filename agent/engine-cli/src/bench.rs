@@ -75,10 +75,13 @@ fn time(model: &Model, prompt: Vec<u32>, answer_max: usize) -> Result<(Duration,
         partition: Partition::from(format!("{begin:?}").as_str()),
         priority: 0,
         answer_max,
-        sampling: Sampling { temperature: 0.0, top_p: 1.0, seed: 0 },
+        sampling: Sampling::greedy(),
         stops: Vec::new(),
+        format: None,
+        constraint: None,
+        logprobs: None,
     };
-    let finish = model.answer(prepared, None, |_| ())?.finish;
+    let finish = model.answer(prepared, |_| ())?.finish;
     Ok((begin.elapsed(), finish.context("an answer did not end")?))
 }
 

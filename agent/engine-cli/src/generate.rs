@@ -7,12 +7,12 @@ use std::process::ExitCode;
 use anyhow::{Context, Result};
 use engine::request::{Prepared, prepare};
 use gateway::openai::request as api;
-use ipc::{Chat, Message, Role};
+use ipc::{Chat, Message, Role, Sampling};
 use serde_json::json;
 use sha2::{Digest, Sha256};
 
 use crate::model::{Answer, Model, ModelArgs, finish_reason, read, tokens_sha256};
-use crate::receipt::{Format, Parameters, Receipt};
+use crate::receipt::{Format, Receipt};
 
 /// Whose blocks they are; there is nobody else here.
 const PARTITION: &str = "command-line";
@@ -29,9 +29,27 @@ pub(crate) struct Args {
     /// 0 takes the likeliest token each time.
     #[arg(long, default_value_t = 0.0, conflicts_with = "request")]
     temperature: f32,
+    /// Draw from so many of the likeliest tokens; 0 draws from all.
+    #[arg(long, default_value_t = 0, conflicts_with = "request")]
+    top_k: u32,
     /// Draw from the likeliest tokens that have this probability together.
     #[arg(long, default_value_t = 1.0, conflicts_with = "request")]
     top_p: f32,
+    /// Draw from the tokens with at least this share of the likeliest one's probability.
+    #[arg(long, default_value_t = 0.0, conflicts_with = "request")]
+    min_p: f32,
+    /// Subtracted from the logits of tokens that the answer has.
+    #[arg(long, default_value_t = 0.0, allow_hyphen_values = true, conflicts_with = "request")]
+    presence_penalty: f32,
+    /// Subtracted once for each time that the answer has the token.
+    #[arg(long, default_value_t = 0.0, allow_hyphen_values = true, conflicts_with = "request")]
+    frequency_penalty: f32,
+    /// Divides the positive logits of tokens of prompt and answer, and multiplies the others.
+    #[arg(long, default_value_t = 1.0, conflicts_with = "request")]
+    repetition_penalty: f32,
+    /// Added to a token's logit; may be given several times.
+    #[arg(long, value_name = "ID=BIAS", value_parser = bias, conflicts_with = "request")]
+    logit_bias: Vec<(u32, f32)>,
     /// Most tokens of the answer.
     #[arg(long, default_value_t = 128, conflicts_with = "request")]
     max_tokens: u32,
@@ -68,7 +86,7 @@ struct Asked {
 
 pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     let model = args.model.open()?;
-    let (prepared, receipt) = match (&args.asked.request, &args.asked.prompt) {
+    let (mut prepared, receipt) = match (&args.asked.request, &args.asked.prompt) {
         (Some(path), _) => {
             let body = read(path)?;
             let prepared = from_request(&model, &body, args.seed)?;
@@ -79,8 +97,8 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     };
     let prompt = prepared.prompt.clone();
     let mut out = std::io::stdout().lock();
-    let logprobs = args.json.then_some(usize::from(args.top_logprobs));
-    let answer = model.answer(prepared, logprobs, |text| {
+    prepared.logprobs = args.json.then_some(usize::from(args.top_logprobs));
+    let answer = model.answer(prepared, |text| {
         if !args.json {
             // A reader that left wants no more; the receipt may still be wanted.
             drop(out.write_all(text.as_bytes()).and_then(|()| out.flush()));
@@ -117,7 +135,10 @@ pub(crate) fn question(
         bundle_digest,
         model_sha256: model.sha256.clone(),
         request_sha256: hex::encode(Sha256::digest(body)),
-        sampling: Parameters::new(&prepared.sampling, prepared.answer_max, &prepared.stops),
+        sampling: prepared.sampling.clone(),
+        max_tokens: prepared.answer_max,
+        stop: prepared.stops.clone(),
+        answer_format: prepared.format.clone(),
         kernels: model.loaded.info.kernels.clone(),
         prompt_tokens: prepared.prompt.len(),
         prompt_tokens_sha256: tokens_sha256(&prepared.prompt),
@@ -140,9 +161,9 @@ fn from_prompt(args: &Args, model: &Model, prompt: &str) -> Result<Prepared> {
     let chat = Chat {
         messages: vec![Message { role: Role::User, content: prompt.to_owned() }],
         max_tokens: args.max_tokens,
-        temperature: args.temperature,
-        top_p: args.top_p,
-        seed: args.seed,
+        sampling: sampling(args),
+        logprobs: None,
+        format: None,
         stop: args.stop.clone(),
         partition: PARTITION.to_owned(),
         priority: 0,
@@ -160,6 +181,27 @@ fn from_prompt(args: &Args, model: &Model, prompt: &str) -> Result<Prepared> {
         prepared.prompt = tokens;
     }
     Ok(prepared)
+}
+
+fn sampling(args: &Args) -> Sampling {
+    Sampling {
+        temperature: args.temperature,
+        top_k: args.top_k,
+        top_p: args.top_p,
+        min_p: args.min_p,
+        presence_penalty: args.presence_penalty,
+        frequency_penalty: args.frequency_penalty,
+        repetition_penalty: args.repetition_penalty,
+        logit_bias: args.logit_bias.iter().copied().collect(),
+        seed: args.seed,
+    }
+}
+
+fn bias(text: &str) -> Result<(u32, f32), String> {
+    let pair = text
+        .split_once('=')
+        .and_then(|(token, bias)| Some((token.parse().ok()?, bias.parse().ok()?)));
+    pair.ok_or_else(|| format!("found {text:?}, expected a token's number, = and its bias"))
 }
 
 fn object(args: &Args, model: &Model, prompt: &[u32], answer: &Answer) -> serde_json::Value {

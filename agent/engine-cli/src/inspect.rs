@@ -8,6 +8,7 @@ use anyhow::{Result, ensure};
 use engine::cpu::Cpu;
 use engine::gguf::Gguf;
 use engine::limits::{BLOCK_TOKENS, STEP_TOKENS_MAX};
+use engine::load::served_context;
 use engine::model::{Row, Shape, forward};
 use engine::sampler::Logprobs;
 use engine::tokenizer::Tokenizer;
@@ -65,11 +66,12 @@ pub(crate) fn logits(args: &LogitsArgs) -> Result<ExitCode> {
     let gguf = Gguf::parse(&file)?;
     let shape = Shape::read(&gguf)?;
     let (tokens, vocabulary) = (&args.tokens, shape.vocabulary);
+    // As it is served, since rotations may depend on it.
+    let context = served_context(&shape)?;
     ensure!(
-        tokens.len() <= shape.context,
-        "{} tokens are more than the model's context of {}",
-        tokens.len(),
-        shape.context
+        tokens.len() <= context,
+        "{} tokens are more than the {context} of a sequence",
+        tokens.len()
     );
     let outside = tokens.iter().find(|token| **token as usize >= vocabulary);
     ensure!(outside.is_none(), "token {outside:?} is none of the model's {vocabulary}");
@@ -78,7 +80,7 @@ pub(crate) fn logits(args: &LogitsArgs) -> Result<ExitCode> {
     let table: Vec<u32> = (0..blocks).collect();
     let machine = args.model.machine()?;
     let pool = Pool::new(machine.threads)?;
-    let mut cpu = Cpu::new(machine.isa, pool, shape, weights, blocks, tokens.len());
+    let mut cpu = Cpu::new(machine.isa, pool, shape, weights, blocks, context);
     let row = |(position, token): (usize, &u32)| Row {
         token: *token,
         position,

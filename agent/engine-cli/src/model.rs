@@ -8,6 +8,7 @@ use std::sync::mpsc::channel;
 use anyhow::{Context, Result, bail};
 use engine::engine::{Event, Job};
 use engine::load::{Loaded, Machine, open};
+use engine::pack::pack;
 use engine::request::Prepared;
 use engine::sampler::Logprobs;
 use ipc::{Finish, Load};
@@ -55,8 +56,9 @@ impl ModelArgs {
     }
 
     pub(crate) fn open(&self) -> Result<Model> {
-        let bytes = read(&self.model)?;
+        let mut bytes = read(&self.model)?;
         let sha256 = hex::encode(Sha256::digest(&bytes));
+        pack(&mut bytes).with_context(|| format!("{} is not usable", self.model.display()))?;
         let model_id = self.model.file_stem().unwrap_or_default().to_string_lossy().into_owned();
         let load = Load { model_id, bundle_digest: sha256.clone(), files: Vec::new() };
         let machine = self.machine()?;
@@ -68,12 +70,7 @@ impl ModelArgs {
 
 impl Model {
     /// Runs one request to its end; `told` gets each piece of text as it comes.
-    pub(crate) fn answer(
-        &self,
-        prepared: Prepared,
-        logprobs: Option<usize>,
-        mut told: impl FnMut(&str),
-    ) -> Result<Answer> {
+    pub(crate) fn answer(&self, prepared: Prepared, mut told: impl FnMut(&str)) -> Result<Answer> {
         let (events, receiver) = channel();
         let job = Job {
             prompt: prepared.prompt,
@@ -82,7 +79,8 @@ impl Model {
             priority: prepared.priority,
             sampling: prepared.sampling,
             stops: prepared.stops,
-            logprobs,
+            constraint: prepared.constraint,
+            logprobs: prepared.logprobs,
             events,
             cancelled: Arc::new(AtomicBool::new(false)),
         };
@@ -91,15 +89,15 @@ impl Model {
         for event in receiver {
             match event {
                 Event::Accepted => {}
-                Event::Token { token, logprobs, text } => {
-                    told(&text);
-                    answer.text.push_str(&text);
+                Event::Token { token, logprobs, shown } => {
+                    told(&shown.text);
+                    answer.text.push_str(&shown.text);
                     answer.token_ids.push(token);
                     answer.logprobs.extend(logprobs);
                 }
-                Event::Done { text, finish, cached, .. } => {
-                    told(&text);
-                    answer.text.push_str(&text);
+                Event::Done { shown, finish, cached, .. } => {
+                    told(&shown.text);
+                    answer.text.push_str(&shown.text);
                     (answer.finish, answer.cached_tokens) = (Some(finish), cached);
                     return Ok(answer);
                 }

@@ -4,7 +4,7 @@
 //! Invariant: everything that the answer depends on is in it, in full or as a digest. The kernel set is in it for the
 //! record: all of them give the same bits.
 
-use engine::sampler::Sampling;
+use ipc::{AnswerFormat, Sampling};
 use serde::{Deserialize, Serialize};
 
 use crate::model::tokens_sha256;
@@ -23,7 +23,13 @@ pub(crate) struct Receipt {
     pub(crate) model_sha256: String,
     /// SHA-256 of the request's exact bytes, lower-case hex.
     pub(crate) request_sha256: String,
-    pub(crate) sampling: Parameters,
+    /// How tokens were chosen, defaults filled in; a parameter that is absent had no effect.
+    pub(crate) sampling: Sampling,
+    /// Most tokens of the answer.
+    pub(crate) max_tokens: usize,
+    pub(crate) stop: Vec<String>,
+    /// What the answer had to be like; `null` if it could be any text.
+    pub(crate) answer_format: Option<AnswerFormat>,
     /// Kernel set that ran.
     pub(crate) kernels: String,
     /// Tokens of the prompt, chat template included, and their digest (numbers as 32 bits little-endian).
@@ -42,18 +48,6 @@ pub(crate) struct Receipt {
 pub(crate) enum Format {
     #[serde(rename = "casemate-receipt-v1")]
     V1,
-}
-
-/// Sampling parameters as they were used, defaults filled in.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub(crate) struct Parameters {
-    pub(crate) temperature: f32,
-    pub(crate) top_p: f32,
-    pub(crate) seed: u64,
-    /// Most tokens of the answer.
-    pub(crate) max_tokens: usize,
-    pub(crate) stop: Vec<String>,
 }
 
 /// Where a replay first differs from its receipt.
@@ -76,13 +70,6 @@ pub(crate) enum Difference {
     /// The receipt's own tokens are not those of its digest.
     #[error("the receipt contradicts itself: its tokens do not have its digest")]
     Receipt,
-}
-
-impl Parameters {
-    pub(crate) fn new(sampling: &Sampling, max_tokens: usize, stop: &[String]) -> Self {
-        let Sampling { temperature, top_p, seed } = *sampling;
-        Self { temperature, top_p, seed, max_tokens, stop: stop.to_vec() }
-    }
 }
 
 impl Receipt {
@@ -111,6 +98,13 @@ impl Receipt {
             ("the model", &asked.model_sha256, &self.model_sha256),
             ("the request", &asked.request_sha256, &self.request_sha256),
             ("the sampling", &format!("{:?}", asked.sampling), &format!("{:?}", self.sampling)),
+            ("max_tokens", &asked.max_tokens.to_string(), &self.max_tokens.to_string()),
+            ("stop", &format!("{:?}", asked.stop), &format!("{:?}", self.stop)),
+            (
+                "the answer's format",
+                &format!("{:?}", asked.answer_format),
+                &format!("{:?}", self.answer_format),
+            ),
             ("the prompt's tokens", &asked.prompt_tokens_sha256, &self.prompt_tokens_sha256),
         ];
         for (what, found, expected) in pairs {
@@ -147,13 +141,10 @@ mod tests {
             bundle_digest: None,
             model_sha256: "m".to_owned(),
             request_sha256: "r".to_owned(),
-            sampling: Parameters {
-                temperature: 0.7,
-                top_p: 1.0,
-                seed: u64::MAX,
-                max_tokens: 9,
-                stop: vec![],
-            },
+            sampling: Sampling { temperature: 0.7, seed: u64::MAX, ..Sampling::default() },
+            max_tokens: 9,
+            stop: vec![],
+            answer_format: None,
             kernels: "scalar".to_owned(),
             prompt_tokens: 2,
             prompt_tokens_sha256: "p".to_owned(),
@@ -192,12 +183,27 @@ mod tests {
     fn another_question_is_not_compared() {
         let kept = receipt(&[5]);
         assert_eq!(kept.same_question(&receipt(&[9])), Ok(()), "the answer does not matter here");
-        let seed = Parameters { seed: 1, ..kept.sampling.clone() };
+        let with = |change: fn(&mut Sampling)| {
+            let mut other = receipt(&[5]);
+            change(&mut other.sampling);
+            other
+        };
         for (word, other) in [
             ("bundle", Receipt { bundle_digest: Some("x".into()), ..receipt(&[5]) }),
             ("model", Receipt { model_sha256: "x".into(), ..receipt(&[5]) }),
             ("request", Receipt { request_sha256: "x".into(), ..receipt(&[5]) }),
-            ("sampling", Receipt { sampling: seed, ..receipt(&[5]) }),
+            ("sampling", with(|s| s.seed = 1)),
+            ("sampling", with(|s| s.temperature = 0.5)),
+            ("sampling", with(|s| s.top_k = 1)),
+            ("sampling", with(|s| s.top_p = 0.5)),
+            ("sampling", with(|s| s.min_p = 0.5)),
+            ("sampling", with(|s| s.presence_penalty = 0.5)),
+            ("sampling", with(|s| s.frequency_penalty = 0.5)),
+            ("sampling", with(|s| s.repetition_penalty = 0.5)),
+            ("sampling", with(|s| s.logit_bias.extend([(1, 0.5)]))),
+            ("max_tokens", Receipt { max_tokens: 8, ..receipt(&[5]) }),
+            ("stop", Receipt { stop: vec!["x".into()], ..receipt(&[5]) }),
+            ("format", Receipt { answer_format: Some(AnswerFormat::JsonObject), ..receipt(&[5]) }),
             ("prompt", Receipt { prompt_tokens_sha256: "x".into(), ..receipt(&[5]) }),
         ] {
             let error = kept.same_question(&other).unwrap_err().to_string();

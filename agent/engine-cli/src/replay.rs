@@ -39,7 +39,7 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     if let Err(difference) = receipt.check().and_then(|()| receipt.same_question(&asked)) {
         return differs(difference);
     }
-    let answer = model.answer(prepared, None, |_| ())?;
+    let answer = model.answer(prepared, |_| ())?;
     match receipt.same_answer(&answer.token_ids) {
         Ok(()) => tell(args, &asked, &receipt, None),
         Err(difference) => differs(difference),

@@ -13,7 +13,8 @@ use ipc::{EngineReply, EngineRequest, FRAME_BYTES_MAX, read_frame, write_frame};
 use serde_json::{Value, json};
 
 const REQUEST: &str = r#"{"model":"any","messages":[{"role":"user","content":"hello hello"}],
-    "max_tokens":30,"temperature":0.9,"top_p":0.95,"seed":-7,"stop":["\u0000\u0000"]}"#;
+    "max_tokens":30,"temperature":0.9,"top_p":0.95,"top_k":200,"min_p":0.01,"presence_penalty":0.3,
+    "frequency_penalty":0.2,"repetition_penalty":1.05,"logit_bias":{"40":2.5},"seed":-7,"stop":["\u0000\u0000"]}"#;
 
 struct Bench {
     folder: tempfile::TempDir,
@@ -151,6 +152,44 @@ fn likeliest_tokens_come_when_asked_for() {
 }
 
 #[test]
+fn parameters_of_the_sampler_have_an_effect_and_a_range() {
+    let bench = Bench::new();
+    let said = |more: &[&str]| {
+        let args = [&["generate", "--prompt", "hello", "--max-tokens", "12", "--json"], more];
+        numbers(&bench.json(&args.concat())["token_ids"])
+    };
+    let plain = said(&[]);
+    assert_eq!(said(&["--temperature", "1.5", "--top-k", "1"]), plain, "one token is left");
+    assert_eq!(said(&["--temperature", "1.5", "--min-p", "1"]), plain, "one token is left");
+    let first = format!("{}=-100", plain[0]);
+    assert_ne!(said(&["--logit-bias", &first])[0], plain[0]);
+    let different = said(&["--presence-penalty", "2", "--repetition-penalty", "10"]);
+    assert_ne!(different, plain);
+    let range = bench.refused(&["generate", "--prompt", "x", "--frequency-penalty", "-3"]);
+    assert!(range.contains("frequency_penalty: found -3, expected -2 to 2"), "{range}");
+    let foreign = bench.refused(&["generate", "--prompt", "x", "--logit-bias", "264=1"]);
+    assert!(foreign.contains("tokens below 264"), "{foreign}");
+}
+
+#[test]
+fn a_receipt_holds_the_format_of_the_answer() {
+    let bench = Bench::new();
+    let format = r#","response_format":{"type":"json_schema","json_schema":{"name":"n","schema":{"type":"boolean"}}}}"#;
+    let request = REQUEST.strip_suffix('}').unwrap().to_owned() + format;
+    bench.write("request.json", request.as_bytes());
+    let receipt = bench.receipt();
+    assert_eq!(
+        receipt["answer_format"],
+        json!({"json-schema": {"schema": r#"{"type":"boolean"}"#}})
+    );
+    assert_eq!(bench.replay(&["--threads", "1"]).0, Some(0));
+    let mut other = receipt.clone();
+    other["answer_format"] = Value::Null;
+    bench.write("receipt.json", other.to_string().as_bytes());
+    assert!(bench.replay(&[]).1.contains("the answer's format differs"));
+}
+
+#[test]
 fn threads_change_nothing() {
     let bench = Bench::new();
     let said = |threads: &str| {
@@ -210,8 +249,13 @@ fn a_replay_says_where_it_differs_first() {
     assert!(bench.replay(&[]).1.contains("contradicts itself"));
     with(&|receipt| receipt["model_sha256"] = json!("00".repeat(32)));
     assert!(bench.replay(&[]).1.contains("the model differs"));
-    with(&|receipt| receipt["sampling"]["temperature"] = json!(0.5));
-    assert!(bench.replay(&[]).1.contains("the sampling differs"));
+    let sampling = receipt["sampling"].as_object().unwrap();
+    assert_eq!(sampling.len(), 9, "{sampling:?}");
+    for name in sampling.keys() {
+        // Each is in the receipt, each counts, and none was left at a value without effect.
+        with(&|receipt| drop(receipt["sampling"].as_object_mut().unwrap().remove(name)));
+        assert!(bench.replay(&[]).1.contains("the sampling differs"), "{name}");
+    }
     with(&|receipt| receipt["bundle_digest"] = json!("ab"));
     assert_eq!(bench.replay(&["--bundle-digest", "ab"]).0, Some(0));
     assert!(bench.replay(&["--bundle-digest", "cd"]).1.contains("the bundle differs"));

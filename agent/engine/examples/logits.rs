@@ -8,7 +8,9 @@ use std::sync::Arc;
 use engine::cpu::Cpu;
 use engine::gguf::Gguf;
 use engine::limits::{BLOCK_TOKENS, STEP_TOKENS_MAX};
+use engine::load::served_context;
 use engine::model::{Row, Shape, forward};
+use engine::pack::pack;
 use engine::weights::Weights;
 use kernels::{Isa, Pool};
 
@@ -19,16 +21,18 @@ fn main() -> Result<(), Box<dyn Error>> {
     };
     let from: usize = from.parse()?;
     let tokens: Vec<u32> = args.map(|token| token.parse()).collect::<Result<_, _>>()?;
-    let bytes = std::fs::read(&model).map_err(|error| format!("{model}: {error}"))?;
+    let mut bytes = std::fs::read(&model).map_err(|error| format!("{model}: {error}"))?;
+    pack(&mut bytes)?;
     let gguf = Gguf::parse(&bytes)?;
     let shape = Shape::read(&gguf)?;
-    if tokens.len() > shape.context || tokens.iter().any(|t| *t as usize >= shape.vocabulary) {
+    let context = served_context(&shape)?;
+    if tokens.len() > context || tokens.iter().any(|t| *t as usize >= shape.vocabulary) {
         return Err("the tokens are not a sequence of this model".into());
     }
     let weights = Weights::find(&gguf, &shape, Arc::new(bytes.clone()))?;
     let blocks = u32::try_from(tokens.len().div_ceil(BLOCK_TOKENS))?;
     let table: Vec<u32> = (0..blocks).collect();
-    let mut cpu = Cpu::new(Isa::detect(), Pool::new(1)?, shape, weights, blocks, tokens.len());
+    let mut cpu = Cpu::new(Isa::detect(), Pool::new(1)?, shape, weights, blocks, context);
     let row = |(position, token): (usize, &u32)| Row {
         token: *token,
         position,

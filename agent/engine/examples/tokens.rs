@@ -6,7 +6,7 @@ use std::error::Error;
 
 use engine::load::{Machine, open};
 use engine::request::prepare;
-use ipc::{Chat, Load, Message, Role};
+use ipc::{Chat, Load, Message, Role, Sampling};
 use kernels::Isa;
 
 fn main() -> Result<(), Box<dyn Error>> {
@@ -21,9 +21,9 @@ fn main() -> Result<(), Box<dyn Error>> {
         let chat = Chat {
             messages: vec![Message { role: Role::User, content }],
             max_tokens: 1,
-            temperature: 0.0,
-            top_p: 1.0,
-            seed: 0,
+            sampling: Sampling::greedy(),
+            logprobs: None,
+            format: None,
             stop: Vec::new(),
             partition: String::new(),
             priority: 0,

@@ -1,15 +1,31 @@
 //! Tokens to text as they come: whole characters only, up to a stop string.
 
+use std::collections::VecDeque;
+
 use crate::tokenizer::Tokenizer;
 
+/// What is certain of an answer since it was last asked.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Shown {
+    /// Text, perhaps none.
+    pub text: String,
+    /// How many more tokens have begun in the text so far, in the order in which they came. Those that begin behind
+    /// the end of the answer are never counted.
+    pub tokens: usize,
+}
+
 /// The text of one answer.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Answer {
     stops: Vec<String>,
     /// Bytes that may still be part of a character.
     bytes: Vec<u8>,
     /// Text that may still be the beginning of a stop string.
     held: String,
+    /// Bytes of text shown.
+    shown: usize,
+    /// Where in the text the tokens begin that were not counted yet.
+    begins: VecDeque<usize>,
     stopped: bool,
 }
 
@@ -17,11 +33,12 @@ impl Answer {
     /// An answer that ends before the first of `stops`, none of which is empty.
     #[must_use]
     pub fn new(stops: Vec<String>) -> Self {
-        Self { stops, bytes: Vec::new(), held: String::new(), stopped: false }
+        Self { stops, ..Self::default() }
     }
 
-    /// Adds a token; returns the text that is certain now, perhaps none.
-    pub fn push(&mut self, token: u32, tokenizer: &Tokenizer) -> String {
+    /// Adds a token; returns what is certain now.
+    pub fn push(&mut self, token: u32, tokenizer: &Tokenizer) -> Shown {
+        self.begins.push_back(self.shown + self.held.len());
         self.bytes.extend_from_slice(tokenizer.bytes(token));
         let whole = whole_characters(&self.bytes);
         let rest = self.bytes.split_off(whole);
@@ -30,7 +47,7 @@ impl Answer {
     }
 
     /// Ends the answer; returns what was held back.
-    pub fn finish(&mut self) -> String {
+    pub fn finish(&mut self) -> Shown {
         let rest = std::mem::take(&mut self.bytes);
         self.release(&rest, true)
     }
@@ -41,9 +58,9 @@ impl Answer {
         self.stopped
     }
 
-    fn release(&mut self, bytes: &[u8], last: bool) -> String {
+    fn release(&mut self, bytes: &[u8], last: bool) -> Shown {
         if self.stopped {
-            return String::new();
+            return Shown::default();
         }
         // What is no UTF-8 at all becomes U+FFFD.
         self.held.push_str(&String::from_utf8_lossy(bytes));
@@ -51,11 +68,16 @@ impl Answer {
         if let Some(at) = stop {
             self.stopped = true;
             self.held.truncate(at);
-            return std::mem::take(&mut self.held);
         }
-        let keep = if last { 0 } else { self.possible_stop() };
+        let keep = if last || self.stopped { 0 } else { self.possible_stop() };
         let rest = self.held.split_off(self.held.len() - keep);
-        std::mem::replace(&mut self.held, rest)
+        let text = std::mem::replace(&mut self.held, rest);
+        self.shown += text.len();
+        // A token without text, such as a control token, begins where the next one does.
+        let whole = last && !self.stopped;
+        let tokens = self.begins.iter().take_while(|at| **at < self.shown || whole).count();
+        self.begins.drain(..tokens);
+        Shown { text, tokens }
     }
 
     /// Bytes at the end of what is held that may begin a stop string.
@@ -94,9 +116,30 @@ mod tests {
             Tokenizer::read(&Gguf::parse(&synthetic::model().build()).unwrap()).unwrap();
         let mut answer = Answer::new(stops.iter().map(|s| (*s).to_owned()).collect());
         let mut pieces: Vec<_> =
-            bytes.iter().map(|b| answer.push(u32::from(*b) + 3, &tokenizer)).collect();
-        pieces.push(answer.finish());
+            bytes.iter().map(|b| answer.push(u32::from(*b) + 3, &tokenizer).text).collect();
+        pieces.push(answer.finish().text);
         (pieces, answer.stopped())
+    }
+
+    #[test]
+    fn tokens_are_counted_with_the_first_of_their_text() {
+        let tokenizer =
+            Tokenizer::read(&Gguf::parse(&synthetic::model().build()).unwrap()).unwrap();
+        let counts = |text: &str, stop: &str| {
+            let mut answer = Answer::new(vec![stop.to_owned()]);
+            let push = |b| answer.push(u32::from(b) + 3, &tokenizer).tokens;
+            let mut counts: Vec<usize> = text.bytes().map(push).collect();
+            counts.push(answer.finish().tokens);
+            counts
+        };
+        assert_eq!(counts("aé🦀x", "\n\n"), [1, 0, 2, 0, 0, 0, 4, 1, 0]);
+        assert_eq!(counts("a\nb\n", "\n\n"), [1, 0, 2, 0, 1], "held back, then shown");
+        assert_eq!(counts("a\n\nb", "\n\n"), [1, 0, 0, 0, 0], "those of the stop never are");
+        // A control token in the middle of an answer and at its end.
+        let mut answer = Answer::new(Vec::new());
+        let mut counts = [3 + 97, 1, 3 + 98, 1].map(|t| answer.push(t, &tokenizer).tokens).to_vec();
+        counts.push(answer.finish().tokens);
+        assert_eq!(counts, [1, 0, 2, 0, 1]);
     }
 
     #[test]

@@ -8,11 +8,12 @@ use std::time::Duration;
 
 use ipc::Finish;
 
-use crate::answer::Answer;
+use crate::answer::{Answer, Shown};
+use crate::constraint::Constraint;
 use crate::limits::CACHE_IDLE_S_MAX;
 use crate::log;
 use crate::model::{Compute, Row, forward};
-use crate::sampler::{Logprobs, NoFiniteLogits, Sampler, Sampling};
+use crate::sampler::{Logprobs, SampleError, Sampler, Sampling};
 use crate::scheduler::{Plan, QueueFull, Scheduler};
 use crate::sequence::{Partition, Sequence, SequenceId};
 use crate::tokenizer::Tokenizer;
@@ -32,6 +33,8 @@ pub struct Job {
     pub sampling: Sampling,
     /// The answer ends before the first of these.
     pub stops: Vec<String>,
+    /// What the answer must be like.
+    pub constraint: Option<Constraint>,
     /// If set, each token comes with its likelihood, and those of so many of the likeliest.
     pub logprobs: Option<usize>,
     /// Where events go: at most `answer_max + 2`, so the channel needs no bound of its own.
@@ -51,13 +54,13 @@ pub enum Event {
         token: u32,
         /// How likely it was, if that was asked for.
         logprobs: Option<Logprobs>,
-        /// Text that is certain now, perhaps none.
-        text: String,
+        /// What is certain now.
+        shown: Shown,
     },
     /// The answer is complete.
     Done {
-        /// Text that had been held back, perhaps none.
-        text: String,
+        /// What had been held back.
+        shown: Shown,
         /// Why.
         finish: Finish,
         /// Tokens sampled, the one that ends the answer included.
@@ -137,6 +140,7 @@ impl Engine {
         let id = SequenceId(self.next);
         self.next += 1;
         let (partition, priority) = (job.partition, job.priority);
+        let sampler = Sampler::new(job.sampling, &job.prompt, job.constraint);
         let sequence = Sequence::new(id, partition, priority, job.prompt, job.answer_max);
         let event = match self.scheduler.enqueue(sequence) {
             Ok(()) => Event::Accepted,
@@ -147,7 +151,7 @@ impl Engine {
         let sent = job.events.send(event).is_ok();
         if accepted {
             let request = Request {
-                sampler: Sampler::new(job.sampling),
+                sampler,
                 answer: Answer::new(job.stops),
                 logprobs: job.logprobs,
                 tokens: 0,
@@ -191,7 +195,7 @@ impl Engine {
     }
 
     /// Computes a plan; returns what was sampled.
-    fn compute(&mut self, plan: &Plan) -> Vec<(SequenceId, Result<Sampled, NoFiniteLogits>)> {
+    fn compute(&mut self, plan: &Plan) -> Vec<(SequenceId, Result<Sampled, SampleError>)> {
         let mut batch = Vec::new();
         let mut sampled = Vec::new();
         for work in &plan.work {
@@ -219,7 +223,7 @@ impl Engine {
         sampled.into_iter().zip(rows).filter_map(choose).collect()
     }
 
-    fn advance(&mut self, id: SequenceId, sampled: Result<Sampled, NoFiniteLogits>) {
+    fn advance(&mut self, id: SequenceId, sampled: Result<Sampled, SampleError>) {
         let Some(request) = self.requests.get_mut(&id) else { return };
         let (token, logprobs) = match sampled {
             Ok(sampled) => sampled,
@@ -230,8 +234,9 @@ impl Engine {
         };
         request.tokens += 1;
         let ended = self.tokenizer.is_end(token);
-        let text = if ended { String::new() } else { request.answer.push(token, &self.tokenizer) };
-        request.tell(Event::Token { token, logprobs, text });
+        let shown =
+            if ended { Shown::default() } else { request.answer.push(token, &self.tokenizer) };
+        request.tell(Event::Token { token, logprobs, shown });
         let room = self.scheduler.append(id, token);
         let finish = if ended || request.answer.stopped() {
             Finish::Stop
@@ -241,9 +246,9 @@ impl Engine {
             return;
         };
         // The held-back end may complete a stop string no more: it was looked for at each push.
-        let text = request.answer.finish();
+        let shown = request.answer.finish();
         let cached = self.scheduler.running(id).and_then(|sequence| sequence.cached).unwrap_or(0);
-        request.tell(Event::Done { text, finish, tokens: request.tokens, cached });
+        request.tell(Event::Done { shown, finish, tokens: request.tokens, cached });
         self.end(id);
     }
 
@@ -286,9 +291,12 @@ mod tests {
 
     const BLOCKS: u32 = 24;
 
-    /// An engine with the synthetic model, whose context is 128 tokens.
-    pub(super) fn engine_of(isa: Isa, threads: usize, blocks: u32) -> Engine {
-        let bytes = synthetic::model().build();
+    /// An engine with the synthetic model with all formats, or one of the families; their context is 128 tokens.
+    pub(super) fn engine_of(case: &str, isa: Isa, threads: usize, blocks: u32) -> Engine {
+        let bytes = match case {
+            "formats" => synthetic::model().build(),
+            case => synthetic::families::quantised(case).build(),
+        };
         let gguf = Gguf::parse(&bytes).unwrap();
         let shape = Shape::read(&gguf).unwrap();
         let weights = Weights::find(&gguf, &shape, Arc::new(bytes.clone())).unwrap();
@@ -299,7 +307,7 @@ mod tests {
     }
 
     fn engine() -> Engine {
-        engine_of(Isa::detect(), 2, BLOCKS)
+        engine_of("formats", Isa::detect(), 2, BLOCKS)
     }
 
     fn job(prompt: u32, temperature: f32) -> (Job, Receiver<Event>) {
@@ -309,8 +317,14 @@ mod tests {
             answer_max: 30,
             partition: Partition::from("bank"),
             priority: 0,
-            sampling: Sampling { temperature, top_p: 0.95, seed: prompt.into() },
+            sampling: Sampling {
+                temperature,
+                top_p: 0.95,
+                seed: prompt.into(),
+                ..Sampling::default()
+            },
             stops: Vec::new(),
+            constraint: None,
             logprobs: Some(3),
             events,
             cancelled: Arc::new(AtomicBool::new(false)),

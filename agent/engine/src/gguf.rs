@@ -22,6 +22,8 @@ const DIMENSIONS_MAX: u32 = 4;
 /// Bytes to which tensors are aligned.
 const ALIGNMENT_MAX: u64 = 1 << 20;
 const ALIGNMENT_DEFAULT: u64 = 32;
+/// Added to the type number of a tensor whose rows are interleaved; ggml numbers its types from 0 and has some forty.
+pub(crate) const PACKED: u32 = 0x1000;
 
 /// A parsed file; strings borrow from it.
 #[derive(Debug)]
@@ -54,12 +56,20 @@ pub enum Value<'a> {
 /// A tensor's shape and where its bytes are.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Tensor {
+    /// Which of the files it lies in; GGUF is one.
+    pub file: usize,
     /// How a row is stored.
     pub format: Format,
+    /// Whether [`crate::pack::pack`] has interleaved its rows.
+    pub packed: bool,
     /// Elements of a row.
     pub columns: usize,
     /// Rows, over all further dimensions.
     pub rows: usize,
+    /// Rows of each of the matrices that lie one below the other, if there are more than two dimensions.
+    pub matrix_rows: usize,
+    /// Where the file has its type number.
+    pub type_at: usize,
     /// Bytes in the file.
     pub extent: Range<usize>,
 }
@@ -220,8 +230,11 @@ impl<'a> Gguf<'a> {
             let absolute = |at: u64| start.checked_add(at).and_then(|at| usize::try_from(at).ok());
             let extent = absolute(claim.offset).zip(absolute(free_from));
             let (from, to) = extent.ok_or_else(|| fail("outside the file"))?;
-            let Claim { name, format, columns, rows, .. } = claim;
-            let tensor = Tensor { format, columns, rows, extent: from..to };
+            let Claim { name, format, packed, columns, rows, matrix_rows, type_at, .. } = claim;
+            let extent = from..to;
+            let file = 0;
+            let tensor =
+                Tensor { file, format, packed, columns, rows, matrix_rows, type_at, extent };
             if self.tensors.insert(name, tensor).is_some() {
                 return Err(GgufError::Duplicate { name: name.to_owned() });
             }
@@ -248,6 +261,19 @@ impl<'a> Gguf<'a> {
         self.metadata.get(key)
     }
 
+    /// What another kind of file says in the same words.
+    pub(crate) fn of_parts(
+        metadata: BTreeMap<&'a str, Value<'a>>,
+        tensors: BTreeMap<&'a str, Tensor>,
+    ) -> Self {
+        Self { metadata, tensors }
+    }
+
+    /// All keys of the metadata.
+    pub fn keys(&self) -> impl Iterator<Item = &'a str> {
+        self.metadata.keys().copied()
+    }
+
     /// An integer within `min..=max`.
     ///
     /// # Errors
@@ -271,6 +297,17 @@ impl<'a> Gguf<'a> {
         match self.needed(key)? {
             Value::Float(value) if value.is_finite() => Ok(*value),
             _ => Err(self.unexpected(key, "a finite float".to_owned())),
+        }
+    }
+
+    /// A truth value.
+    ///
+    /// # Errors
+    /// If it is missing or no truth value.
+    pub fn flag(&self, key: &str) -> Result<bool, GgufError> {
+        match self.needed(key)? {
+            Value::Bool(value) => Ok(*value),
+            _ => Err(self.unexpected(key, "a truth value".to_owned())),
         }
     }
 
@@ -342,6 +379,9 @@ impl Value<'_> {
 struct Claim<'a> {
     name: &'a str,
     format: Format,
+    packed: bool,
+    matrix_rows: usize,
+    type_at: usize,
     columns: usize,
     rows: usize,
     offset: u64,
@@ -459,25 +499,30 @@ impl<'a> Reader<'a> {
         for _ in 0..dimensions {
             shape.push(self.u64()?);
         }
+        let type_at = self.at;
         let found = self.u32()?;
-        let format = Format::from_gguf(found).ok_or_else(|| GgufError::Type {
+        let format = Format::from_gguf(found & !PACKED).ok_or_else(|| GgufError::Type {
             name: name.to_owned(),
             found,
-            expected: "supported are F32 (0), F16 (1), Q4_0 (2), Q4_1 (3), Q8_0 (8) and BF16 (30)",
+            expected: "supported are F32 (0), F16 (1), Q4_0 (2), Q4_1 (3), Q5_0 (6), Q5_1 (7), Q8_0 (8), Q4_K (12), \
+                       Q5_K (13), Q6_K (14) and BF16 (30)",
         })?;
         let fail =
             |problem| GgufError::Shape { name: name.to_owned(), shape: shape.clone(), problem };
         let mut sizes = shape.iter().map(|size| usize::try_from(*size).ok().filter(|s| *s > 0));
         let columns =
             sizes.next().flatten().ok_or_else(|| fail("a dimension is 0 or too large"))?;
-        let rows = sizes.try_fold(1_usize, |rows, size| rows.checked_mul(size?));
+        let matrix_rows = sizes.next().unwrap_or(Some(1));
+        let matrix_rows = matrix_rows.ok_or_else(|| fail("a dimension is 0 or too large"))?;
+        let rows = sizes.try_fold(matrix_rows, |rows, size| rows.checked_mul(size?));
         let rows = rows.ok_or_else(|| fail("a dimension is 0 or too large"))?;
         let row = format
             .row_bytes(columns)
             .ok_or_else(|| fail("a row is not whole blocks, or too large"))?;
         let bytes =
             row.checked_mul(rows).ok_or_else(|| fail("more bytes than can be addressed"))?;
-        Ok(Claim { name, format, columns, rows, offset: self.u64()?, bytes: bytes as u64 })
+        let (packed, offset, bytes) = (found & PACKED != 0, self.u64()?, bytes as u64);
+        Ok(Claim { name, format, packed, matrix_rows, type_at, columns, rows, offset, bytes })
     }
 }
 

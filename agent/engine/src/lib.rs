@@ -8,6 +8,8 @@
 
 pub mod answer;
 pub mod blocks;
+pub mod checkpoint;
+pub mod constraint;
 pub mod cpu;
 pub mod engine;
 pub mod gguf;
@@ -15,12 +17,16 @@ pub mod limits;
 pub mod load;
 pub mod log;
 pub mod model;
+pub mod pack;
 pub mod request;
+pub mod safetensors;
 pub mod sampler;
 pub mod scheduler;
 pub mod sequence;
 pub mod server;
+pub mod shape;
 pub mod shares;
+pub mod telling;
 pub mod template;
 pub mod tokenizer;
 pub mod weights;

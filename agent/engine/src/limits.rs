@@ -35,8 +35,25 @@ pub const STOPS_MAX: usize = 16;
 pub const STOP_BYTES_MAX: usize = 256;
 /// Bytes of a partition key.
 pub const PARTITION_BYTES_MAX: usize = 256;
-/// Highest temperature, as in OpenAI's API.
-pub const TEMPERATURE_MAX: f32 = 2.0;
+
+/// Bytes of a JSON schema.
+pub const SCHEMA_BYTES_MAX: usize = 32 << 10;
+/// Values in a JSON schema.
+pub const SCHEMA_NODES_MAX: usize = 2000;
+/// Schemas within schemas.
+pub const SCHEMA_DEPTH_MAX: usize = 16;
+/// Highest number of repetitions that a schema may name.
+pub const SCHEMA_REPEATS_MAX: u64 = 1000;
+/// Work to make a schema's automata; some 20 ms.
+pub const SCHEMA_FUEL: u64 = 1_000_000;
+/// Symbols of a schema's grammar.
+pub const GRAMMAR_SYMBOLS_MAX: usize = 50_000;
+/// States of the automata of one answer; each takes 1 to 2 kB.
+pub const LEXER_STATES_MAX: usize = 8000;
+/// Work of the automata to say which tokens may come next; some 5 ms.
+pub const MASK_FUEL: u64 = 70_000;
+/// Items of the parser to say which tokens may come next; some 1 ms.
+pub const MASK_ITEMS_MAX: usize = 20_000;
 
 /// Bytes of a chat template.
 pub const TEMPLATE_BYTES_MAX: usize = 256 << 10;

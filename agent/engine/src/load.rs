@@ -5,10 +5,11 @@ use std::sync::mpsc::{SyncSender, sync_channel};
 use std::sync::{Arc, Mutex};
 
 use ipc::{Load, ModelInfo};
-use kernels::{Isa, Pool};
+use kernels::{Isa, Pool, gather_pages};
 use sandbox::{SealError, map_sealed};
 
 use crate::blocks::BlockPool;
+use crate::checkpoint::{Checkpoint, CheckpointError, Texts};
 use crate::cpu::Cpu;
 use crate::engine::{Engine, Job};
 use crate::gguf::{Gguf, GgufError};
@@ -59,12 +60,25 @@ pub enum LoadError {
         /// What was expected.
         expected: &'static str,
     },
-    /// Not exactly one GGUF file.
-    #[error("the bundle has {found} files named *.gguf, expected 1")]
+    /// Not exactly one model.
+    #[error(
+        "the bundle has {gguf} files named *.gguf and {safetensors} named *.safetensors, expected one of the former or some of the latter"
+    )]
     Files {
-        /// How many.
-        found: usize,
+        /// How many of the one kind.
+        gguf: usize,
+        /// How many of the other.
+        safetensors: usize,
     },
+    /// A file that belongs to the weights is missing, or there twice.
+    #[error("the bundle has no one file named {file} beside its *.safetensors")]
+    Beside {
+        /// Its name.
+        file: &'static str,
+    },
+    /// What transformers has written is not usable.
+    #[error("the checkpoint is not usable: {0}")]
+    Checkpoint(#[from] CheckpointError),
     /// A descriptor is not what agentd should send.
     #[error("file {name:?}: {source}")]
     Sealed {
@@ -120,7 +134,7 @@ const LIMITS: Limits = Limits {
     waiting_per_partition: WAITING_PER_PARTITION_MAX,
 };
 
-/// Maps the bundle's GGUF file and starts its engine.
+/// Maps the bundle's model and starts its engine: one GGUF file, or what transformers writes.
 ///
 /// # Errors
 /// If anything about the bundle is not as it must be; nothing of it stays.
@@ -128,14 +142,38 @@ pub fn load(load: &Load, fds: &[OwnedFd], machine: Machine) -> Result<Loaded, Lo
     if fds.len() != load.files.len() {
         return Err(LoadError::Descriptors { found: fds.len(), announced: load.files.len() });
     }
-    let mut models = load.files.iter().zip(fds).filter(|(file, _)| file.name.ends_with(".gguf"));
-    let (Some((file, fd)), None) = (models.next(), models.next()) else {
-        let found = load.files.iter().filter(|file| file.name.ends_with(".gguf")).count();
-        return Err(LoadError::Files { found });
+    let named = |ends: &dyn Fn(&str) -> bool| -> Result<Vec<FileBytes>, LoadError> {
+        let files = load.files.iter().zip(fds).filter(|(file, _)| ends(&file.name));
+        let mapped = files.map(|(file, fd)| {
+            let sealed = map_sealed(fd.as_fd(), file.bytes);
+            let sealed =
+                sealed.map_err(|source| LoadError::Sealed { name: file.name.clone(), source })?;
+            Ok(Arc::new(sealed) as FileBytes)
+        });
+        mapped.collect()
     };
-    let sealed = map_sealed(fd.as_fd(), file.bytes);
-    let sealed = sealed.map_err(|source| LoadError::Sealed { name: file.name.clone(), source })?;
-    open(load, Arc::new(sealed), machine)
+    let models = named(&|name| name.ends_with(".gguf"))?;
+    let weights = named(&|name| name.ends_with(".safetensors"))?;
+    match (&models[..], weights.is_empty()) {
+        ([model], true) => open(load, Arc::clone(model), machine),
+        ([], false) => {
+            let only = |wanted: &str| -> Result<Option<FileBytes>, LoadError> {
+                let mut found = named(&|name| name.rsplit('/').next() == Some(wanted))?;
+                Ok(found.pop().filter(|_| found.is_empty()))
+            };
+            let needed = |file| only(file)?.ok_or(LoadError::Beside { file });
+            let (config, tokenizer) = (needed("config.json")?, needed("tokenizer.json")?);
+            let (more, template) = (only("tokenizer_config.json")?, only("chat_template.jinja")?);
+            let texts = Texts {
+                config: &config,
+                tokenizer: &tokenizer,
+                tokenizer_config: more.as_deref().map(|file| &**file),
+                chat_template: template.as_deref().map(|file| &**file),
+            };
+            open_checkpoint(load, &Checkpoint::read(&texts, weights)?, machine)
+        }
+        _ => Err(LoadError::Files { gguf: models.len(), safetensors: weights.len() }),
+    }
 }
 
 /// Starts the engine of a GGUF file that is in memory.
@@ -143,18 +181,42 @@ pub fn load(load: &Load, fds: &[OwnedFd], machine: Machine) -> Result<Loaded, Lo
 /// # Errors
 /// As [`load`].
 pub fn open(load: &Load, file: FileBytes, machine: Machine) -> Result<Loaded, LoadError> {
-    check_names(load)?;
     let gguf = Gguf::parse(&file)?;
-    let shape = Shape::read(&gguf)?;
-    let tokenizer = Arc::new(Tokenizer::read(&gguf)?);
+    start(load, &gguf, vec![Arc::clone(&file)], machine)
+}
+
+/// Starts the engine of what transformers has written.
+///
+/// # Errors
+/// As [`load`].
+pub fn open_checkpoint(
+    load: &Load,
+    checkpoint: &Checkpoint,
+    machine: Machine,
+) -> Result<Loaded, LoadError> {
+    start(load, &checkpoint.view(), checkpoint.files(), machine)
+}
+
+fn start(
+    load: &Load,
+    gguf: &Gguf<'_>,
+    files: Vec<FileBytes>,
+    machine: Machine,
+) -> Result<Loaded, LoadError> {
+    check_names(load)?;
+    let shape = Shape::read(gguf)?;
+    let tokenizer = Arc::new(Tokenizer::read(gguf)?);
     let template = Template::new(gguf.text("tokenizer.chat_template")?)?;
-    let weights = Weights::find(&gguf, &shape, Arc::clone(&file))?;
+    let weights_bytes: usize = files.iter().map(|file| file.len()).sum();
+    let gathered = files.iter().filter(|file| gather_pages(file)).count() == files.len();
+    let weights = Weights::find_in(gguf, &shape, files)?;
     let (blocks, context) = cache(&shape)?;
     let memory = Cpu::memory(&shape, blocks, context);
+    let pages = if gathered { "large" } else { "small" };
     log::line(format_args!(
-        "memory at most: weights {} MiB (mapped), cache {} MiB ({blocks} blocks of {BLOCK_TOKENS} tokens), \
-         buffers {} MiB",
-        file.len() >> 20,
+        "memory at most: weights {} MiB (mapped, in {pages} pages), cache {} MiB ({blocks} blocks of \
+         {BLOCK_TOKENS} tokens), buffers {} MiB",
+        weights_bytes >> 20,
         memory.cache_bytes >> 20,
         memory.buffer_bytes >> 20
     ));
@@ -189,6 +251,14 @@ fn check_names(load: &Load) -> Result<(), LoadError> {
         return name("bundle_digest", digest, "64 lower-case hex digits");
     }
     Ok(())
+}
+
+/// Tokens of the longest sequence that this engine serves of a model.
+///
+/// # Errors
+/// If one block is larger than the cache.
+pub fn served_context(shape: &Shape) -> Result<usize, LoadError> {
+    Ok(cache(shape)?.1)
 }
 
 /// Blocks of the cache and the longest sequence that fits it.
@@ -271,7 +341,7 @@ pub(crate) mod tests {
         let error = load(&one, &[], machine(1)).unwrap_err().to_string();
         assert!(error.contains("0 descriptors came for 1"), "{error}");
         let error = load(&message(&[("a.txt", 7)]), &[file], machine(1)).unwrap_err().to_string();
-        assert!(error.contains("0 files named *.gguf"), "{error}");
+        assert!(error.contains("0 files named *.gguf and 0"), "{error}");
         let mut bad = message(&[]);
         bad.bundle_digest = "AB".repeat(32);
         let file = Arc::new(synthetic::model().build());

@@ -2,11 +2,11 @@
 
 use std::sync::PoisonError;
 
-use ipc::{Chat, EngineErrorKind, Role};
+use ipc::{AnswerFormat, Chat, EngineErrorKind, OutOfRange, Role, TOP_LOGPROBS_MAX};
 
+use crate::constraint::{Constraint, ConstraintError};
 use crate::limits::{
     MESSAGES_MAX, PARTITION_BYTES_MAX, PROMPT_BYTES_PER_TOKEN_MAX, STOP_BYTES_MAX, STOPS_MAX,
-    TEMPERATURE_MAX,
 };
 use crate::load::Loaded;
 use crate::sampler::Sampling;
@@ -28,21 +28,20 @@ pub struct Prepared {
     pub sampling: Sampling,
     /// Stop strings, none empty.
     pub stops: Vec<String>,
+    /// What the answer must be like, as it was asked for and as it is kept to.
+    pub format: Option<AnswerFormat>,
+    /// Of [`Self::format`].
+    pub constraint: Option<Constraint>,
+    /// If set, each token comes with its logprob, and those of so many of the likeliest.
+    pub logprobs: Option<usize>,
 }
 
 /// Why a request is turned away; shown to the client.
 #[derive(Debug, thiserror::Error)]
 pub enum RequestError {
-    /// A number of something is out of range.
-    #[error("{what} is {found}, expected {expected}")]
-    Range {
-        /// Which parameter.
-        what: &'static str,
-        /// What was found.
-        found: String,
-        /// What is accepted.
-        expected: String,
-    },
+    /// A parameter is out of range.
+    #[error(transparent)]
+    Range(#[from] OutOfRange),
     /// The prompt leaves no room for an answer.
     #[error(
         "the prompt has {found} tokens; the model's context is {context} tokens, one of which is left for the answer"
@@ -65,6 +64,9 @@ pub enum RequestError {
         /// Bytes that could fit it.
         max: usize,
     },
+    /// The answer's format is not offered.
+    #[error("response_format: {0}")]
+    Format(#[from] ConstraintError),
     /// The chat template refuses the conversation.
     #[error("the model's chat template does not take this conversation: {0}")]
     Template(#[from] TemplateError),
@@ -75,8 +77,18 @@ impl RequestError {
     #[must_use]
     pub fn kind(&self) -> EngineErrorKind {
         match self {
-            Self::Range { .. } | Self::Template(_) => EngineErrorKind::Invalid,
+            Self::Range(_) | Self::Format(_) | Self::Template(_) => EngineErrorKind::Invalid,
             Self::PromptTooLong { .. } | Self::PromptBytes { .. } => EngineErrorKind::PromptTooLong,
+        }
+    }
+
+    /// The parameter of the API that it is about.
+    #[must_use]
+    pub fn param(&self) -> &'static str {
+        match self {
+            Self::Range(OutOfRange { param, .. }) => param,
+            Self::Format(_) => "response_format",
+            _ => "messages",
         }
     }
 }
@@ -86,7 +98,7 @@ impl RequestError {
 /// # Errors
 /// If a parameter is out of range, the template refuses, or the prompt is too long.
 pub fn prepare(chat: Chat, model: &Loaded) -> Result<Prepared, RequestError> {
-    check(&chat)?;
+    check(&chat, model.tokenizer.vocabulary())?;
     let context = model.info.context_tokens_max as usize;
     let found = chat.messages.iter().map(|message| message.content.len()).sum();
     let max = context.saturating_mul(PROMPT_BYTES_PER_TOKEN_MAX);
@@ -101,63 +113,65 @@ pub fn prepare(chat: Chat, model: &Loaded) -> Result<Prepared, RequestError> {
     // The lock guards no data, so it cannot be poisoned in any way that matters.
     let encoding = model.encoding.lock().unwrap_or_else(PoisonError::into_inner);
     let prompt = model.template.prompt(&turns, &model.tokenizer)?;
+    let constrain = |format| model.tokenizer.constraints()?.start(format);
+    let constraint = chat.format.as_ref().map(constrain).transpose()?;
     drop(encoding);
     let left = context.saturating_sub(prompt.len());
     if left == 0 || prompt.is_empty() {
         return Err(RequestError::PromptTooLong { found: prompt.len(), context });
     }
-    let Chat { temperature, top_p, seed, stop, max_tokens, partition, priority, .. } = chat;
+    let Chat { sampling, logprobs, format, stop, max_tokens, partition, priority, .. } = chat;
     Ok(Prepared {
         prompt,
         partition: Partition::from(partition.as_str()),
         priority,
         answer_max: left.min(max_tokens as usize),
-        sampling: Sampling { temperature, top_p, seed },
+        sampling,
         stops: stop,
+        format,
+        constraint,
+        logprobs: logprobs.map(usize::from),
     })
 }
 
-fn check(chat: &Chat) -> Result<(), RequestError> {
-    let within = |good: bool, what, found: String, expected: String| {
-        if good { Ok(()) } else { Err(RequestError::Range { what, found, expected }) }
+fn check(chat: &Chat, vocabulary: usize) -> Result<(), OutOfRange> {
+    let within = |good: bool, param, found: String, expected: String| {
+        if good { Ok(()) } else { Err(OutOfRange { param, found, expected }) }
     };
     let (messages, stops) = (chat.messages.len(), chat.stop.len());
     within(
         (1..=MESSAGES_MAX).contains(&messages),
-        "the number of messages",
+        "messages",
         messages.to_string(),
         format!("1 to {MESSAGES_MAX}"),
     )?;
     within(chat.max_tokens > 0, "max_tokens", "0".to_owned(), "at least 1".to_owned())?;
+    chat.sampling.check()?;
+    let last = chat.sampling.logit_bias.keys().next_back();
     within(
-        (0.0..=TEMPERATURE_MAX).contains(&chat.temperature),
-        "temperature",
-        chat.temperature.to_string(),
-        format!("0 to {TEMPERATURE_MAX}"),
+        last.is_none_or(|token| (*token as usize) < vocabulary),
+        "logit_bias",
+        format!("token {}", last.copied().unwrap_or_default()),
+        format!("tokens below {vocabulary}, the model's vocabulary"),
     )?;
     within(
-        chat.top_p > 0.0 && chat.top_p <= 1.0,
-        "top_p",
-        chat.top_p.to_string(),
-        "above 0, at most 1".to_owned(),
+        chat.logprobs.is_none_or(|top| top <= TOP_LOGPROBS_MAX),
+        "top_logprobs",
+        chat.logprobs.unwrap_or_default().to_string(),
+        format!("at most {TOP_LOGPROBS_MAX}"),
     )?;
-    within(
-        stops <= STOPS_MAX,
-        "the number of stop strings",
-        stops.to_string(),
-        format!("at most {STOPS_MAX}"),
-    )?;
+    within(stops <= STOPS_MAX, "stop", format!("{stops} strings"), format!("at most {STOPS_MAX}"))?;
     for stop in &chat.stop {
         within(
             (1..=STOP_BYTES_MAX).contains(&stop.len()),
-            "the length of a stop string",
-            format!("{} bytes", stop.len()),
+            "stop",
+            format!("a string of {} bytes", stop.len()),
             format!("1 to {STOP_BYTES_MAX} bytes"),
         )?;
     }
     within(
         chat.partition.len() <= PARTITION_BYTES_MAX,
-        "the length of the partition key",
+        "partition",
         format!("{} bytes", chat.partition.len()),
         format!("at most {PARTITION_BYTES_MAX} bytes"),
     )
@@ -183,9 +197,9 @@ pub(crate) mod tests {
         Chat {
             messages: vec![Message { role: Role::User, content: text.to_owned() }],
             max_tokens: 10,
-            temperature: 0.0,
-            top_p: 1.0,
-            seed: 0,
+            sampling: Sampling::greedy(),
+            logprobs: None,
+            format: None,
             stop: Vec::new(),
             partition: "bank".to_owned(),
             priority: 0,
@@ -220,14 +234,15 @@ pub(crate) mod tests {
     fn parameters_out_of_range_are_refused() {
         let model = tiny();
         let good = || chat("hello");
+        let hot = Sampling { temperature: 2.5, ..Sampling::greedy() };
+        let logit_bias = std::collections::BTreeMap::from([(3, 1.0), (264, 1.0)]);
+        let foreign = Sampling { logit_bias, ..Sampling::greedy() };
         for (bad, word) in [
             (Chat { messages: Vec::new(), ..good() }, "messages"),
             (Chat { max_tokens: 0, ..good() }, "max_tokens"),
-            (Chat { temperature: -0.1, ..good() }, "temperature"),
-            (Chat { temperature: f32::NAN, ..good() }, "temperature"),
-            (Chat { temperature: f32::INFINITY, ..good() }, "temperature"),
-            (Chat { top_p: 0.0, ..good() }, "top_p"),
-            (Chat { top_p: 1.01, ..good() }, "top_p"),
+            (Chat { sampling: hot, ..good() }, "temperature"),
+            (Chat { sampling: foreign, ..good() }, "logit_bias"),
+            (Chat { logprobs: Some(21), ..good() }, "top_logprobs"),
             (Chat { stop: vec![String::new()], ..good() }, "stop"),
             (Chat { stop: vec!["x".into(); 17], ..good() }, "stop"),
             (Chat { stop: vec!["x".repeat(257)], ..good() }, "stop"),
@@ -235,7 +250,7 @@ pub(crate) mod tests {
         ] {
             let error = prepare(bad, &model).unwrap_err();
             assert_eq!(error.kind(), EngineErrorKind::Invalid);
-            assert!(error.to_string().contains(word), "{error}");
+            assert_eq!(error.param(), word, "{error}");
         }
     }
 }

@@ -22,6 +22,7 @@ use crate::limits::{CONNECTIONS_MAX, PEER_CHECK_MS, SOCKET_S_MAX};
 use crate::load::{Loaded, Machine, load};
 use crate::log;
 use crate::request::prepare;
+use crate::telling::Telling;
 
 /// Pause after a failed `accept`, so that a lasting failure does not become a busy loop.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
@@ -137,7 +138,7 @@ impl Server {
             Err(error) => {
                 log::line(format_args!("an unreadable request: {}", what_failed(&error)));
                 let message = format!("the request was not understood: {}", what_failed(&error));
-                EngineReply::Error { kind: EngineErrorKind::Invalid, message }
+                EngineReply::Error { kind: EngineErrorKind::Invalid, message, param: None }
             }
         };
         if let Err(error) = send(stream, &reply) {
@@ -162,7 +163,10 @@ impl Server {
         };
         let prepared = match prepare(chat, model) {
             Ok(prepared) => prepared,
-            Err(error) => return fail(stream, error.kind(), error.to_string()),
+            Err(error) => {
+                let param = Some(error.param().to_owned());
+                return refuse(stream, error.kind(), error.to_string(), param);
+            }
         };
         let prompt_tokens = u32::try_from(prepared.prompt.len()).unwrap_or(u32::MAX);
         let (events, receiver) = channel();
@@ -174,12 +178,13 @@ impl Server {
             answer_max: prepared.answer_max,
             sampling: prepared.sampling,
             stops: prepared.stops,
-            logprobs: None,
+            constraint: prepared.constraint,
+            logprobs: prepared.logprobs,
             events,
             cancelled: Arc::clone(&cancel.0),
         };
         match model.jobs.try_send(job) {
-            Ok(()) => relay(stream, &receiver, prompt_tokens),
+            Ok(()) => relay(stream, &receiver, prompt_tokens, Telling::new(&model.tokenizer)),
             Err(TrySendError::Full(_)) => {
                 fail(stream, EngineErrorKind::Overloaded, "the waiting queue is full".to_owned())
             }
@@ -191,31 +196,29 @@ impl Server {
 }
 
 /// Passes events on until the last one, or until the client has left.
-fn relay(stream: &UnixStream, events: &Receiver<Event>, prompt_tokens: u32) -> String {
+fn relay(
+    stream: &UnixStream,
+    events: &Receiver<Event>,
+    prompt_tokens: u32,
+    mut telling: Telling<'_>,
+) -> String {
     loop {
         let reply = match events.recv_timeout(Duration::from_millis(PEER_CHECK_MS)) {
             Ok(Event::Accepted) => EngineReply::Accepted { prompt_tokens },
-            Ok(Event::Token { text, .. }) if text.is_empty() => {
-                if has_left(stream) {
-                    return "cancelled: the client left".to_owned();
+            Ok(Event::Token { token, logprobs, shown }) => {
+                match telling.token(token, logprobs, shown) {
+                    Some(delta) => delta,
+                    None if has_left(stream) => return "cancelled: the client left".to_owned(),
+                    None => continue,
                 }
-                continue;
             }
-            Ok(Event::Token { text, .. }) => EngineReply::Delta { text },
-            Ok(Event::Done { text, finish, tokens: completion_tokens, cached }) => {
-                let held = if text.is_empty() {
-                    Ok(())
-                } else {
-                    send(stream, &EngineReply::Delta { text })
-                };
+            Ok(Event::Done { shown, finish, tokens: completion_tokens, cached }) => {
+                let held = telling.shown(shown).map_or(Ok(()), |delta| send(stream, &delta));
                 let cached_tokens = u32::try_from(cached).unwrap_or(u32::MAX);
                 let done =
                     EngineReply::Done { finish, prompt_tokens, completion_tokens, cached_tokens };
-                let taken = if held.and_then(|()| send(stream, &done)).is_ok() {
-                    ""
-                } else {
-                    " (not taken)"
-                };
+                let sent = held.and_then(|()| send(stream, &done));
+                let taken = if sent.is_ok() { "" } else { " (not taken)" };
                 return format!(
                     "{finish:?}, {prompt_tokens} ({cached} cached) + {completion_tokens} tokens{taken}"
                 );
@@ -242,8 +245,19 @@ fn relay(stream: &UnixStream, events: &Receiver<Event>, prompt_tokens: u32) -> S
 
 /// Ends a request with an error; says so for the log.
 fn fail(stream: &UnixStream, kind: EngineErrorKind, message: String) -> String {
-    let line = format!("error {kind:?}: {message}");
-    match send(stream, &EngineReply::Error { kind, message }) {
+    refuse(stream, kind, message, None)
+}
+
+/// As [`fail`], for the sake of one parameter.
+fn refuse(
+    stream: &UnixStream,
+    kind: EngineErrorKind,
+    message: String,
+    param: Option<String>,
+) -> String {
+    // What is said of a parameter may quote it.
+    let line = format!("error {kind:?}: {}", param.as_deref().unwrap_or(&message));
+    match send(stream, &EngineReply::Error { kind, message, param }) {
         Ok(()) => line,
         Err(error) => format!("{line} (not taken: {error})"),
     }
@@ -252,7 +266,7 @@ fn fail(stream: &UnixStream, kind: EngineErrorKind, message: String) -> String {
 /// Says `Overloaded` without waiting: the buffer of a new connection has room.
 fn turn_away(stream: &UnixStream, message: &str) {
     let (kind, message) = (EngineErrorKind::Overloaded, message.to_owned());
-    if let Err(error) = send(stream, &EngineReply::Error { kind, message }) {
+    if let Err(error) = send(stream, &EngineReply::Error { kind, message, param: None }) {
         log::line(format_args!("an overload reply was not taken: {error}"));
     }
 }
@@ -386,7 +400,8 @@ mod tests {
     #[test]
     fn a_client_that_takes_nothing_is_given_up() {
         let (ours, _theirs) = UnixStream::pair().unwrap();
-        let reply = EngineReply::Delta { text: "x".repeat(FRAME_BYTES_MAX - 100) };
+        let text = "x".repeat(FRAME_BYTES_MAX - 100);
+        let reply = EngineReply::Delta { text, tokens: Vec::new() };
         let sent = write_frame(&mut Timed::within(&ours, SHORT), &reply, FRAME_BYTES_MAX);
         assert!(matches!(sent, Err(FrameError::Socket(_))), "{sent:?}");
     }

@@ -7,15 +7,22 @@ mod synthetic;
 
 use std::io::Write;
 
-use ipc::{Chat, EngineErrorKind, EngineReply, EngineRequest, Finish, LoadReply, Message, Role};
+use ipc::{
+    AnswerFormat, Chat, EngineErrorKind, EngineReply, EngineRequest, Finish, LoadReply, Message,
+    Role, Sampling,
+};
 use process::{Engine, answer, real_model, reply, sealed, user};
 use rustix::fs::SealFlags;
 
 fn error(reply: EngineReply) -> (EngineErrorKind, String) {
     match reply {
-        EngineReply::Error { kind, message } => (kind, message),
+        EngineReply::Error { kind, message, .. } => (kind, message),
         other => panic!("{other:?}, expected an error"),
     }
+}
+
+fn warm(temperature: f32) -> Sampling {
+    Sampling { temperature, seed: 1, ..Sampling::default() }
 }
 
 fn refusal(reply: LoadReply) -> String {
@@ -54,11 +61,33 @@ fn a_refused_bundle_leaves_the_engine_waiting_for_another() {
 }
 
 #[test]
+fn what_transformers_writes_is_loaded_and_answers() {
+    let folder = synthetic::folder::folder("qwen2", 260);
+    let config = folder.config.to_string();
+    let tokenizer = folder.tokenizer.to_string();
+    let more = format!("{{\"chat_template\": {:?}}}", synthetic::TEMPLATE);
+    let files = [
+        ("model/config.json", config.as_bytes()),
+        ("model/model-00001-of-00002.safetensors", &folder.files[0]),
+        ("model/model-00002-of-00002.safetensors", &folder.files[1]),
+        ("model/tokenizer.json", tokenizer.as_bytes()),
+        ("model/tokenizer_config.json", more.as_bytes()),
+    ];
+    let engine = Engine::start();
+    let reason = refusal(engine.load_files(&files[..3], sealed()));
+    assert!(reason.contains("no one file named tokenizer.json"), "{reason}");
+    let reply = engine.load_files(&files, sealed());
+    assert!(matches!(&reply, LoadReply::Loaded(_)), "{reply:?}");
+    let answer = engine.chat(&user("hello", 8));
+    assert!(answer.completion_tokens > 0, "{answer:?}");
+}
+
+#[test]
 fn chats_side_by_side_answer_as_alone_and_survive_bad_neighbours() {
     let mut engine = Engine::start();
     engine.load_sealed(&synthetic::model().build());
     let chats: Vec<Chat> = (0..6)
-        .map(|i| Chat { temperature: [0.0, 0.9][i % 2], ..user(&"hello ".repeat(i + 1), 40) })
+        .map(|i| Chat { sampling: warm([0.0, 0.9][i % 2]), ..user(&"hello ".repeat(i + 1), 40) })
         .collect();
     let alone: Vec<_> = chats.iter().map(|chat| engine.chat(chat)).collect();
     assert!(alone.iter().any(|a| a.completion_tokens > 1), "{alone:?}");
@@ -101,11 +130,62 @@ fn bad_requests_get_the_right_kind_of_error() {
     let (kind, message) = ask(user(&"x".repeat(500), 10));
     assert_eq!(kind, EngineErrorKind::PromptTooLong);
     assert!(message.contains("128 tokens"), "{message}");
-    assert_eq!(ask(Chat { top_p: 0.0, ..user("hello", 1) }).0, EngineErrorKind::Invalid);
+    let sampling = Sampling { top_p: 0.0, ..Sampling::default() };
+    let refused = engine.first_reply(&EngineRequest::Chat(Chat { sampling, ..user("hello", 1) }));
+    assert!(
+        matches!(&refused, EngineReply::Error { kind: EngineErrorKind::Invalid, param: Some(param), .. } if param == "top_p"),
+        "{refused:?}"
+    );
     assert_eq!(ask(Chat { messages: Vec::new(), ..user("", 1) }).0, EngineErrorKind::Invalid);
     let long = engine.chat(&user("hello", u32::MAX));
     assert!(long.prompt_tokens + long.completion_tokens <= 128, "{long:?}");
     assert!(engine.alive());
+}
+
+#[test]
+fn logprobs_are_of_the_tokens_of_the_answer_and_change_nothing() {
+    let engine = Engine::start();
+    engine.load_sealed(&synthetic::model().build());
+    let chat = Chat { sampling: warm(0.9), ..user("hello", 40) };
+    let plain = engine.chat(&chat);
+    let asked = engine.chat(&Chat { logprobs: Some(2), ..chat });
+    assert!(plain.tokens.is_empty() && plain.completion_tokens > 3);
+    assert_eq!((&asked.text, asked.completion_tokens), (&plain.text, plain.completion_tokens));
+    let text = asked.tokens.iter().flat_map(|t| t.chosen.bytes.clone().unwrap_or_default());
+    assert_eq!(String::from_utf8_lossy(&text.collect::<Vec<u8>>()), asked.text);
+    for token in &asked.tokens {
+        assert!(token.top.len() == 2 && token.top[0].logprob >= token.top[1].logprob);
+        assert!(token.chosen.logprob <= token.top[0].logprob && token.top[0].logprob <= 0.0);
+    }
+}
+
+#[test]
+fn a_confined_engine_answers_in_json_and_refuses_what_it_cannot_keep_to() {
+    let mut engine = Engine::start();
+    engine.load_sealed(&synthetic::model().build());
+    let schema = r#"{"type":"object","properties":{"a":{"enum":["x","y"]},"b":{"type":"boolean"}},
+        "required":["a","b"],"additionalProperties":false}"#;
+    let format = |schema: &str| Some(AnswerFormat::JsonSchema { schema: schema.to_owned() });
+    // White space may be endless, so it is made unlikely.
+    let logit_bias = [9, 10, 13, 32].map(|byte| (byte + 3, -100.0)).into_iter().collect();
+    let sampling = Sampling { logit_bias, ..warm(1.0) };
+    let chat = Chat { sampling, format: format(schema), ..user("hello", 60) };
+    let answer = engine.chat(&chat);
+    assert_eq!(answer.finish, Finish::Stop, "{answer:?}");
+    let letter = if answer.text.contains('x') { 'x' } else { 'y' };
+    let truth = answer.text.contains("true");
+    assert_eq!(answer.text, format!("{{\"a\":\"{letter}\",\"b\":{truth}}}"));
+    assert_eq!(engine.chat(&chat), answer);
+    let refused = engine.first_reply(&EngineRequest::Chat(Chat {
+        format: format(r#"{"pattern":"secret"}"#),
+        ..user("hello", 1)
+    }));
+    assert!(
+        matches!(&refused, EngineReply::Error { kind: EngineErrorKind::Invalid, param: Some(param), message }
+            if param == "response_format" && message.contains("/pattern")),
+        "{refused:?}"
+    );
+    assert!(engine.alive() && !engine.log().contains("pattern"), "the log has a schema");
 }
 
 #[test]
@@ -154,7 +234,7 @@ fn more_connections_than_places_are_turned_away_at_once() {
 fn a_stop_string_ends_the_answer() {
     let engine = Engine::start();
     engine.load_sealed(&synthetic::model().build());
-    let chat = Chat { temperature: 1.0, ..user("hello", 60) };
+    let chat = Chat { sampling: warm(1.0), ..user("hello", 60) };
     let whole = engine.chat(&chat);
     let third = whole.text.chars().nth(2).unwrap().to_string();
     let at = whole.text.find(&third).unwrap();

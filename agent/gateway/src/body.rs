@@ -10,7 +10,7 @@ use hyper::body::Frame;
 use tokio::sync::mpsc;
 use tokio::time::timeout;
 
-use crate::exchange::Event;
+use crate::exchange::{Delta, Event};
 use crate::limits::{BODY_BYTES_MAX, BODY_DRAIN_BYTES_MAX, BODY_TIMEOUT};
 use crate::openai::answer::Events;
 use crate::openai::error::ApiError;
@@ -89,7 +89,7 @@ impl HttpBody for EventStream {
         }
         let event = ready!(self.source.poll_recv(context));
         let text = match event {
-            Some(Event::Delta(text)) => self.events.delta(&text),
+            Some(Event::Delta(Delta { text, entries })) => self.events.delta(&text, &entries),
             Some(Event::Finished { finish, usage }) => {
                 self.ended = true;
                 self.events.end(finish, usage)

@@ -55,6 +55,8 @@ pub enum EngineError {
         kind: EngineErrorKind,
         /// Its words; for the client, not for the log, since they may quote the conversation.
         message: String,
+        /// The parameter that it is about, if it is about one.
+        param: Option<String>,
     },
 }
 
@@ -99,8 +101,8 @@ impl Engine {
         match timeout(ENGINE_STATUS_TIMEOUT, question).await {
             Err(_) => Err(EngineError::Silent),
             Ok(Ok(EngineReply::Status(model))) => Ok(model),
-            Ok(Ok(EngineReply::Error { kind, message })) => {
-                Err(EngineError::Refused { kind, message })
+            Ok(Ok(EngineReply::Error { kind, message, param })) => {
+                Err(EngineError::Refused { kind, message, param })
             }
             Ok(Ok(other)) => Err(EngineError::OutOfTurn { found: name(&other) }),
             Ok(Err(error)) => Err(error),
@@ -137,8 +139,8 @@ impl Answering {
         let read = frames::read(&mut self.stream, FRAME_BYTES_MAX);
         match timeout(ENGINE_SILENCE_TIMEOUT, read).await {
             Err(_) => Err(EngineError::Silent),
-            Ok(Ok(EngineReply::Error { kind, message })) => {
-                Err(EngineError::Refused { kind, message })
+            Ok(Ok(EngineReply::Error { kind, message, param })) => {
+                Err(EngineError::Refused { kind, message, param })
             }
             Ok(reply) => Ok(reply?),
         }
@@ -168,7 +170,7 @@ mod tests {
         let message = "secret".to_owned();
         for error in [
             EngineError::Frame(FrameError::Malformed(malformed)),
-            EngineError::Refused { kind: EngineErrorKind::Invalid, message },
+            EngineError::Refused { kind: EngineErrorKind::Invalid, message, param: None },
         ] {
             assert!(!error.without_quotes().contains("secret"), "{}", error.without_quotes());
         }

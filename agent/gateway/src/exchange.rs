@@ -8,7 +8,7 @@
 use std::fmt::Display;
 use std::time::Instant;
 
-use ipc::{EngineReply, Exchange, Finish, ModelInfo};
+use ipc::{EngineReply, Exchange, Finish, ModelInfo, TokenLogprobs};
 use sha2::{Digest, Sha256};
 use tokio::sync::mpsc;
 use tokio::time::sleep;
@@ -17,8 +17,8 @@ use crate::agent::{Agent, AgentError};
 use crate::engine::{self, Engine, EngineError};
 use crate::identity::Client;
 use crate::journal::{causes, log};
-use crate::limits::{ANSWER_BYTES_MAX, EXCHANGE_TIMEOUT};
-use crate::openai::answer::{Usage, finish_reason};
+use crate::limits::{ANSWER_BYTES_MAX, EXCHANGE_TIMEOUT, LOGPROBS_BYTES_MAX};
+use crate::openai::answer::{self, Entry, Usage, finish_reason};
 use crate::openai::error::ApiError;
 use crate::openai::request::ChatRequest;
 use crate::stop::Stop;
@@ -52,8 +52,8 @@ pub struct Asked {
 pub enum Event {
     /// The prompt fits and the answer comes from this model.
     Accepted(ModelInfo),
-    /// More text.
-    Delta(String),
+    /// More of the answer.
+    Delta(Delta),
     /// The answer is complete, and on record.
     Finished {
         /// Why it ended.
@@ -63,6 +63,15 @@ pub enum Event {
     },
     /// There is no complete answer.
     Failed(ApiError),
+}
+
+/// A piece of an answer.
+#[derive(Debug)]
+pub struct Delta {
+    /// Text; perhaps none, if there are tokens.
+    pub text: String,
+    /// Logprobs of its tokens, if the client asked for them.
+    pub entries: Vec<Entry>,
 }
 
 /// How an exchange ended.
@@ -86,6 +95,8 @@ struct Tally {
     /// were at least.
     deltas: u32,
     answer_bytes: usize,
+    /// Bytes of logprobs, which a plain answer keeps until its end.
+    entries_bytes: usize,
     answer: Sha256,
 }
 
@@ -155,6 +166,19 @@ impl End {
 }
 
 impl Tally {
+    /// The logprobs of more tokens, as the client reads them.
+    fn entries(&mut self, tokens: &[TokenLogprobs], stream: bool) -> Result<Vec<Entry>, End> {
+        let entries = answer::entries(tokens).map_err(End::Failed)?;
+        self.entries_bytes += entries.iter().map(|entry| entry.get().len()).sum::<usize>();
+        if self.entries_bytes > LOGPROBS_BYTES_MAX && !stream {
+            let message = format!(
+                "the logprobs of this answer are longer than {LOGPROBS_BYTES_MAX} bytes; ask for fewer, or for a stream"
+            );
+            return Err(End::Failed(ApiError::invalid("logprobs", message)));
+        }
+        Ok(entries)
+    }
+
     fn record(self, asked: &Asked, end: &End) -> Exchange {
         let usage = match end {
             End::Finished { usage, .. } => *usage,
@@ -201,16 +225,17 @@ async fn converse(
     send(events, Event::Accepted(model)).await?;
     loop {
         match answering.next().await.map_err(fault)? {
-            EngineReply::Delta { text } => {
+            EngineReply::Delta { text, tokens } => {
                 tally.answer_bytes += text.len();
                 if tally.answer_bytes > ANSWER_BYTES_MAX {
                     return Err(End::Failed(ApiError::Engine {
                         message: format!("its answer is longer than {ANSWER_BYTES_MAX} bytes"),
                     }));
                 }
+                let entries = tally.entries(&tokens, asked.request.stream)?;
                 let digest = Sha256::clone(&tally.answer).chain_update(&text);
                 tally.deltas = tally.deltas.saturating_add(1);
-                send(events, Event::Delta(text)).await?;
+                send(events, Event::Delta(Delta { text, entries })).await?;
                 tally.answer = digest;
             }
             EngineReply::Done { finish, prompt_tokens, completion_tokens, cached_tokens } => {
@@ -257,7 +282,9 @@ fn engine_fault(asked: &Asked, error: &EngineError) -> ApiError {
         EngineError::Connect { .. } => ApiError::EngineDown,
         EngineError::Backlog => ApiError::Overloaded,
         EngineError::Silent => ApiError::EngineSilent,
-        EngineError::Refused { kind, message } => ApiError::from_engine(*kind, message.clone()),
+        EngineError::Refused { kind, message, param } => {
+            ApiError::from_engine(*kind, message.clone(), param.clone())
+        }
         EngineError::Frame(ipc::FrameError::Closed | ipc::FrameError::Socket(_)) => {
             ApiError::EngineLost
         }

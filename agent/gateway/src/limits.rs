@@ -24,6 +24,8 @@ pub const HEAD_BYTES_MAX: usize = 32 << 10;
 pub const HEADERS_MAX: usize = 64;
 /// Longest answer that is accepted from the engine.
 pub const ANSWER_BYTES_MAX: usize = 1 << 20;
+/// Longest logprobs of an answer that is not a stream, as JSON text.
+pub const LOGPROBS_BYTES_MAX: usize = 4 << 20;
 /// Pieces of an answer that wait for a slow client before the engine is no longer read.
 pub const EVENTS_QUEUED_MAX: usize = 16;
 /// Longest credential file (certificate chain, key, certificate authorities).
@@ -41,6 +43,10 @@ pub const PARTS_MAX: usize = 1024;
 pub const STOPS_MAX: usize = 4;
 /// Longest stop string.
 pub const STOP_BYTES_MAX: usize = 256;
+/// Longest JSON schema; what it may have is for the engine to say.
+pub const SCHEMA_BYTES_MAX: usize = 32 << 10;
+/// Longest name of a JSON schema, as in OpenAI's API.
+pub const SCHEMA_NAME_BYTES_MAX: usize = 64;
 /// Longest message of an error object; parsers quote what they found, whatever its length.
 pub const ERROR_BYTES_MAX: usize = 400;
 /// Longest value in a log line.

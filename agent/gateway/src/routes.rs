@@ -20,7 +20,7 @@ use crate::exchange::{self, Asked, Event, Peers};
 use crate::identity::Client;
 use crate::journal::{causes, log};
 use crate::limits::{CHATS_MAX, EVENTS_QUEUED_MAX, EVIDENCE_MAX, RETRY_AFTER_S, SHUTDOWN_TIMEOUT};
-use crate::openai::answer::{Events, Header, Usage, completion, fingerprint};
+use crate::openai::answer::{Events, Header, completion, fingerprint};
 use crate::openai::error::ApiError;
 use crate::openai::request;
 use crate::stop::Stop;
@@ -135,6 +135,7 @@ fn refused(client: &Client, error: ApiError) -> Response {
 struct Wanted {
     stream: bool,
     include_usage: bool,
+    logprobs: bool,
 }
 
 /// Reads and parses a request, and starts its exchange in a task of its own.
@@ -149,7 +150,11 @@ async fn start(
     let permit = permit(&app.0.chats)?;
     let body = read_json(headers, body).await?;
     let request = request::parse(&body)?;
-    let wanted = Wanted { stream: request.stream, include_usage: request.include_usage };
+    let wanted = Wanted {
+        stream: request.stream,
+        include_usage: request.include_usage,
+        logprobs: request.logprobs.is_some(),
+    };
     let prompt_sha256 = hex::encode(Sha256::digest(&body));
     let seed = u64::from_le_bytes(random()?);
     let asked = Asked { id, client: client.clone(), prompt_sha256, request, seed };
@@ -180,25 +185,32 @@ async fn respond(id: String, mut events: mpsc::Receiver<Event>, wanted: Wanted) 
     let system_fingerprint = fingerprint(&model);
     let header = Header { id, created: unix_seconds(), model: model.model_id, system_fingerprint };
     if wanted.stream {
-        let stream = EventStream::new(Events::new(header, wanted.include_usage), events);
+        let to_send = Events::new(header, wanted.include_usage, wanted.logprobs);
+        let stream = EventStream::new(to_send, events);
         let content_type = [(header::CONTENT_TYPE, "text/event-stream; charset=utf-8")];
         return (content_type, Body::new(stream)).into_response();
     }
-    whole(&header, events).await.unwrap_or_else(ApiError::into_response)
+    whole(&header, wanted.logprobs, events).await.unwrap_or_else(ApiError::into_response)
 }
 
-async fn whole(header: &Header, mut events: mpsc::Receiver<Event>) -> Result<Response, ApiError> {
-    let mut text = String::new();
+async fn whole(
+    header: &Header,
+    logprobs: bool,
+    mut events: mpsc::Receiver<Event>,
+) -> Result<Response, ApiError> {
+    let (mut text, mut entries) = (String::new(), Vec::new());
     loop {
         match events.recv().await {
-            // Bounded: the exchange ends at `ANSWER_BYTES_MAX`.
-            Some(Event::Delta(more)) => text.push_str(&more),
+            // Bounded: the exchange ends at `ANSWER_BYTES_MAX` and `LOGPROBS_BYTES_MAX`.
+            Some(Event::Delta(more)) => {
+                text.push_str(&more.text);
+                entries.extend(more.entries);
+            }
             Some(Event::Finished { finish, usage }) => {
-                let usage: Usage = usage;
-                return Ok(json_response(
-                    StatusCode::OK,
-                    &completion(header, &text, finish, usage),
-                ));
+                let entries = logprobs.then_some(entries.as_slice());
+                let object = completion(header, &text, entries, finish, usage)?;
+                let content_type = [(header::CONTENT_TYPE, "application/json")];
+                return Ok((content_type, object).into_response());
             }
             Some(Event::Failed(error)) => return Err(error),
             Some(Event::Accepted(_)) | None => return Err(ApiError::Internal),

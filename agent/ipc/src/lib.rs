@@ -6,12 +6,14 @@
 mod activation;
 mod frame;
 mod messages;
+mod sampling;
 
 pub use activation::{Activated, ActivationError};
 pub use frame::{
     FrameError, decode, encode, read_frame, recv_with_fds, send_with_fds, write_frame,
 };
 pub use messages::*;
+pub use sampling::{LOGIT_BIAS_MAX, OutOfRange, Sampling, TOP_LOGPROBS_MAX};
 
 /// Longest request or reply on the inference and agent sockets, in bytes.
 pub const FRAME_BYTES_MAX: usize = 1 << 20;

@@ -13,6 +13,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::Sampling;
+
 /// How a process confined itself, told once it has seen that it holds.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -95,12 +97,15 @@ pub struct Chat {
     pub messages: Vec<Message>,
     /// Most tokens to answer with; the engine lowers it to what the context leaves.
     pub max_tokens: u32,
-    /// 0 is greedy.
-    pub temperature: f32,
-    /// Nucleus sampling mass in (0, 1].
-    pub top_p: f32,
-    /// Seed of the sampler; the same request with the same seed gives the same answer.
-    pub seed: u64,
+    /// How its tokens are chosen.
+    pub sampling: Sampling,
+    /// If set, the answer comes with the logprob of each token and those of so many of the likeliest, at most
+    /// [`crate::TOP_LOGPROBS_MAX`].
+    #[serde(default)]
+    pub logprobs: Option<u8>,
+    /// What the answer must be like; any text if there is none.
+    #[serde(default)]
+    pub format: Option<AnswerFormat>,
     /// The answer ends before the first of these.
     pub stop: Vec<String>,
     /// Cache blocks are shared only within one partition; derived from the client's identity.
@@ -108,6 +113,19 @@ pub struct Chat {
     /// Lower goes first, and may take the place of a higher one in the engine. Never the client's own choice.
     #[serde(default)]
     pub priority: u8,
+}
+
+/// What an answer must be like.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub enum AnswerFormat {
+    /// A JSON object.
+    JsonObject,
+    /// JSON that a schema describes.
+    JsonSchema {
+        /// The schema, as JSON text.
+        schema: String,
+    },
 }
 
 /// One turn of a conversation.
@@ -145,8 +163,11 @@ pub enum EngineReply {
     },
     /// More text of the answer; whole UTF-8 characters.
     Delta {
-        /// The text.
+        /// The text; empty only if there are tokens.
         text: String,
+        /// The tokens that begin in this text or before it and were not told yet; none unless logprobs were asked for.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        tokens: Vec<TokenLogprobs>,
     },
     /// The answer is complete.
     Done {
@@ -166,7 +187,32 @@ pub enum EngineReply {
         kind: EngineErrorKind,
         /// What was found and what was expected; shown to the client.
         message: String,
+        /// The parameter of the API that it is about, if it is about one.
+        #[serde(default)]
+        param: Option<String>,
     },
+}
+
+/// A token of an answer, and what the model said before the request's parameters changed anything.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TokenLogprobs {
+    /// The token that was chosen.
+    pub chosen: TokenLogprob,
+    /// The likeliest tokens, likeliest first.
+    pub top: Vec<TokenLogprob>,
+}
+
+/// A token and the natural logarithm of its probability.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TokenLogprob {
+    /// Its text, U+FFFD in place of bytes that are no whole character; a control token's name.
+    pub token: String,
+    /// Its bytes; `None` for a control token, which stands for none.
+    pub bytes: Option<Vec<u8>>,
+    /// The logarithm; finite.
+    pub logprob: f32,
 }
 
 /// Why an answer ended.

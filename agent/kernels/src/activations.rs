@@ -1,8 +1,10 @@
 //! Activations, as given and quantised to 8 bits per block of 32.
 
+use crate::elementwise::widest;
+
 /// Elements that share a scale.
 pub const BLOCK: usize = 32;
-/// Rows are padded with zero blocks to a multiple of this, so that kernels read whole groups.
+/// Tokens whose blocks lie beside each other: as many as a kernel holds in registers.
 pub(crate) const GROUP: usize = 8;
 
 /// The inputs of a matrix product: one row of `columns` values per token.
@@ -10,18 +12,49 @@ pub(crate) const GROUP: usize = 8;
 pub struct Activations {
     columns: usize,
     values: Vec<f32>,
-    quants: Vec<i8>,
-    scales: Vec<f32>,
-    sums: Vec<f32>,
+    /// Group after group of [`GROUP`] tokens (the last may have fewer); in a group, block after block; of a block,
+    /// token after token.
+    blocks: Vec<QuantBlock>,
 }
 
-/// One quantised row. `value[i] ≈ scales[i / 32] · quants[i]`; `sums[b]` is `scales[b]` times the sum
-/// of the block's quants. Invariants: no quant is −128; the length is a whole number of groups.
+/// 32 values of one token: `value[i] ≈ scale · quants[i]`. One cache line.
 #[derive(Clone, Copy, Debug)]
-pub struct QuantisedRow<'a> {
-    pub(crate) quants: &'a [i8],
-    pub(crate) scales: &'a [f32],
-    pub(crate) sums: &'a [f32],
+#[repr(C, align(64))]
+pub(crate) struct QuantBlock {
+    /// None is −128.
+    pub(crate) quants: [[i8; 4]; BLOCK / 4],
+    pub(crate) scale: f32,
+    /// The scale times the sum of the quants.
+    pub(crate) sum: f32,
+    /// What an integer sum starts with if weights are stored with something added to make them positive: minus
+    /// that, times the sum of the quants. Here for 8 (Q4_0).
+    pub(crate) start_8: i32,
+    /// For 16 (Q5_0).
+    pub(crate) start_16: i32,
+    /// For 128 (Q8_0).
+    pub(crate) start_128: i32,
+    /// For 32 (Q6_K), of each half of the block.
+    pub(crate) starts_32: [i32; 2],
+}
+
+impl QuantBlock {
+    const ZERO: Self = Self {
+        quants: [[0; 4]; BLOCK / 4],
+        scale: 0.0,
+        sum: 0.0,
+        start_8: 0,
+        start_16: 0,
+        start_128: 0,
+        starts_32: [0; 2],
+    };
+}
+
+/// Consecutive tokens of one group.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Group<'a> {
+    /// Block after block, `tokens` each.
+    pub(crate) blocks: &'a [QuantBlock],
+    pub(crate) tokens: usize,
 }
 
 impl Activations {
@@ -34,24 +67,12 @@ impl Activations {
         self.columns = columns;
         self.values.clear();
         self.values.extend_from_slice(rows);
+        self.blocks.clear();
         if !columns.is_multiple_of(BLOCK) {
             return; // No quantised format has such rows.
         }
-        let blocks = self.row_blocks();
-        let blocks_all = blocks * self.rows();
-        self.quants.clear();
-        self.quants.resize(blocks_all * BLOCK, 0);
-        self.scales.clear();
-        self.scales.resize(blocks_all, 0.0);
-        self.sums.clear();
-        self.sums.resize(blocks_all, 0.0);
-        for (row, values) in rows.chunks_exact(columns).enumerate() {
-            for (b, values) in values.chunks_exact(BLOCK).enumerate() {
-                let at = row * blocks + b;
-                let quants = &mut self.quants[at * BLOCK..][..BLOCK];
-                (self.scales[at], self.sums[at]) = quantise(values, quants);
-            }
-        }
+        self.blocks.resize(rows.len() / BLOCK, QuantBlock::ZERO);
+        quantise_rows(rows, columns, &mut self.blocks);
     }
 
     /// Tokens.
@@ -70,39 +91,75 @@ impl Activations {
         &self.values[row * self.columns..][..self.columns]
     }
 
-    pub(crate) fn quantised(&self, row: usize) -> QuantisedRow<'_> {
-        let blocks = self.row_blocks();
-        QuantisedRow {
-            quants: &self.quants[row * blocks * BLOCK..][..blocks * BLOCK],
-            scales: &self.scales[row * blocks..][..blocks],
-            sums: &self.sums[row * blocks..][..blocks],
-        }
-    }
-
-    fn row_blocks(&self) -> usize {
-        (self.columns / BLOCK).next_multiple_of(GROUP)
+    /// The groups, in order; none if the columns are not whole blocks.
+    pub(crate) fn groups(&self) -> impl Iterator<Item = Group<'_>> {
+        let row_blocks = (self.columns / BLOCK).max(1);
+        let groups = self.blocks.chunks(row_blocks * GROUP);
+        groups.map(move |blocks| Group { blocks, tokens: blocks.len() / row_blocks })
     }
 }
 
-/// Fills `quants`; returns the scale, and the scale times the sum of the quants. A NaN among the
-/// values makes both NaN, so that it reaches the logits and is seen there.
+impl<'a> Group<'a> {
+    /// `count` blocks of every token, from `first` on.
+    pub(crate) fn part(self, first: usize, count: usize) -> Self {
+        Self { blocks: &self.blocks[first * self.tokens..][..count * self.tokens], ..self }
+    }
+}
+
+/// The first `L` elements of `slice`.
+#[inline(always)]
+pub(crate) fn array<T, const L: usize>(slice: &[T]) -> &[T; L] {
+    match slice.first_chunk() {
+        Some(array) => array,
+        None => panic!("a kernel was given less than a whole block"),
+    }
+}
+
+widest! {
+    fn quantise_rows(rows: &[f32], columns: usize, blocks: &mut [QuantBlock]) {
+        let groups = blocks.chunks_mut(columns / BLOCK * GROUP);
+        for (group, blocks) in rows.chunks(columns * GROUP).zip(groups) {
+            let tokens = group.len() / columns;
+            for (b, blocks) in blocks.chunks_exact_mut(tokens).enumerate() {
+                for (values, block) in group.chunks_exact(columns).zip(blocks) {
+                    *block = quantise(array(&values[b * BLOCK..]));
+                }
+            }
+        }
+    }
+}
+
+/// A NaN among the values makes scale and sum NaN, so that it reaches the logits and is seen there.
 #[expect(
     clippy::cast_possible_truncation,
     reason = "the low byte of the rounded bits is the quant"
 )]
-fn quantise(values: &[f32], quants: &mut [i8]) -> (f32, f32) {
+#[inline(always)]
+fn quantise(values: &[f32; BLOCK]) -> QuantBlock {
     // Among magnitudes, bit patterns order as the numbers do, NaN last.
     let largest = values.iter().fold(0, |m, v| m.max(v.to_bits() & 0x7fff_ffff));
     let largest = f32::from_bits(largest);
     let inverse = if largest == 0.0 { 0.0 } else { 127.0 / largest };
-    let mut sum = 0;
+    // Adding 1.5 · 2²³ rounds to an integer, ties to even, and leaves it in the low bits.
+    let mut quants = [0; BLOCK];
     for (quant, value) in quants.iter_mut().zip(values) {
-        // Adding 1.5 · 2²³ rounds to an integer, ties to even, and leaves it in the low bits.
         *quant = (value * inverse + 12_582_912.0).to_bits() as i8;
-        sum += i16::from(*quant);
     }
+    let mut halves = [0; 2];
+    for (half, quants) in halves.iter_mut().zip(quants.chunks_exact(BLOCK / 2)) {
+        *half = quants.iter().map(|&quant| i32::from(quant)).sum::<i32>();
+    }
+    let sum = halves[0] + halves[1];
     let scale = largest / 127.0;
-    (scale, scale * f32::from(sum))
+    QuantBlock {
+        quants: *array(quants.as_chunks().0),
+        scale,
+        sum: scale * sum as f32,
+        start_8: -8 * sum,
+        start_16: -16 * sum,
+        start_128: -128 * sum,
+        starts_32: halves.map(|half| -32 * half),
+    }
 }
 
 #[cfg(test)]
@@ -111,16 +168,23 @@ mod tests {
 
     #[test]
     fn quantised_values_stay_within_half_a_step() {
-        let values: Vec<f32> = (0..96).map(|i| ((i * 37 % 101) as f32 - 50.0) * 0.3).collect();
+        let values: Vec<f32> = (0..96 * 11).map(|i| ((i * 37 % 101) as f32 - 50.0) * 0.3).collect();
         let mut activations = Activations::default();
         activations.set(&values, 96);
-        let row = activations.quantised(0);
-        assert_eq!((row.quants.len(), row.scales.len()), (256, 8));
+        let groups: Vec<_> = activations.groups().collect();
+        assert_eq!((groups.len(), groups[0].tokens, groups[1].tokens), (2, 8, 3));
         for (i, value) in values.iter().enumerate() {
-            let scale = row.scales[i / 32];
-            assert!((f32::from(row.quants[i]) * scale - value).abs() <= scale * 0.501, "{i}");
+            let (token, column) = (i / 96, i % 96);
+            let group = groups[token / 8];
+            let block = &group.blocks[column / 32 * group.tokens + token % 8];
+            let quant = block.quants.as_flattened()[column % 32];
+            let error = (f32::from(quant) * block.scale - value).abs();
+            assert!(error <= block.scale * 0.501, "{i}");
         }
-        assert!(row.quants[96..].iter().all(|&q| q == 0) && row.scales[3..] == [0.0; 5]);
+        let block = &groups[0].part(2, 1).blocks[5];
+        let sum: i32 = block.quants.as_flattened().iter().map(|&q| i32::from(q)).sum();
+        assert_eq!((block.start_8, block.start_128), (-8 * sum, -128 * sum));
+        assert_eq!(block.starts_32[0] + block.starts_32[1], block.start_16 * 2);
     }
 
     #[test]
@@ -128,13 +192,12 @@ mod tests {
         for value in [0.0, -0.0, f32::MIN_POSITIVE, 1e-45, 1e38, -f32::MAX, f32::INFINITY] {
             let mut values = [value; 32];
             values[7] = -value;
-            let mut quants = [0; 32];
-            let (scale, _) = quantise(&values, &mut quants);
-            assert!(quants.iter().all(|&q| q != -128), "{value}: {quants:?}");
-            assert!(!scale.is_nan());
+            let block = quantise(&values);
+            assert!(block.quants.iter().flatten().all(|&q| q != -128), "{value}: {block:?}");
+            assert!(!block.scale.is_nan());
         }
         let mut values = [1.0; 32];
         values[3] = f32::NAN;
-        assert!(quantise(&values, &mut [0; 32]).0.is_nan());
+        assert!(quantise(&values).scale.is_nan());
     }
 }

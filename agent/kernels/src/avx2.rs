@@ -1,17 +1,17 @@
-//! AVX2 and F16C.
+//! AVX2, FMA and F16C: a lane set is two registers.
+#![expect(clippy::cast_possible_truncation, reason = "shifts are below 32")]
+#![expect(
+    clippy::multiple_unsafe_ops_per_block,
+    reason = "a block is one operation on sixteen lanes, and all its instructions need the same proof"
+)]
 
 use core::arch::x86_64::*;
+use core::mem::transmute;
 
-use crate::activations::{GROUP, QuantisedRow};
-use crate::dot::{Dot, LANES, checked_blocks, reduce};
-use crate::format::{Format, bf16_at, half_at};
-use crate::scalar::finish_plain;
-use crate::x86::{
-    array, floats, load_16, load_bytes, load_floats, load_quants, nibbles, quantised_dots,
-    sum_each, widen_halves,
-};
+use crate::kernels::kernels;
+use crate::simd::{AHEAD, LANES, Simd, four};
 
-/// Proof that this CPU has AVX2 and F16C.
+/// Proof that this CPU has AVX2, FMA and F16C.
 #[derive(Clone, Copy, Debug)]
 pub struct Avx2(());
 
@@ -19,146 +19,201 @@ impl Avx2 {
     /// Asks the CPU.
     #[must_use]
     pub fn detect() -> Option<Self> {
-        let found = is_x86_feature_detected!("avx2") && is_x86_feature_detected!("f16c");
+        let found = is_x86_feature_detected!("avx2")
+            && is_x86_feature_detected!("fma")
+            && is_x86_feature_detected!("f16c");
         found.then_some(Self(()))
     }
 }
 
-impl Dot for Avx2 {
-    fn q4_0<const N: usize>(self, row: &[u8], xs: [QuantisedRow<'_>; N]) -> [f32; N] {
-        checked_blocks(row, Format::Q4_0.block_bytes(), &xs);
-        // SAFETY: `self` exists, so `detect` saw the features.
-        unsafe { q4_0(row, xs) }
+impl Simd for Avx2 {
+    type Bytes = [__m256i; 2];
+    type Ints = [__m256i; 2];
+    type Floats = [__m256; 2];
+
+    #[inline(always)]
+    fn prefetch(self, at: &u8) {
+        let ahead = core::ptr::from_ref(at).wrapping_add(AHEAD);
+        // SAFETY: a prefetch reads nothing that the program sees, and never faults.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(ahead.cast()) }
     }
 
-    fn q4_1<const N: usize>(self, row: &[u8], xs: [QuantisedRow<'_>; N]) -> [f32; N] {
-        checked_blocks(row, Format::Q4_1.block_bytes(), &xs);
-        // SAFETY: as above.
-        unsafe { q4_1(row, xs) }
+    #[inline(always)]
+    fn load(self, bytes: &[u8; 64]) -> [__m256i; 2] {
+        // SAFETY: both are 64 bytes without padding, and any bits are valid.
+        unsafe { transmute::<[u8; 64], [__m256i; 2]>(*bytes) }
     }
 
-    fn q8_0<const N: usize>(self, row: &[u8], xs: [QuantisedRow<'_>; N]) -> [f32; N] {
-        checked_blocks(row, Format::Q8_0.block_bytes(), &xs);
-        // SAFETY: as above.
-        unsafe { q8_0(row, xs) }
+    #[inline(always)]
+    fn store(self, bytes: [__m256i; 2], to: &mut [u8; 64]) {
+        // SAFETY: both are 64 bytes without padding, and any bits are valid.
+        *to = unsafe { transmute::<[__m256i; 2], [u8; 64]>(bytes) };
     }
 
-    fn f32(self, row: &[u8], x: &[f32]) -> f32 {
-        assert_eq!(row.len(), x.len() * 4, "row of another length");
-        // SAFETY: as above.
-        unsafe { f32(row, x) }
-    }
-
-    fn f16(self, row: &[u8], x: &[f32]) -> f32 {
-        assert_eq!(row.len(), x.len() * 2, "row of another length");
-        // SAFETY: as above.
-        unsafe { f16(row, x) }
-    }
-
-    fn bf16(self, row: &[u8], x: &[f32]) -> f32 {
-        assert_eq!(row.len(), x.len() * 2, "row of another length");
-        // SAFETY: as above.
-        unsafe { bf16(row, x) }
-    }
-
-    fn add_scaled_f16(self, factor: f32, row: &[u8], sums: &mut [f32]) {
-        assert_eq!(row.len(), sums.len() * 2, "row of another length");
-        // SAFETY: as above.
-        unsafe { add_scaled_f16(factor, row, sums) }
-    }
-}
-
-quantised_dots!("avx2,f16c");
-
-/// Weights below 16: a pair of products is at most 2 · 15 · 127, within 16 bits.
-#[target_feature(enable = "avx2")]
-#[inline]
-fn dot_unsigned(weights: __m256i, quants: __m256i) -> __m256i {
-    let pairs = _mm256_maddubs_epi16(weights, quants);
-    _mm256_madd_epi16(pairs, _mm256_set1_epi16(1))
-}
-
-/// `|w| · (q with the sign of w)`: at most 2 · 128 · 127 = 32512 a pair, since no quant is −128.
-#[target_feature(enable = "avx2")]
-#[inline]
-fn dot_signed(weights: __m256i, quants: __m256i) -> __m256i {
-    dot_unsigned(_mm256_abs_epi8(weights), _mm256_sign_epi8(quants, weights))
-}
-
-#[target_feature(enable = "avx2,f16c")]
-fn f32(row: &[u8], x: &[f32]) -> f32 {
-    let value = |bytes: &[u8]| f32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]);
-    plain::<32, 4>(row, x, |bytes| load_floats_le(bytes), value)
-}
-
-#[target_feature(enable = "avx2,f16c")]
-fn f16(row: &[u8], x: &[f32]) -> f32 {
-    plain::<16, 2>(row, x, |bytes| _mm256_cvtph_ps(load_16(bytes)), |bytes| half_at(bytes, 0))
-}
-
-#[target_feature(enable = "avx2,f16c")]
-fn bf16(row: &[u8], x: &[f32]) -> f32 {
-    let widen = |bytes: &[u8; 16]| {
-        _mm256_castsi256_ps(_mm256_slli_epi32::<16>(_mm256_cvtepu16_epi32(load_16(bytes))))
-    };
-    plain::<16, 2>(row, x, widen, |bytes| bf16_at(bytes, 0))
-}
-
-/// Two accumulators of eight are the sixteen lanes. `OCT` is the bytes of eight elements.
-#[target_feature(enable = "avx2,f16c")]
-#[inline]
-fn plain<const OCT: usize, const BYTES: usize>(
-    row: &[u8],
-    x: &[f32],
-    widen: impl Fn(&[u8; OCT]) -> __m256,
-    value: impl Fn(&[u8]) -> f32,
-) -> f32 {
-    let (weights, _) = row.as_chunks::<OCT>();
-    let (values, _) = x.as_chunks::<8>();
-    let mut lanes = [_mm256_setzero_ps(); 2];
-    let (weights, values) = (weights.as_chunks::<2>().0, values.as_chunks::<2>().0);
-    for (weights, values) in weights.iter().zip(values) {
-        for ((lanes, weights), values) in lanes.iter_mut().zip(weights).zip(values) {
-            *lanes = _mm256_add_ps(*lanes, _mm256_mul_ps(widen(weights), load_floats(values)));
+    #[inline(always)]
+    fn and(self, [a, b]: [__m256i; 2], mask: u8) -> [__m256i; 2] {
+        // SAFETY: `self` exists, so `detect` saw the features; so below.
+        unsafe {
+            let mask = _mm256_set1_epi8(mask.cast_signed());
+            [_mm256_and_si256(a, mask), _mm256_and_si256(b, mask)]
         }
     }
-    let mut all = [0.0; LANES];
-    all[..8].copy_from_slice(&floats(lanes[0]));
-    all[8..].copy_from_slice(&floats(lanes[1]));
-    finish_plain(all, row, x, values.len() * LANES, value)
+
+    #[inline(always)]
+    fn or(self, [a, b]: [__m256i; 2], [c, d]: [__m256i; 2]) -> [__m256i; 2] {
+        // SAFETY: as above.
+        unsafe { [_mm256_or_si256(a, c), _mm256_or_si256(b, d)] }
+    }
+
+    #[inline(always)]
+    fn shr(self, [a, b]: [__m256i; 2], bits: usize) -> [__m256i; 2] {
+        // SAFETY: as above.
+        unsafe {
+            let bits = _mm256_set1_epi32(bits as i32);
+            [_mm256_srlv_epi32(a, bits), _mm256_srlv_epi32(b, bits)]
+        }
+    }
+
+    #[inline(always)]
+    fn shl(self, [a, b]: [__m256i; 2], bits: usize) -> [__m256i; 2] {
+        // SAFETY: as above.
+        unsafe {
+            let bits = _mm256_set1_epi32(bits as i32);
+            [_mm256_sllv_epi32(a, bits), _mm256_sllv_epi32(b, bits)]
+        }
+    }
+
+    #[inline(always)]
+    fn unsigned(self, [a, b]: [__m256i; 2]) -> [__m256; 2] {
+        // SAFETY: as above.
+        unsafe {
+            let mask = _mm256_set1_epi32(0xff);
+            let (a, b) = (_mm256_and_si256(a, mask), _mm256_and_si256(b, mask));
+            [_mm256_cvtepi32_ps(a), _mm256_cvtepi32_ps(b)]
+        }
+    }
+
+    #[inline(always)]
+    fn signed(self, [a, b]: [__m256i; 2]) -> [__m256; 2] {
+        // SAFETY: as above.
+        unsafe {
+            let (a, b) = (_mm256_slli_epi32::<24>(a), _mm256_slli_epi32::<24>(b));
+            let (a, b) = (_mm256_srai_epi32::<24>(a), _mm256_srai_epi32::<24>(b));
+            [_mm256_cvtepi32_ps(a), _mm256_cvtepi32_ps(b)]
+        }
+    }
+
+    #[inline(always)]
+    fn halves(self, bytes: &[u8; 32]) -> [__m256; 2] {
+        // SAFETY: both are 32 bytes without padding, and any bits are valid.
+        let [a, b] = unsafe { transmute::<[u8; 32], [__m128i; 2]>(*bytes) };
+        // SAFETY: as above.
+        unsafe { [_mm256_cvtph_ps(a), _mm256_cvtph_ps(b)] }
+    }
+
+    #[inline(always)]
+    fn bf16s(self, bytes: &[u8; 32]) -> [__m256; 2] {
+        // SAFETY: both are 32 bytes without padding, and any bits are valid.
+        let [a, b] = unsafe { transmute::<[u8; 32], [__m128i; 2]>(*bytes) };
+        // SAFETY: as above.
+        unsafe {
+            let (a, b) = (_mm256_cvtepu16_epi32(a), _mm256_cvtepu16_epi32(b));
+            let (a, b) = (_mm256_slli_epi32::<16>(a), _mm256_slli_epi32::<16>(b));
+            [_mm256_castsi256_ps(a), _mm256_castsi256_ps(b)]
+        }
+    }
+
+    #[inline(always)]
+    fn singles(self, bytes: &[u8; 64]) -> [__m256; 2] {
+        // SAFETY: both are 64 bytes without padding, any bits are valid, and x86 is little-endian.
+        unsafe { transmute::<[u8; 64], [__m256; 2]>(*bytes) }
+    }
+
+    #[inline(always)]
+    fn floats(self, from: &[f32; LANES]) -> [__m256; 2] {
+        // SAFETY: both are sixteen floats.
+        unsafe { transmute::<[f32; LANES], [__m256; 2]>(*from) }
+    }
+
+    #[inline(always)]
+    fn store_floats(self, a: [__m256; 2], to: &mut [f32; LANES]) {
+        // SAFETY: both are sixteen floats.
+        *to = unsafe { transmute::<[__m256; 2], [f32; LANES]>(a) };
+    }
+
+    #[inline(always)]
+    fn splat(self, a: f32) -> [__m256; 2] {
+        // SAFETY: as above.
+        [unsafe { _mm256_set1_ps(a) }; 2]
+    }
+
+    #[inline(always)]
+    fn mul(self, [a, b]: [__m256; 2], [c, d]: [__m256; 2]) -> [__m256; 2] {
+        // SAFETY: as above.
+        unsafe { [_mm256_mul_ps(a, c), _mm256_mul_ps(b, d)] }
+    }
+
+    #[inline(always)]
+    fn fma(self, [a, b]: [__m256; 2], [c, d]: [__m256; 2], [e, f]: [__m256; 2]) -> [__m256; 2] {
+        // SAFETY: as above.
+        unsafe { [_mm256_fmadd_ps(a, c, e), _mm256_fmadd_ps(b, d, f)] }
+    }
+
+    #[inline(always)]
+    fn splat_int(self, a: i32) -> [__m256i; 2] {
+        // SAFETY: as above.
+        [unsafe { _mm256_set1_epi32(a) }; 2]
+    }
+
+    #[inline(always)]
+    fn to_floats(self, [a, b]: [__m256i; 2]) -> [__m256; 2] {
+        // SAFETY: as above.
+        unsafe { [_mm256_cvtepi32_ps(a), _mm256_cvtepi32_ps(b)] }
+    }
+
+    #[inline(always)]
+    fn dot<const WIDE: bool>(
+        self,
+        sum: [__m256i; 2],
+        weights: [__m256i; 2],
+        x: [i8; 4],
+    ) -> [__m256i; 2] {
+        let x = four(x);
+        [dot::<WIDE>(self, sum[0], weights[0], x), dot::<WIDE>(self, sum[1], weights[1], x)]
+    }
 }
 
-#[target_feature(enable = "avx2,f16c")]
-fn add_scaled_f16(factor: f32, row: &[u8], sums: &mut [f32]) {
-    let (rows, rest) = row.as_chunks::<16>();
-    let (octets, sums_rest) = sums.as_chunks_mut::<8>();
-    let factors = _mm256_set1_ps(factor);
-    for (row, sums) in rows.iter().zip(octets) {
-        let product = _mm256_mul_ps(factors, _mm256_cvtph_ps(load_16(row)));
-        *sums = floats(_mm256_add_ps(load_floats(sums), product));
-    }
-    for (bytes, sum) in rest.chunks_exact(2).zip(sums_rest) {
-        *sum += factor * half_at(bytes, 0);
+/// `vpmaddubsw` saturates a pair of products at 16 bits. Weights up to 127 stay below (2 · 127 · 127 = 32258), so of wide
+/// weights the highest bit is taken apart.
+#[inline(always)]
+fn dot<const WIDE: bool>(_proof: Avx2, sum: __m256i, weights: __m256i, x: i32) -> __m256i {
+    // SAFETY: the proof exists, so `detect` saw the features.
+    unsafe {
+        let x = _mm256_set1_epi32(x);
+        let low = if WIDE { _mm256_and_si256(weights, _mm256_set1_epi8(127)) } else { weights };
+        let pairs = _mm256_maddubs_epi16(low, x);
+        let sum = _mm256_add_epi32(sum, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
+        if !WIDE {
+            return sum;
+        }
+        let high = _mm256_and_si256(_mm256_srli_epi32::<7>(weights), _mm256_set1_epi8(1));
+        let pairs = _mm256_maddubs_epi16(high, x);
+        _mm256_add_epi32(sum, _mm256_madd_epi16(pairs, _mm256_set1_epi16(128)))
     }
 }
 
-#[target_feature(enable = "avx2")]
-#[inline]
-fn load_floats_le(bytes: &[u8; 32]) -> __m256 {
-    // x86 is little-endian.
-    _mm256_castsi256_ps(load_bytes(bytes))
-}
+kernels!(Avx2, "avx2,f16c,fma");
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::dot::tests::check;
+    use crate::kernels::tests::check;
 
     #[test]
     fn avx2_is_bit_identical_to_scalar() {
         match Avx2::detect() {
             Some(avx2) => check(avx2),
-            None => println!("skipped: this CPU has no AVX2 with F16C"),
+            None => println!("skipped: this CPU has no AVX2 with FMA and F16C"),
         }
     }
 }

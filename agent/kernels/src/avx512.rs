@@ -1,16 +1,15 @@
-//! AVX-512: VNNI dot products on 256-bit vectors (one block), 512-bit vectors for plain numbers.
+//! AVX-512 with VNNI: a lane set is one register.
+#![expect(clippy::cast_possible_truncation, reason = "shifts are below 32")]
+#![expect(
+    clippy::multiple_unsafe_ops_per_block,
+    reason = "a block is one operation on sixteen lanes, and all its instructions need the same proof"
+)]
 
 use core::arch::x86_64::*;
 use core::mem::transmute;
 
-use crate::activations::{GROUP, QuantisedRow};
-use crate::dot::{Dot, LANES, checked_blocks, reduce};
-use crate::format::{Format, bf16_at, half_at};
-use crate::scalar::finish_plain;
-use crate::x86::{
-    array, floats, load_16, load_bytes, load_floats, load_quants, nibbles, quantised_dots,
-    sum_each, widen_halves,
-};
+use crate::kernels::kernels;
+use crate::simd::{AHEAD, LANES, Simd, four};
 
 /// Proof that this CPU has AVX-512 F, BW, VL and VNNI, and what [`crate::Avx2`] proves.
 #[derive(Clone, Copy, Debug)]
@@ -29,126 +28,145 @@ impl Avx512 {
     }
 }
 
-impl Dot for Avx512 {
-    fn q4_0<const N: usize>(self, row: &[u8], xs: [QuantisedRow<'_>; N]) -> [f32; N] {
-        checked_blocks(row, Format::Q4_0.block_bytes(), &xs);
-        // SAFETY: `self` exists, so `detect` saw the features.
-        unsafe { q4_0(row, xs) }
+// Loads by value rather than by pointer: a build with debug assertions checks each pointer load, at several times its
+// cost.
+impl Simd for Avx512 {
+    type Bytes = __m512i;
+    type Ints = __m512i;
+    type Floats = __m512;
+
+    #[inline(always)]
+    fn prefetch(self, at: &u8) {
+        let ahead = core::ptr::from_ref(at).wrapping_add(AHEAD);
+        // SAFETY: a prefetch reads nothing that the program sees, and never faults.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(ahead.cast()) }
     }
 
-    fn q4_1<const N: usize>(self, row: &[u8], xs: [QuantisedRow<'_>; N]) -> [f32; N] {
-        checked_blocks(row, Format::Q4_1.block_bytes(), &xs);
+    #[inline(always)]
+    fn load(self, bytes: &[u8; 64]) -> __m512i {
+        // SAFETY: both are 64 bytes without padding, and any bits are valid.
+        unsafe { transmute::<[u8; 64], __m512i>(*bytes) }
+    }
+
+    #[inline(always)]
+    fn store(self, bytes: __m512i, to: &mut [u8; 64]) {
+        // SAFETY: both are 64 bytes without padding, and any bits are valid.
+        *to = unsafe { transmute::<__m512i, [u8; 64]>(bytes) };
+    }
+
+    #[inline(always)]
+    fn and(self, a: __m512i, mask: u8) -> __m512i {
+        // SAFETY: `self` exists, so `detect` saw the features; so below.
+        unsafe { _mm512_and_si512(a, _mm512_set1_epi8(mask.cast_signed())) }
+    }
+
+    #[inline(always)]
+    fn or(self, a: __m512i, b: __m512i) -> __m512i {
         // SAFETY: as above.
-        unsafe { q4_1(row, xs) }
+        unsafe { _mm512_or_si512(a, b) }
     }
 
-    fn q8_0<const N: usize>(self, row: &[u8], xs: [QuantisedRow<'_>; N]) -> [f32; N] {
-        checked_blocks(row, Format::Q8_0.block_bytes(), &xs);
+    #[inline(always)]
+    fn shr(self, a: __m512i, bits: usize) -> __m512i {
         // SAFETY: as above.
-        unsafe { q8_0(row, xs) }
+        unsafe { _mm512_srlv_epi32(a, _mm512_set1_epi32(bits as i32)) }
     }
 
-    fn f32(self, row: &[u8], x: &[f32]) -> f32 {
-        assert_eq!(row.len(), x.len() * 4, "row of another length");
+    #[inline(always)]
+    fn shl(self, a: __m512i, bits: usize) -> __m512i {
         // SAFETY: as above.
-        unsafe { f32(row, x) }
+        unsafe { _mm512_sllv_epi32(a, _mm512_set1_epi32(bits as i32)) }
     }
 
-    fn f16(self, row: &[u8], x: &[f32]) -> f32 {
-        assert_eq!(row.len(), x.len() * 2, "row of another length");
+    #[inline(always)]
+    fn unsigned(self, a: __m512i) -> __m512 {
         // SAFETY: as above.
-        unsafe { f16(row, x) }
+        unsafe { _mm512_cvtepi32_ps(_mm512_and_si512(a, _mm512_set1_epi32(0xff))) }
     }
 
-    fn bf16(self, row: &[u8], x: &[f32]) -> f32 {
-        assert_eq!(row.len(), x.len() * 2, "row of another length");
+    #[inline(always)]
+    fn signed(self, a: __m512i) -> __m512 {
         // SAFETY: as above.
-        unsafe { bf16(row, x) }
+        unsafe { _mm512_cvtepi32_ps(_mm512_srai_epi32::<24>(_mm512_slli_epi32::<24>(a))) }
     }
 
-    fn add_scaled_f16(self, factor: f32, row: &[u8], sums: &mut [f32]) {
-        assert_eq!(row.len(), sums.len() * 2, "row of another length");
+    #[inline(always)]
+    fn halves(self, bytes: &[u8; 32]) -> __m512 {
+        // SAFETY: both are 32 bytes without padding, and any bits are valid.
+        let halves = unsafe { transmute::<[u8; 32], __m256i>(*bytes) };
         // SAFETY: as above.
-        unsafe { add_scaled_f16(factor, row, sums) }
+        unsafe { _mm512_cvtph_ps(halves) }
     }
-}
 
-quantised_dots!("avx2,f16c,avx512f,avx512bw,avx512vl,avx512vnni");
+    #[inline(always)]
+    fn bf16s(self, bytes: &[u8; 32]) -> __m512 {
+        // SAFETY: both are 32 bytes without padding, and any bits are valid.
+        let numbers = unsafe { transmute::<[u8; 32], __m256i>(*bytes) };
+        // SAFETY: as above.
+        unsafe { _mm512_castsi512_ps(_mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(numbers))) }
+    }
 
-/// Four products a lane, summed in 32 bits without saturation.
-#[target_feature(enable = "avx512vl,avx512vnni")]
-#[inline]
-fn dot_unsigned(weights: __m256i, quants: __m256i) -> __m256i {
-    _mm256_dpbusd_epi32(_mm256_setzero_si256(), weights, quants)
-}
+    #[inline(always)]
+    fn singles(self, bytes: &[u8; 64]) -> __m512 {
+        // SAFETY: both are 64 bytes without padding, any bits are valid, and x86 is little-endian.
+        unsafe { transmute::<[u8; 64], __m512>(*bytes) }
+    }
 
-/// `|w| · (q with the sign of w)`; exact, since no quant is −128.
-#[target_feature(enable = "avx2,avx512vl,avx512vnni")]
-#[inline]
-fn dot_signed(weights: __m256i, quants: __m256i) -> __m256i {
-    dot_unsigned(_mm256_abs_epi8(weights), _mm256_sign_epi8(quants, weights))
-}
-
-#[target_feature(enable = "avx2,f16c,avx512f,avx512bw,avx512vl")]
-fn f32(row: &[u8], x: &[f32]) -> f32 {
-    let value = |bytes: &[u8]| f32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]);
-    // SAFETY: both are 64 bytes without padding, any bits are valid, and x86 is little-endian.
-    let widen = |bytes: &[u8; 64]| unsafe { transmute::<[u8; 64], __m512>(*bytes) };
-    plain::<64>(row, x, widen, value)
-}
-
-#[target_feature(enable = "avx2,f16c,avx512f,avx512bw,avx512vl")]
-fn f16(row: &[u8], x: &[f32]) -> f32 {
-    plain::<32>(row, x, |bytes| _mm512_cvtph_ps(load_bytes(bytes)), |bytes| half_at(bytes, 0))
-}
-
-#[target_feature(enable = "avx2,f16c,avx512f,avx512bw,avx512vl")]
-fn bf16(row: &[u8], x: &[f32]) -> f32 {
-    let widen = |bytes: &[u8; 32]| {
-        _mm512_castsi512_ps(_mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(load_bytes(bytes))))
-    };
-    plain::<32>(row, x, widen, |bytes| bf16_at(bytes, 0))
-}
-
-/// `CHUNK` is the bytes of sixteen elements, one per lane.
-#[target_feature(enable = "avx2,f16c,avx512f,avx512bw,avx512vl")]
-#[inline]
-fn plain<const CHUNK: usize>(
-    row: &[u8],
-    x: &[f32],
-    widen: impl Fn(&[u8; CHUNK]) -> __m512,
-    value: impl Fn(&[u8]) -> f32,
-) -> f32 {
-    let (weights, values) = (row.as_chunks::<CHUNK>().0, x.as_chunks::<LANES>().0);
-    let mut lanes = _mm512_setzero_ps();
-    for (weights, values) in weights.iter().zip(values) {
+    #[inline(always)]
+    fn floats(self, from: &[f32; LANES]) -> __m512 {
         // SAFETY: both are sixteen floats.
-        let values = unsafe { transmute::<[f32; 16], __m512>(*values) };
-        lanes = _mm512_add_ps(lanes, _mm512_mul_ps(widen(weights), values));
+        unsafe { transmute::<[f32; LANES], __m512>(*from) }
     }
-    // SAFETY: both are sixteen floats.
-    let all = unsafe { transmute::<__m512, [f32; LANES]>(lanes) };
-    finish_plain(all, row, x, values.len() * LANES, value)
+
+    #[inline(always)]
+    fn store_floats(self, a: __m512, to: &mut [f32; LANES]) {
+        // SAFETY: both are sixteen floats.
+        *to = unsafe { transmute::<__m512, [f32; LANES]>(a) };
+    }
+
+    #[inline(always)]
+    fn splat(self, a: f32) -> __m512 {
+        // SAFETY: as above.
+        unsafe { _mm512_set1_ps(a) }
+    }
+
+    #[inline(always)]
+    fn mul(self, a: __m512, b: __m512) -> __m512 {
+        // SAFETY: as above.
+        unsafe { _mm512_mul_ps(a, b) }
+    }
+
+    #[inline(always)]
+    fn fma(self, a: __m512, b: __m512, c: __m512) -> __m512 {
+        // SAFETY: as above.
+        unsafe { _mm512_fmadd_ps(a, b, c) }
+    }
+
+    #[inline(always)]
+    fn splat_int(self, a: i32) -> __m512i {
+        // SAFETY: as above.
+        unsafe { _mm512_set1_epi32(a) }
+    }
+
+    #[inline(always)]
+    fn to_floats(self, a: __m512i) -> __m512 {
+        // SAFETY: as above.
+        unsafe { _mm512_cvtepi32_ps(a) }
+    }
+
+    #[inline(always)]
+    fn dot<const WIDE: bool>(self, sum: __m512i, weights: __m512i, x: [i8; 4]) -> __m512i {
+        // SAFETY: as above.
+        unsafe { _mm512_dpbusd_epi32(sum, weights, _mm512_set1_epi32(four(x))) }
+    }
 }
 
-#[target_feature(enable = "avx2,f16c,avx512f,avx512bw,avx512vl")]
-fn add_scaled_f16(factor: f32, row: &[u8], sums: &mut [f32]) {
-    let (rows, rest) = row.as_chunks::<16>();
-    let (octets, sums_rest) = sums.as_chunks_mut::<8>();
-    let factors = _mm256_set1_ps(factor);
-    for (row, sums) in rows.iter().zip(octets) {
-        let product = _mm256_mul_ps(factors, _mm256_cvtph_ps(load_16(row)));
-        *sums = floats(_mm256_add_ps(load_floats(sums), product));
-    }
-    for (bytes, sum) in rest.chunks_exact(2).zip(sums_rest) {
-        *sum += factor * half_at(bytes, 0);
-    }
-}
+kernels!(Avx512, "avx2,f16c,fma,avx512f,avx512bw,avx512vl,avx512vnni");
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::dot::tests::check;
+    use crate::kernels::tests::check;
 
     #[test]
     fn avx512_is_bit_identical_to_scalar() {

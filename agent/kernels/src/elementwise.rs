@@ -1,68 +1,139 @@
-//! What is done to each number of a row. One implementation, plain Rust that the compiler vectorises:
-//! these are a small part of a step, and one order of operations is one result.
+//! What is done to each number of a row. One implementation, plain Rust that the compiler vectorises for each
+//! instruction set: it fuses and reorders nothing, so that one order of operations is one result.
 
-/// `out = x / sqrt(mean(x²) + epsilon) · weight` (Zhang & Sennrich, "Root Mean Square Layer
-/// Normalization", 2019).
-///
-/// # Panics
-/// If the lengths differ.
-pub fn rms_norm(x: &[f32], weight: &[f32], epsilon: f32, out: &mut [f32]) {
-    assert!(x.len() == weight.len() && x.len() == out.len(), "rows of different lengths");
-    let mut lanes = [0.0; crate::dot::LANES];
-    for chunk in x.chunks(lanes.len()) {
-        for (lane, x) in lanes.iter_mut().zip(chunk) {
+use crate::simd::{LANES, reduce};
+
+/// Defines a function that runs with the widest vectors of this CPU.
+macro_rules! widest {
+    ($(#[$meta:meta])* $visibility:vis fn $name:ident($($arg:ident: $type:ty),* $(,)?) $body:block) => {
+        $(#[$meta])*
+        $visibility fn $name($($arg: $type),*) {
+            #[inline(always)]
+            fn body($($arg: $type),*) $body
+
+            #[cfg(target_arch = "x86_64")]
+            {
+                #[target_feature(enable = "avx2,f16c,fma,avx512f,avx512bw,avx512vl")]
+                fn avx512($($arg: $type),*) {
+                    body($($arg),*);
+                }
+                #[target_feature(enable = "avx2,f16c,fma")]
+                fn avx2($($arg: $type),*) {
+                    body($($arg),*);
+                }
+                if $crate::Avx512::detect().is_some() {
+                    // SAFETY: the proof exists, so the CPU has the features.
+                    return unsafe { avx512($($arg),*) };
+                }
+                if $crate::Avx2::detect().is_some() {
+                    // SAFETY: as above.
+                    return unsafe { avx2($($arg),*) };
+                }
+            }
+            body($($arg),*);
+        }
+    };
+}
+pub(crate) use widest;
+
+widest! {
+    /// `out = x / sqrt(mean(x²) + epsilon) · weight` (Zhang & Sennrich, "Root Mean Square Layer
+    /// Normalization", 2019).
+    ///
+    /// # Panics
+    /// If the lengths differ.
+    pub fn rms_norm(x: &[f32], weight: &[f32], epsilon: f32, out: &mut [f32]) {
+        assert!(x.len() == weight.len() && x.len() == out.len(), "rows of different lengths");
+        let mut lanes = [0.0; LANES];
+        let (chunks, rest) = x.as_chunks::<LANES>();
+        for chunk in chunks {
+            for (lane, x) in lanes.iter_mut().zip(chunk) {
+                *lane += x * x;
+            }
+        }
+        for (lane, x) in lanes.iter_mut().zip(rest) {
             *lane += x * x;
         }
-    }
-    let mean = crate::dot::reduce(lanes) / x.len() as f32;
-    let scale = 1.0 / (mean + epsilon).sqrt();
-    for ((out, x), weight) in out.iter_mut().zip(x).zip(weight) {
-        *out = x * scale * weight;
-    }
-}
-
-/// Rotates neighbouring pairs of each head; `turns` holds `(cos, sin)` of each pair at this position.
-/// GGUF permutes `llama` weights so that pairs are neighbours (llama.cpp, `LLAMA_ROPE_TYPE_NORM`).
-/// Elements beyond `2 · turns.len()` of a head stay as they are.
-pub fn rope(x: &mut [f32], head_dim: usize, turns: &[(f32, f32)]) {
-    for head in x.chunks_exact_mut(head_dim) {
-        for (pair, (cos, sin)) in head.as_chunks_mut::<2>().0.iter_mut().zip(turns) {
-            let [a, b] = *pair;
-            *pair = [a * cos - b * sin, a * sin + b * cos];
+        let mean = reduce(lanes) / x.len() as f32;
+        let scale = 1.0 / (mean + epsilon).sqrt();
+        for ((out, x), weight) in out.iter_mut().zip(x).zip(weight) {
+            *out = x * scale * weight;
         }
     }
 }
 
-/// `gate = silu(gate) · up` (Shazeer, "GLU Variants Improve Transformer", 2020).
-///
-/// # Panics
-/// If the lengths differ.
-pub fn swiglu(gate: &mut [f32], up: &[f32]) {
-    assert_eq!(gate.len(), up.len(), "rows of different lengths");
-    for (gate, up) in gate.iter_mut().zip(up) {
-        *gate = *gate / (1.0 + exp(-*gate)) * up;
+widest! {
+    /// Rotates neighbouring pairs of each head; `turns` holds `(cos, sin)` of each pair at this position.
+    /// GGUF permutes `llama` weights so that pairs are neighbours (llama.cpp, `LLAMA_ROPE_TYPE_NORM`).
+    /// Elements beyond `2 · turns.len()` of a head stay as they are.
+    pub fn rope(x: &mut [f32], head_dim: usize, turns: &[(f32, f32)]) {
+        for head in x.chunks_exact_mut(head_dim) {
+            for (pair, (cos, sin)) in head.as_chunks_mut::<2>().0.iter_mut().zip(turns) {
+                let [a, b] = *pair;
+                *pair = [a * cos - b * sin, a * sin + b * cos];
+            }
+        }
     }
 }
 
-/// `x += y`.
-///
-/// # Panics
-/// If the lengths differ.
-pub fn add(x: &mut [f32], y: &[f32]) {
-    assert_eq!(x.len(), y.len(), "rows of different lengths");
-    for (x, y) in x.iter_mut().zip(y) {
-        *x += y;
+widest! {
+    /// `gate = silu(gate) · up` (Shazeer, "GLU Variants Improve Transformer", 2020).
+    ///
+    /// # Panics
+    /// If the lengths differ.
+    pub fn swiglu(gate: &mut [f32], up: &[f32]) {
+        assert_eq!(gate.len(), up.len(), "rows of different lengths");
+        for (gate, up) in gate.iter_mut().zip(up) {
+            *gate = *gate / (1.0 + exp_here(-*gate)) * up;
+        }
     }
 }
 
-/// Replaces scores by their softmax; a NaN makes all NaN.
-pub fn softmax(scores: &mut [f32]) {
-    let largest = scores.iter().fold(f32::NEG_INFINITY, |m, &s| if s > m { s } else { m });
-    let mut sum = 0.0;
+widest! {
+    /// `x += y`.
+    ///
+    /// # Panics
+    /// If the lengths differ.
+    pub fn add(x: &mut [f32], y: &[f32]) {
+        assert_eq!(x.len(), y.len(), "rows of different lengths");
+        for (x, y) in x.iter_mut().zip(y) {
+            *x += y;
+        }
+    }
+}
+
+widest! {
+    /// Replaces scores by their softmax; a NaN makes all NaN.
+    pub fn softmax(scores: &mut [f32]) {
+        softmax_here(scores);
+    }
+}
+
+#[inline(always)]
+pub(crate) fn softmax_here(scores: &mut [f32]) {
+    let mut lanes = [f32::NEG_INFINITY; LANES];
+    let (chunks, rest) = scores.as_chunks::<LANES>();
+    for chunk in chunks {
+        for (lane, score) in lanes.iter_mut().zip(chunk) {
+            *lane = if *score > *lane { *score } else { *lane };
+        }
+    }
+    let both = rest.iter().chain(&lanes);
+    let largest = both.fold(f32::NEG_INFINITY, |m, &s| if s > m { s } else { m });
     for score in scores.iter_mut() {
-        *score = exp(*score - largest);
-        sum += *score;
+        *score = exp_here(*score - largest);
     }
+    let mut lanes = [0.0; LANES];
+    let (chunks, rest) = scores.as_chunks::<LANES>();
+    for chunk in chunks {
+        for (lane, score) in lanes.iter_mut().zip(chunk) {
+            *lane += score;
+        }
+    }
+    for (lane, score) in lanes.iter_mut().zip(rest) {
+        *lane += score;
+    }
+    let sum = reduce(lanes);
     for score in scores.iter_mut() {
         *score /= sum;
     }
@@ -71,20 +142,19 @@ pub fn softmax(scores: &mut [f32]) {
 /// `eˣ` within 2 units in the last place, from additions and multiplications alone, so that it is the
 /// same on every machine (a C library's is not). Below −87.3 it is 0; above 88.7 infinite.
 #[must_use]
-#[expect(clippy::cast_sign_loss, reason = "the exponent is made positive by its bias")]
-#[expect(clippy::cast_possible_truncation, reason = "|n| is at most 128")]
 pub fn exp(x: f32) -> f32 {
+    exp_here(x)
+}
+
+/// Without branches, so that it is vectorised: what is out of range is computed too, and replaced.
+#[inline(always)]
+fn exp_here(x: f32) -> f32 {
     const LN2_HIGH: f32 = 0.693_359_4;
     const LN2_LOW: f32 = -2.121_944_4e-4;
-    /// Adding 1.5 · 2²³ rounds to an integer.
+    /// Adding 1.5 · 2²³ rounds to an integer, and leaves it in the low bits.
     const ROUND: f32 = 12_582_912.0;
-    if x.is_nan() || x > 88.722_83 {
-        return x * f32::INFINITY;
-    }
-    if x < -87.336_54 {
-        return 0.0;
-    }
-    let n = x * std::f32::consts::LOG2_E + ROUND - ROUND;
+    let rounded = x * std::f32::consts::LOG2_E + ROUND;
+    let n = rounded - ROUND;
     let r = x - n * LN2_HIGH - n * LN2_LOW;
     // Minimax on ±ln(2)/2 (Cephes, expf).
     let mut p = 1.987_569_1e-4;
@@ -93,9 +163,12 @@ pub fn exp(x: f32) -> f32 {
     }
     let value = p * (r * r) + r + 1.0;
     // 2ⁿ in two factors: n = 128 has no exponent of its own.
-    let half = (n as i32) >> 1;
-    let power = |n: i32| f32::from_bits(((n + 127) as u32) << 23);
-    value * power(half) * power(n as i32 - half)
+    let n = rounded.to_bits().cast_signed().wrapping_sub(ROUND.to_bits().cast_signed());
+    let half = n >> 1;
+    let power = |n: i32| f32::from_bits(n.wrapping_add(127).cast_unsigned() << 23);
+    let value = value * power(half) * power(n.wrapping_sub(half));
+    let value = if x > 88.722_83 { f32::INFINITY } else { value };
+    if x < -87.336_54 { 0.0 } else { value }
 }
 
 #[cfg(test)]

@@ -1,4 +1,5 @@
-//! Tensor formats of GGUF, and half-precision numbers (ggml, `ggml-common.h`; IEEE 754-2019).
+//! Tensor formats of GGUF (layouts: ggml, `ggml-common.h`, `block_q4_0` and its kin; values: `ggml-quants.c`), and
+//! half-precision numbers (IEEE 754-2019).
 
 /// How a row of a tensor is stored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -13,23 +14,54 @@ pub enum Format {
     Q4_0,
     /// Blocks of 32: scale, minimum (f16), 16 bytes of nibbles; value = nibble · scale + minimum.
     Q4_1,
+    /// Blocks of 32: scale (f16), 32 high bits, 16 bytes of nibbles; value = (5 bits − 16) · scale.
+    Q5_0,
+    /// Blocks of 32: scale, minimum (f16), 32 high bits, 16 bytes of nibbles; value = 5 bits · scale + minimum.
+    Q5_1,
     /// Blocks of 32: scale (f16), 32 signed bytes; value = byte · scale.
     Q8_0,
+    /// Blocks of 256: scale, scale of the minima (f16), 8 scales and 8 minima of 6 bits, 128 bytes of nibbles;
+    /// value = nibble · (scale · its scale) − (scale of the minima · its minimum).
+    Q4K,
+    /// Blocks of 256: as [`Self::Q4K`], with 32 bytes of high bits before the nibbles.
+    Q5K,
+    /// Blocks of 256: 128 bytes of nibbles, 64 bytes of high pairs of bits, 16 signed scales, scale (f16);
+    /// value = (6 bits − 32) · (scale · its scale).
+    Q6K,
 }
+
+/// Every format, with the number that GGUF gives it (`ggml.h`, `enum ggml_type`).
+const NUMBERED: [(u32, Format); 11] = [
+    (0, Format::F32),
+    (1, Format::F16),
+    (2, Format::Q4_0),
+    (3, Format::Q4_1),
+    (6, Format::Q5_0),
+    (7, Format::Q5_1),
+    (8, Format::Q8_0),
+    (12, Format::Q4K),
+    (13, Format::Q5K),
+    (14, Format::Q6K),
+    (30, Format::Bf16),
+];
 
 impl Format {
     /// The format that GGUF numbers `id` (`enum ggml_type`), if it is one of ours.
     #[must_use]
     pub fn from_gguf(id: u32) -> Option<Self> {
-        Some(match id {
-            0 => Self::F32,
-            1 => Self::F16,
-            2 => Self::Q4_0,
-            3 => Self::Q4_1,
-            8 => Self::Q8_0,
-            30 => Self::Bf16,
-            _ => return None,
-        })
+        NUMBERED.into_iter().find(|(number, _)| *number == id).map(|(_, format)| format)
+    }
+
+    /// The number of this format in GGUF.
+    #[must_use]
+    pub fn gguf(self) -> u32 {
+        // Every format is listed; F32 is 0.
+        NUMBERED.into_iter().find(|(_, format)| *format == self).map_or(0, |(number, _)| number)
+    }
+
+    /// Every format.
+    pub fn all() -> impl Iterator<Item = Self> {
+        NUMBERED.into_iter().map(|(_, format)| format)
     }
 
     /// Elements of one block; a row holds whole blocks.
@@ -37,7 +69,8 @@ impl Format {
     pub fn block_elements(self) -> usize {
         match self {
             Self::F32 | Self::F16 | Self::Bf16 => 1,
-            Self::Q4_0 | Self::Q4_1 | Self::Q8_0 => 32,
+            Self::Q4_0 | Self::Q4_1 | Self::Q5_0 | Self::Q5_1 | Self::Q8_0 => 32,
+            Self::Q4K | Self::Q5K | Self::Q6K => 256,
         }
     }
 
@@ -49,7 +82,12 @@ impl Format {
             Self::F16 | Self::Bf16 => 2,
             Self::Q4_0 => 18,
             Self::Q4_1 => 20,
+            Self::Q5_0 => 22,
+            Self::Q5_1 => 24,
             Self::Q8_0 => 34,
+            Self::Q4K => 144,
+            Self::Q5K => 176,
+            Self::Q6K => 210,
         }
     }
 
@@ -87,6 +125,21 @@ impl Format {
                 let (scale, minimum) = (half_at(block, 0), half_at(block, 2));
                 decode_nibbles(&block[4..], out, |nibble| nibble * scale + minimum);
             }
+            Self::Q5_0 => {
+                let scale = half_at(block, 0);
+                decode_nibbles(&block[6..], out, |nibble| nibble);
+                add_high_bits(word_at(block, 2), out);
+                out.iter_mut().for_each(|out| *out = (*out - 16.0) * scale);
+            }
+            Self::Q5_1 => {
+                let (scale, minimum) = (half_at(block, 0), half_at(block, 2));
+                decode_nibbles(&block[8..], out, |nibble| nibble);
+                add_high_bits(word_at(block, 4), out);
+                out.iter_mut().for_each(|out| *out = *out * scale + minimum);
+            }
+            Self::Q4K => decode_k(block, &[], &block[16..], out),
+            Self::Q5K => decode_k(block, &block[16..48], &block[48..], out),
+            Self::Q6K => decode_6k(block, out),
             Self::Q8_0 => {
                 let scale = half_at(block, 0);
                 for (out, &byte) in out.iter_mut().zip(&block[2..]) {
@@ -103,6 +156,54 @@ fn decode_nibbles(bytes: &[u8], out: &mut [f32], value: impl Fn(f32) -> f32) {
         out[j] = value(f32::from(byte & 15));
         out[j + 16] = value(f32::from(byte >> 4));
     }
+}
+
+/// Adds bit `j` of `bits` to element `j` as its fifth.
+fn add_high_bits(bits: u32, out: &mut [f32]) {
+    for (j, out) in out.iter_mut().enumerate() {
+        *out += if bits >> j & 1 == 1 { 16.0 } else { 0.0 };
+    }
+}
+
+/// Q4_K and Q5_K (`ggml-quants.c`, `dequantize_row_q4_K`, `dequantize_row_q5_K`). Of 64 elements, the first 32 are the low
+/// nibbles of 32 bytes, the others the high ones; bit `s` of high byte `l` belongs to element `l` of sub-block `s`.
+fn decode_k(block: &[u8], high: &[u8], nibbles: &[u8], out: &mut [f32]) {
+    let (scale, minimum) = (half_at(block, 0), half_at(block, 2));
+    for (s, out) in out.chunks_exact_mut(32).enumerate() {
+        let (factor, offset) = six_bits(&block[4..16], s);
+        let (factor, offset) = (scale * f32::from(factor), minimum * f32::from(offset));
+        for (l, out) in out.iter_mut().enumerate() {
+            let nibble = nibbles[s / 2 * 32 + l] >> (s % 2 * 4) & 15;
+            let bit = high.get(l).map_or(0, |high| high >> s & 1);
+            *out = f32::from(nibble | bit << 4) * factor - offset;
+        }
+    }
+}
+
+/// Scale and minimum of sub-block `s` in 12 bytes (`ggml-quants.c`, `get_scale_min_k4`).
+fn six_bits(packed: &[u8], s: usize) -> (u8, u8) {
+    if s < 4 {
+        return (packed[s] & 63, packed[s + 4] & 63);
+    }
+    let (low, high) = (packed[s + 4] & 15, packed[s + 4] >> 4);
+    (low | packed[s - 4] >> 6 << 4, high | packed[s] >> 6 << 4)
+}
+
+/// Q6_K (`ggml-quants.c`, `dequantize_row_q6_K`): each half of 128 elements has 64 bytes of nibbles, 32 of high pairs.
+fn decode_6k(block: &[u8], out: &mut [f32]) {
+    let scale = half_at(block, 208);
+    for (e, out) in out.iter_mut().enumerate() {
+        let (half, quarter, l) = (e / 128, e % 128 / 32, e % 32);
+        let nibble = block[half * 64 + quarter % 2 * 32 + l] >> (quarter / 2 * 4) & 15;
+        let pair = block[128 + half * 32 + l] >> (quarter * 2) & 3;
+        let factor = scale * f32::from(block[192 + e / 16].cast_signed());
+        *out = (f32::from(nibble | pair << 4) - 32.0) * factor;
+    }
+}
+
+/// The 32 bits at byte `at`.
+pub(crate) fn word_at(bytes: &[u8], at: usize) -> u32 {
+    u32::from_le_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]])
 }
 
 /// The half-precision number at byte `at`.
@@ -189,6 +290,33 @@ mod tests {
         block.extend((0..16).map(|i| i | (15 - i) << 4));
         Format::Q4_0.decode_row(&block, &mut out);
         assert_eq!((out[0], out[3], out[16], out[31]), (-16.0, -10.0, 14.0, -16.0));
+    }
+
+    /// Digests of what ggml's `dequantize_row_*` (llama.cpp of llama-cpp-python 0.3.36) makes of the same block.
+    #[test]
+    fn blocks_decode_to_the_bits_that_ggml_makes() {
+        let known = [
+            (Format::Q4_0, 0, 0xb15e_f000_u32),
+            (Format::Q4_1, 0, 0x0b87_1600),
+            (Format::Q5_0, 0, 0x81b7_2400),
+            (Format::Q5_1, 0, 0x879e_5a00),
+            (Format::Q8_0, 0, 0x4960_e000),
+            (Format::Q4K, 0, 0x908a_5580),
+            (Format::Q5K, 0, 0x4f3b_0b40),
+            (Format::Q6K, 208, 0xfbd8_aac4),
+        ];
+        for (format, at, truth) in known {
+            let mut block: Vec<u8> =
+                (0..format.block_bytes()).map(|i| (i * 73 + 41).to_le_bytes()[0]).collect();
+            block[at..at + 2].copy_from_slice(&0x2c37_u16.to_le_bytes());
+            if matches!(format, Format::Q4_1 | Format::Q5_1 | Format::Q4K | Format::Q5K) {
+                block[2..4].copy_from_slice(&0x2d8c_u16.to_le_bytes());
+            }
+            let mut out = vec![0.0; format.block_elements()];
+            format.decode_row(&block, &mut out);
+            let digest = |all: u32, v: &f32| all.wrapping_mul(31).wrapping_add(v.to_bits());
+            assert_eq!(out.iter().fold(0, digest), truth, "{format:?}");
+        }
     }
 
     #[test]

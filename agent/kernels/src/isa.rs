@@ -46,16 +46,16 @@ impl Isa {
     }
 }
 
-/// Evaluates `$body` with `$dot` bound to the variant's proof: one dispatch per operation, not per
+/// Evaluates `$body` with `$kernels` bound to the variant's proof: one dispatch per operation, not per
 /// element.
 macro_rules! with_variant {
-    ($isa:expr, $dot:ident => $body:expr) => {
+    ($isa:expr, $kernels:ident => $body:expr) => {
         match $isa {
-            $crate::Isa::Scalar($dot) => $body,
+            $crate::Isa::Scalar($kernels) => $body,
             #[cfg(target_arch = "x86_64")]
-            $crate::Isa::Avx2($dot) => $body,
+            $crate::Isa::Avx2($kernels) => $body,
             #[cfg(target_arch = "x86_64")]
-            $crate::Isa::Avx512($dot) => $body,
+            $crate::Isa::Avx512($kernels) => $body,
         }
     };
 }

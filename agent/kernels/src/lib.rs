@@ -2,11 +2,15 @@
 //!
 //! Invariants:
 //! - Every variant of a kernel returns the same bits as the scalar one, on every input: integer sums
-//!   are exact, and `f32` sums have a fixed number of lanes and a fixed order, with no fused
-//!   multiply-add. An answer therefore depends neither on the CPU nor on what else is in the batch.
+//!   are exact, and `f32` sums have a fixed number of lanes and a fixed order, fused multiply-adds where
+//!   the source says so and nowhere else. An answer therefore depends neither on the CPU nor on what
+//!   else is in the batch.
 //! - A value of [`Avx2`] or [`Avx512`] proves that the CPU has those instructions.
 //! - Nothing here panics on the *values* of weights or activations; shapes are asserted.
-#![expect(unsafe_code, reason = "vector loads and the worker pool; each with a SAFETY comment")]
+#![expect(
+    unsafe_code,
+    reason = "vectors, the worker pool and a system call; each with a SAFETY comment"
+)]
 
 mod activations;
 mod attention;
@@ -14,26 +18,30 @@ mod attention;
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
-mod dot;
 mod elementwise;
 mod format;
 mod isa;
+mod kernels;
 mod matmul;
+mod pages;
+mod plain;
 mod pool;
+mod quantised;
 mod scalar;
-#[cfg(target_arch = "x86_64")]
-mod x86;
+mod simd;
+mod tile;
 
-pub use activations::{Activations, BLOCK, QuantisedRow};
+pub use activations::{Activations, BLOCK};
 pub use attention::{Heads, attend};
 #[cfg(target_arch = "x86_64")]
 pub use avx2::Avx2;
 #[cfg(target_arch = "x86_64")]
 pub use avx512::Avx512;
-pub use dot::Dot;
 pub use elementwise::{add, exp, rms_norm, rope, softmax, swiglu};
 pub use format::{Format, f16_to_f32, f32_to_f16};
 pub use isa::Isa;
 pub use matmul::{Matrix, Product, matmul};
+pub use pages::gather_pages;
 pub use pool::Pool;
 pub use scalar::Scalar;
+pub use tile::{ROWS as TILE_ROWS, pack};

@@ -1,22 +1,66 @@
 //! Matrix products: rows of weights by rows of activations, shared among threads.
 //!
 //! Invariant: an element of a product depends on its row of weights and its row of activations only,
-//! never on how many there are or which thread takes them.
+//! never on how many there are, how they are stored or which thread takes them.
 
+use crate::activations::Group;
 use crate::isa::with_variant;
-use crate::{Activations, Dot, Format, Isa, Pool};
+use crate::kernels::{Kernels, PLAIN_ROWS};
+use crate::quantised::{PanelBlock, Sums};
+use crate::tile::{self, ROWS};
+use crate::{Activations, BLOCK, Format, Isa, Pool};
 
 /// A stored matrix: `rows` rows of `columns` elements, each row whole blocks.
 #[derive(Clone, Copy, Debug)]
 pub struct Matrix<'a> {
     /// Format of each row.
     pub format: Format,
+    /// Whether [`crate::pack`] has interleaved the rows. Others are interleaved anew for each product, which costs little
+    /// with many tokens and much with one.
+    pub packed: bool,
     /// Outputs.
     pub rows: usize,
     /// Inputs.
     pub columns: usize,
     /// `rows` times the format's bytes of a row.
     pub bytes: &'a [u8],
+}
+
+impl<'a> Matrix<'a> {
+    /// Decodes one row into `out`.
+    ///
+    /// # Panics
+    /// If there is no such row, or `out` is not as long as a row.
+    pub fn decode_row(&self, row: usize, out: &mut [f32]) {
+        assert!(row < self.rows && out.len() == self.columns, "no such row of a matrix");
+        let row_bytes = self.row_bytes();
+        match self.tile(row / ROWS * ROWS) {
+            Some(tile) => {
+                let mut plain = vec![0; row_bytes];
+                tile::row(self.format, tile, row % ROWS, &mut plain);
+                self.format.decode_row(&plain, out);
+            }
+            None => self.format.decode_row(&self.bytes[row * row_bytes..][..row_bytes], out),
+        }
+    }
+
+    fn row_bytes(&self) -> usize {
+        self.bytes.len() / self.rows
+    }
+
+    /// The sixteen rows from `first` on, if they are interleaved.
+    fn tile(&self, first: usize) -> Option<&'a [u8]> {
+        let interleaved =
+            self.packed && self.format.block_elements() > 1 && first + ROWS <= self.rows;
+        let row_bytes = self.row_bytes();
+        interleaved.then(|| &self.bytes[first * row_bytes..][..ROWS * row_bytes])
+    }
+
+    /// Up to `N` rows from `first` on, not interleaved.
+    fn rows_from(&self, first: usize, count: usize) -> impl Iterator<Item = &'a [u8]> {
+        let row_bytes = self.row_bytes();
+        self.bytes[first * row_bytes..].chunks_exact(row_bytes).take(count)
+    }
 }
 
 /// One matrix and where its product goes: `rows` values per token, token after token.
@@ -32,8 +76,10 @@ pub struct Product<'a> {
 const SHARED_WORK_MIN: usize = 1 << 17;
 /// Pieces per thread, so that a thread which was held up leaves its rest to the others.
 const PIECES: usize = 4;
-/// Tokens that share one decoding of a row.
-const TILE: usize = 4;
+/// Tokens that share one reading of plain rows.
+const PLAIN_TOKENS: usize = 4;
+/// Blocks of 32 columns that are unpacked at a time: 45 kB, which stay in the second cache while all tokens pass over them.
+const CHUNK: usize = 64;
 
 /// A run of rows, and for each token the slice of its output that they fill.
 struct Piece<'a> {
@@ -66,9 +112,10 @@ pub fn matmul(isa: Isa, pool: &mut Pool, x: &Activations, products: Vec<Product<
     }
 }
 
+/// Cuts at whole tiles.
 fn split<'a>(product: Product<'a>, parts: usize, pieces: &mut Vec<Piece<'a>>) {
     let matrix = product.matrix;
-    let rows = matrix.rows.div_ceil(parts).max(1);
+    let rows = matrix.rows.div_ceil(parts).max(1).next_multiple_of(ROWS);
     let first = pieces.len();
     for row_first in (0..matrix.rows).step_by(rows) {
         pieces.push(Piece { matrix, row_first, outs: Vec::new() });
@@ -81,57 +128,129 @@ fn split<'a>(product: Product<'a>, parts: usize, pieces: &mut Vec<Piece<'a>>) {
 }
 
 fn multiply(isa: Isa, piece: Piece<'_>, x: &Activations) {
-    with_variant!(isa, dot => match piece.matrix.format {
-        Format::Q4_0 => quantised(piece, x, |r, x| dot.q4_0(r, x), |r, x| dot.q4_0(r, x)),
-        Format::Q4_1 => quantised(piece, x, |r, x| dot.q4_1(r, x), |r, x| dot.q4_1(r, x)),
-        Format::Q8_0 => quantised(piece, x, |r, x| dot.q8_0(r, x), |r, x| dot.q8_0(r, x)),
-        Format::F32 => plain(piece, x, |row, x| dot.f32(row, x)),
-        Format::F16 => plain(piece, x, |row, x| dot.f16(row, x)),
-        Format::Bf16 => plain(piece, x, |row, x| dot.bf16(row, x)),
+    with_variant!(isa, kernels => match piece.matrix.format {
+        Format::F32 | Format::F16 | Format::Bf16 => plain(kernels, piece, x),
+        _ => quantised(kernels, piece, x),
     });
 }
 
-impl Piece<'_> {
-    fn rows(&self) -> impl Iterator<Item = &[u8]> {
-        let row_bytes = self.matrix.bytes.len() / self.matrix.rows;
-        self.matrix.bytes.chunks_exact(row_bytes).skip(self.row_first)
+/// Buffers of a piece.
+struct Scratch {
+    /// Rows interleaved just now.
+    tile: Vec<u8>,
+    panel: Vec<PanelBlock>,
+    /// Of each token.
+    sums: Vec<Sums>,
+}
+
+fn quantised<K: Kernels>(kernels: K, mut piece: Piece<'_>, x: &Activations) {
+    let groups: Vec<Group<'_>> = x.groups().collect();
+    let panel_blocks = if x.rows() > 1 { CHUNK } else { 0 };
+    let mut scratch = Scratch {
+        tile: Vec::new(),
+        panel: vec![PanelBlock::ZERO; panel_blocks],
+        sums: vec![Sums::ZERO; x.rows()],
+    };
+    let rows = piece.outs.first().map_or(0, |out| out.len());
+    for at in (0..rows).step_by(ROWS) {
+        let count = ROWS.min(rows - at);
+        scratch.sums.fill(Sums::ZERO);
+        tile_products(kernels, &piece.matrix, piece.row_first + at, count, &groups, &mut scratch);
+        for (out, sums) in piece.outs.iter_mut().zip(&scratch.sums) {
+            out[at..at + count].copy_from_slice(&sums.total()[..count]);
+        }
     }
 }
 
-fn quantised(
-    mut piece: Piece<'_>,
-    x: &Activations,
-    one: impl Fn(&[u8], [crate::QuantisedRow<'_>; 1]) -> [f32; 1],
-    tile: impl Fn(&[u8], [crate::QuantisedRow<'_>; TILE]) -> [f32; TILE],
+/// Adds the products of `count` rows from `first` on to the sums.
+fn tile_products<K: Kernels>(
+    kernels: K,
+    matrix: &Matrix<'_>,
+    first: usize,
+    count: usize,
+    groups: &[Group<'_>],
+    scratch: &mut Scratch,
 ) {
-    let outs = std::mem::take(&mut piece.outs);
-    let mut outs = outs.into_iter().enumerate();
-    loop {
-        // A tile of tokens passes over the rows while they are in the first cache.
-        let mut group: Vec<_> = outs.by_ref().take(TILE).collect();
-        let Some((first, rows)) = group.first().map(|(t, out)| (*t, out.len())) else { return };
-        if group.len() == TILE {
-            let xs = std::array::from_fn(|i| x.quantised(first + i));
-            for (i, row) in piece.rows().take(rows).enumerate() {
-                for ((_, out), value) in group.iter_mut().zip(tile(row, xs)) {
-                    out[i] = value;
-                }
+    let format = matrix.format;
+    let packed = matrix.tile(first);
+    let blocks = matrix.columns / BLOCK;
+    // What is packed needs no buffer for one token, and so no parts.
+    let step = if packed.is_some() && scratch.panel.is_empty() { blocks } else { CHUNK };
+    for from in (0..blocks).step_by(step) {
+        let part = step.min(blocks - from);
+        // Columns from here on, and how many bytes they take in a row. K blocks are never cut: a step is whole ones.
+        let (at, bytes) = (row_offset(matrix, from), row_offset(matrix, part));
+        let tile = match packed {
+            Some(tile) => &tile[at * ROWS..][..bytes * ROWS],
+            None => {
+                let rows = matrix.rows_from(first, count).map(|row| &row[at..][..bytes]);
+                scratch.tile.resize(bytes * ROWS, 0);
+                tile::interleave(format, &rows.collect::<Vec<_>>(), &mut scratch.tile);
+                &scratch.tile
             }
-        } else {
-            for (t, out) in group {
-                let x = x.quantised(t);
-                for (out, row) in out.iter_mut().zip(piece.rows()) {
-                    *out = one(row, [x])[0];
-                }
+        };
+        if let ([group], true) = (groups, scratch.panel.is_empty()) {
+            kernels.one(format, tile, group.part(from, part).blocks, &mut scratch.sums[0]);
+            continue;
+        }
+        let panel = &mut scratch.panel[..part];
+        kernels.unpack(format, tile, panel);
+        let mut sums = scratch.sums.as_mut_slice();
+        for group in groups {
+            let (now, later) = std::mem::take(&mut sums).split_at_mut(group.tokens);
+            kernels.many(format, panel, group.part(from, part), now);
+            sums = later;
+        }
+    }
+}
+
+/// Bytes of the first `blocks` blocks of 32 columns of a row.
+fn row_offset(matrix: &Matrix<'_>, blocks: usize) -> usize {
+    blocks * BLOCK / matrix.format.block_elements() * matrix.format.block_bytes()
+}
+
+fn plain<K: Kernels>(kernels: K, mut piece: Piece<'_>, x: &Activations) {
+    let rows = piece.outs.first().map_or(0, |out| out.len());
+    for at in (0..rows).step_by(PLAIN_ROWS) {
+        let count = PLAIN_ROWS.min(rows - at);
+        let mut weights = [&[][..]; PLAIN_ROWS];
+        for (weights, row) in
+            weights.iter_mut().zip(piece.matrix.rows_from(piece.row_first + at, count))
+        {
+            *weights = row;
+        }
+        // Places without a row repeat the first one.
+        let first = weights[0];
+        weights[count..].fill(first);
+        let mut token = 0;
+        while token < piece.outs.len() {
+            let format = piece.matrix.format;
+            if token + PLAIN_TOKENS <= piece.outs.len() {
+                let xs: [_; PLAIN_TOKENS] = std::array::from_fn(|i| x.row(token + i));
+                put(&mut piece.outs[token..], at, count, kernels.plain(format, weights, xs));
+                token += PLAIN_TOKENS;
+            } else {
+                put(
+                    &mut piece.outs[token..],
+                    at,
+                    count,
+                    kernels.plain(format, weights, [x.row(token)]),
+                );
+                token += 1;
             }
         }
     }
 }
 
-fn plain(mut piece: Piece<'_>, x: &Activations, dot: impl Fn(&[u8], &[f32]) -> f32) {
-    for (t, outs) in std::mem::take(&mut piece.outs).into_iter().enumerate() {
-        for (out, row) in outs.iter_mut().zip(piece.rows()) {
-            *out = dot(row, x.row(t));
+fn put<const N: usize>(
+    outs: &mut [&mut [f32]],
+    at: usize,
+    count: usize,
+    values: [[f32; N]; PLAIN_ROWS],
+) {
+    for (t, out) in outs.iter_mut().take(N).enumerate() {
+        for (out, values) in out[at..at + count].iter_mut().zip(&values) {
+            *out = values[t];
         }
     }
 }
@@ -139,8 +258,8 @@ fn plain(mut piece: Piece<'_>, x: &Activations, dot: impl Fn(&[u8], &[f32]) -> f
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::Scalar;
-    use crate::dot::tests::{FORMATS, Noise};
+    use crate::kernels::tests::Noise;
+    use crate::{Scalar, pack};
 
     fn product(isa: Isa, threads: usize, matrix: Matrix<'_>, values: &[f32]) -> Vec<u32> {
         let mut x = Activations::default();
@@ -152,20 +271,46 @@ mod tests {
     }
 
     #[test]
-    fn a_product_is_the_same_at_any_batch_thread_count_and_variant() {
+    fn a_product_is_the_same_at_any_batch_thread_count_packing_and_variant() {
         let mut noise = Noise(11);
-        let (rows, columns) = (97, 576);
-        for format in FORMATS {
-            let bytes: Vec<u8> = (0..rows).flat_map(|_| noise.row(format, columns)).collect();
-            let matrix = Matrix { format, rows, columns, bytes: &bytes };
-            let values: Vec<f32> = (0..columns * 7).map(|_| noise.value()).collect();
-            let truth = product(Isa::Scalar(Scalar), 1, matrix, &values);
-            assert_eq!(truth, product(Isa::detect(), 3, matrix, &values), "{format:?}");
-            let alone: Vec<u32> = values
-                .chunks_exact(columns)
-                .flat_map(|one| product(Isa::detect(), 2, matrix, one))
-                .collect();
-            assert_eq!(truth, alone, "{format:?}");
+        // More than a chunk of columns, and rows that do not fill the last tile.
+        let (rows, columns) = (97, 2304);
+        for format in Format::all() {
+            let plain: Vec<u8> = (0..rows).flat_map(|_| noise.row(format, columns)).collect();
+            let mut packed = plain.clone();
+            pack(format, rows, columns, &mut packed);
+            let plain = Matrix { format, packed: false, rows, columns, bytes: &plain };
+            let packed = Matrix { packed: true, bytes: &packed, ..plain };
+            let values: Vec<f32> = (0..columns * 11).map(|_| noise.value()).collect();
+            let truth = product(Isa::Scalar(Scalar), 1, plain, &values);
+            assert_eq!(truth, product(Isa::detect(), 3, plain, &values), "{format:?}");
+            assert_eq!(truth, product(Isa::detect(), 2, packed, &values), "{format:?}");
+            for matrix in [plain, packed] {
+                let alone: Vec<u32> = values
+                    .chunks_exact(columns)
+                    .flat_map(|one| product(Isa::detect(), 2, matrix, one))
+                    .collect();
+                assert_eq!(truth, alone, "{format:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_row_decodes_the_same_wherever_it_is() {
+        let mut noise = Noise(12);
+        let (rows, columns) = (35, 256);
+        for format in Format::all() {
+            let plain: Vec<u8> = (0..rows).flat_map(|_| noise.row(format, columns)).collect();
+            let mut packed = plain.clone();
+            pack(format, rows, columns, &mut packed);
+            let plain = Matrix { format, packed: false, rows, columns, bytes: &plain };
+            let packed = Matrix { packed: true, bytes: &packed, ..plain };
+            for row in 0..rows {
+                let (mut truth, mut found) = (vec![0.0; columns], vec![1.0; columns]);
+                plain.decode_row(row, &mut truth);
+                packed.decode_row(row, &mut found);
+                assert_eq!(found, truth, "{format:?}, row {row}");
+            }
         }
     }
 }

@@ -13,8 +13,8 @@ fuzz_target!(|body: &[u8]| {
     match request::parse(body) {
         Ok(request) => {
             assert!((1..=MESSAGES_MAX).contains(&request.messages.len()));
-            assert!((0.0..=2.0).contains(&request.temperature));
-            assert!(request.top_p > 0.0 && request.top_p <= 1.0);
+            assert_eq!(request.sampling.check(), Ok(()));
+            assert!(request.logprobs.is_none_or(|top| top <= 20));
             assert!(request.max_tokens.is_none_or(|(tokens, _)| tokens >= 1));
             assert!(request.stop.len() <= STOPS_MAX);
             assert!(request.stop.iter().all(|stop| (1..=STOP_BYTES_MAX).contains(&stop.len())));

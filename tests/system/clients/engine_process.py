@@ -56,9 +56,7 @@ class EngineProcess:
         chat = {
             "messages": [{"role": "user", "content": content}],
             "max_tokens": max_tokens,
-            "temperature": 0.0,
-            "top_p": 1.0,
-            "seed": 0,
+            "sampling": {"temperature": 0.0, "seed": 0},
             "stop": [],
             "partition": "peer",
         }

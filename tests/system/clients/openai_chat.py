@@ -10,6 +10,7 @@ import ssl
 import sys
 
 import openai
+from openai.types.chat import ChatCompletionTokenLogprob
 
 
 def parse_args() -> argparse.Namespace:
@@ -22,6 +23,9 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--stream", action="store_true")
     parser.add_argument("--max-tokens", type=int, default=None)
     parser.add_argument("--temperature", type=float, default=0.0)
+    parser.add_argument(
+        "--top-logprobs", type=int, help="show each token's logprob and how many likely tokens came with it"
+    )
     parser.add_argument("--timeout", type=float, default=300.0, help="seconds")
     parser.add_argument("prompt")
     return parser.parse_args()
@@ -51,18 +55,36 @@ def ask(client: openai.OpenAI, args: argparse.Namespace) -> bool:
     }
     if args.max_tokens is not None:
         request["max_tokens"] = args.max_tokens
+    if args.top_logprobs is not None:
+        request.update(logprobs=True, top_logprobs=args.top_logprobs)
     finish_reason = None
+    tokens = []
     if args.stream:
         for chunk in client.chat.completions.create(stream=True, **request):
             for choice in chunk.choices:
                 print(choice.delta.content or "", end="", flush=True)
                 finish_reason = choice.finish_reason or finish_reason
+                tokens += _tokens(choice.logprobs)
     else:
         choice = client.chat.completions.create(**request).choices[0]
         print(choice.message.content, end="")
         finish_reason = choice.finish_reason
+        tokens += _tokens(choice.logprobs)
     print()
+    for token in tokens:
+        print(token.logprob, len(token.top_logprobs), token.token, sep="\t")
     return finish_reason is not None
+
+
+def _tokens(logprobs: object) -> list[ChatCompletionTokenLogprob]:
+    """The entries of a choice's logprobs, each of which must be what the library's type says, to the letter."""
+    if logprobs is None:
+        return []
+    assert logprobs.refusal is None
+    for entry in logprobs.content:
+        ChatCompletionTokenLogprob.model_validate(entry.model_dump(), strict=True)
+        assert not entry.model_extra and not any(likely.model_extra for likely in entry.top_logprobs), entry
+    return logprobs.content
 
 
 def main() -> int:

@@ -72,6 +72,11 @@ pub(crate) fn agrees(tree: &Tree, steps: &mut Steps) -> Result<()> {
         let mut command = peer.script(tree, "llama_agrees.py");
         command.arg("--model").arg(&model).arg("--engine").arg(engine.join("engine"));
         sh(command.arg("--examples").arg(engine.join("examples")))
+    })?;
+    steps.show("llama.cpp reads the families as transformers does", || {
+        let mut command = peer.script(tree, "llama_families.py");
+        command.arg("--examples").arg(engine.join("examples"));
+        sh(command.arg("--golden").arg(tree.workspace().join("agent/engine/tests/golden")))
     })
 }
 

@@ -1,5 +1,5 @@
-//! Tokens and logprobs of a request are the same to the bit, whatever else runs: with the real compute on the
-//! synthetic model, against a run alone on the scalar kernels, one thread and an empty cache.
+//! Tokens and logprobs of a request are the same to the bit, whatever else runs: with the real compute on
+//! synthetic models of every architecture, against a run alone on the scalar kernels, one thread and an empty cache.
 
 use std::collections::BTreeMap;
 use std::sync::mpsc::channel;
@@ -9,6 +9,7 @@ use proptest::prelude::*;
 
 use super::tests::engine_of;
 use super::*;
+use crate::synthetic::families::CASES;
 
 /// A request, and how many steps go by before the next arrives.
 #[derive(Clone, Debug)]
@@ -48,9 +49,15 @@ fn job(wanted: &Wanted) -> (Job, Receiver<Event>) {
         sampling: Sampling {
             temperature: wanted.temperature,
             top_p: 0.95,
+            min_p: 0.01,
+            presence_penalty: 0.5,
+            frequency_penalty: 0.2,
+            repetition_penalty: 1.1,
             seed: wanted.own.into(),
+            ..Sampling::default()
         },
         stops: Vec::new(),
+        constraint: None,
         logprobs: Some(2),
         events,
         cancelled: Arc::new(AtomicBool::new(false)),
@@ -77,8 +84,8 @@ fn hear(event: Event, said: &mut Said, seen: &mut Seen) -> bool {
     }
 }
 
-fn alone(wanted: &Wanted) -> Said {
-    let mut engine = engine_of(Isa::Scalar(Scalar), 1, 8);
+fn alone(case: &str, wanted: &Wanted) -> Said {
+    let mut engine = engine_of(case, Isa::Scalar(Scalar), 1, 8);
     let (job, events) = job(wanted);
     engine.start(job);
     while !engine.scheduler.is_idle() {
@@ -91,8 +98,8 @@ fn alone(wanted: &Wanted) -> Said {
 }
 
 /// All requests in one engine; each that is not cancelled must say what it says alone.
-fn together(all: &[Wanted], threads: usize, blocks: u32) -> Seen {
-    let mut engine = engine_of(Isa::detect(), threads, blocks);
+fn together(case: &str, all: &[Wanted], threads: usize, blocks: u32) -> Seen {
+    let mut engine = engine_of(case, Isa::detect(), threads, blocks);
     let mut open = BTreeMap::new();
     let mut seen = Seen::default();
     for wanted in all {
@@ -101,11 +108,11 @@ fn together(all: &[Wanted], threads: usize, blocks: u32) -> Seen {
         engine.start(job);
         open.insert(SequenceId(engine.next - 1), (wanted, events, cancel, Said::new()));
         for _ in 0..wanted.steps {
-            step(&mut engine, &mut open, &mut seen);
+            step(case, &mut engine, &mut open, &mut seen);
         }
     }
     for _ in 0..4000 {
-        step(&mut engine, &mut open, &mut seen);
+        step(case, &mut engine, &mut open, &mut seen);
     }
     assert!(open.is_empty() && engine.requests.is_empty(), "{} have not ended", open.len());
     assert_eq!(engine.scheduler.pool().free(), blocks as usize);
@@ -114,7 +121,7 @@ fn together(all: &[Wanted], threads: usize, blocks: u32) -> Seen {
 
 type Open<'a> = BTreeMap<SequenceId, (&'a Wanted, Receiver<Event>, Arc<AtomicBool>, Said)>;
 
-fn step(engine: &mut Engine, open: &mut Open<'_>, seen: &mut Seen) {
+fn step(case: &str, engine: &mut Engine, open: &mut Open<'_>, seen: &mut Seen) {
     if engine.scheduler.is_idle() {
         return;
     }
@@ -130,7 +137,7 @@ fn step(engine: &mut Engine, open: &mut Open<'_>, seen: &mut Seen) {
                 return false;
             }
             if hear(event, said, seen) {
-                assert_eq!(*said, alone(wanted), "{wanted:?}");
+                assert_eq!(*said, alone(case, wanted), "{case} {wanted:?}");
                 return false;
             }
         }
@@ -164,8 +171,9 @@ proptest! {
         all in prop::collection::vec(wanted(), 1..9),
         threads in 1..3_usize,
         blocks in 8..16_u32,
+        case in prop::sample::select([&["formats"], &CASES[..]].concat()),
     ) {
-        together(&all, threads, blocks);
+        together(case, &all, threads, blocks);
     }
 }
 
@@ -183,8 +191,8 @@ fn a_preempted_request_and_one_with_a_hit_say_the_same() {
     };
     // Random answers may end early; some of these do not.
     let all: Vec<Wanted> = (1..7).map(|own| long(own, u8::from(own % 2 == 1), 6)).collect();
-    for threads in [1, 2] {
-        let seen = together(&all, threads, 9);
-        assert!(seen.preemptions > 0 && seen.hits > 0, "{seen:?}");
+    for (i, case) in CASES.into_iter().chain(["formats"]).enumerate() {
+        let seen = together(case, &all, 1 + i % 2, 9);
+        assert!(seen.preemptions > 0 && seen.hits > 0, "{case} {seen:?}");
     }
 }

@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use ipc::{
     Chat, Confinement, EngineReply, EngineRequest, FRAME_BYTES_MAX, Finish, Load, LoadFile,
-    LoadReply, Message, Role, read_frame, send_with_fds, write_frame,
+    LoadReply, Message, Role, Sampling, TokenLogprobs, read_frame, send_with_fds, write_frame,
 };
 use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, memfd_create};
 
@@ -26,9 +26,10 @@ pub(crate) struct Engine {
 }
 
 /// What a chat gave. How much of it the cache had is not part of the answer.
-#[derive(Debug, Eq)]
+#[derive(Debug)]
 pub(crate) struct Answer {
     pub(crate) text: String,
+    pub(crate) tokens: Vec<TokenLogprobs>,
     pub(crate) finish: Finish,
     pub(crate) prompt_tokens: u32,
     pub(crate) completion_tokens: u32,
@@ -78,16 +79,26 @@ impl Engine {
     }
 
     pub(crate) fn load(&self, gguf: &[u8], seals: SealFlags) -> LoadReply {
-        let memfd = memfd(gguf, seals);
-        let file = LoadFile { name: "model/tiny.gguf".to_owned(), bytes: gguf.len() as u64 };
-        let load =
-            Load { model_id: "tiny".to_owned(), bundle_digest: "5a".repeat(32), files: vec![file] };
+        self.load_files(&[("model/tiny.gguf", gguf)], seals)
+    }
+
+    pub(crate) fn load_files(&self, files: &[(&str, &[u8])], seals: SealFlags) -> LoadReply {
+        let memfds: Vec<OwnedFd> = files.iter().map(|(_, bytes)| memfd(bytes, seals)).collect();
+        let files = files
+            .iter()
+            .map(|(name, bytes)| LoadFile { name: (*name).to_owned(), bytes: bytes.len() as u64 });
+        let load = Load {
+            model_id: "tiny".to_owned(),
+            bundle_digest: "5a".repeat(32),
+            files: files.collect(),
+        };
+        let fds: Vec<_> = memfds.iter().map(AsFd::as_fd).collect();
         let mut stream = self.connect("control");
         let told: Confinement = read_frame(&mut stream, FRAME_BYTES_MAX).unwrap();
         assert_eq!(told.process, "engine");
         assert_eq!(told.table_sha256, sandbox::ENGINE.table_sha256());
         assert_eq!(told.self_test, sandbox::self_test_names());
-        send_with_fds(&mut stream, &load, FRAME_BYTES_MAX, &[memfd.as_fd()]).unwrap();
+        send_with_fds(&mut stream, &load, FRAME_BYTES_MAX, &fds).unwrap();
         read_frame(&mut stream, FRAME_BYTES_MAX).unwrap()
     }
 
@@ -163,9 +174,9 @@ pub(crate) fn user(text: &str, max_tokens: u32) -> Chat {
     Chat {
         messages: vec![Message { role: Role::User, content: text.to_owned() }],
         max_tokens,
-        temperature: 0.0,
-        top_p: 1.0,
-        seed: 1,
+        sampling: Sampling { seed: 1, ..Sampling::greedy() },
+        logprobs: None,
+        format: None,
         stop: Vec::new(),
         partition: "test".to_owned(),
         priority: 0,
@@ -181,15 +192,25 @@ pub(crate) fn answer(stream: &mut UnixStream) -> Answer {
     let EngineReply::Accepted { prompt_tokens: accepted } = reply(stream) else {
         panic!("the first reply is not Accepted");
     };
-    let mut text = String::new();
+    let (mut text, mut tokens) = (String::new(), Vec::new());
     loop {
         match reply(stream) {
-            EngineReply::Delta { text: more } => text += &more,
+            EngineReply::Delta { text: more, tokens: more_tokens } => {
+                text += &more;
+                tokens.extend(more_tokens);
+            }
             EngineReply::Done { finish, prompt_tokens, completion_tokens, cached_tokens } => {
                 assert_eq!(prompt_tokens, accepted);
                 let end: Result<EngineReply, _> = read_frame(stream, FRAME_BYTES_MAX);
                 assert!(matches!(end, Err(ipc::FrameError::Closed)), "{end:?}");
-                return Answer { text, finish, prompt_tokens, completion_tokens, cached_tokens };
+                return Answer {
+                    text,
+                    tokens,
+                    finish,
+                    prompt_tokens,
+                    completion_tokens,
+                    cached_tokens,
+                };
             }
             other => panic!("{other:?} in the middle of an answer"),
         }

@@ -1,6 +1,11 @@
-//! Small GGUF files made by tests: a writer that can lie, and a tiny `llama` model with all formats.
+//! Small GGUF files made by tests: a writer that can lie, a tiny `llama` model with all formats, and
+//! [`families`].
+#![allow(dead_code, reason = "each test binary uses a part")]
 
 use kernels::{Format, f32_to_f16};
+
+pub(crate) mod families;
+pub(crate) mod folder;
 
 /// A GGUF file under construction.
 #[derive(Default)]
@@ -18,7 +23,6 @@ fn string(text: &str) -> Vec<u8> {
     bytes
 }
 
-#[allow(dead_code, reason = "each test binary uses a part")]
 impl File {
     fn entry(&mut self, key: &str, kind: u32, value: &[u8]) -> &mut Self {
         let mut bytes = kind.to_le_bytes().to_vec();
@@ -57,6 +61,13 @@ impl File {
         self.entry(key, 9, &bytes)
     }
 
+    pub(crate) fn f32s(&mut self, key: &str, values: &[f32]) -> &mut Self {
+        let mut bytes = 6_u32.to_le_bytes().to_vec();
+        bytes.extend((values.len() as u64).to_le_bytes());
+        values.iter().for_each(|value| bytes.extend(value.to_le_bytes()));
+        self.entry(key, 9, &bytes)
+    }
+
     pub(crate) fn remove(&mut self, key: &str) -> &mut Self {
         self.entries.retain(|(name, _)| name != key);
         self
@@ -83,14 +94,7 @@ impl File {
         shape: &[u64],
         data: &[u8],
     ) -> &mut Self {
-        let id = match format {
-            Format::F32 => 0,
-            Format::F16 => 1,
-            Format::Q4_0 => 2,
-            Format::Q4_1 => 3,
-            Format::Q8_0 => 8,
-            Format::Bf16 => 30,
-        };
+        let id = format.gguf();
         self.data.resize(self.data.len().next_multiple_of(ALIGNMENT), 0);
         self.tensors.push((name.to_owned(), id, shape.to_vec(), self.data.len() as u64));
         self.data.extend(data);
@@ -149,23 +153,27 @@ impl Noise {
     fn matrix(&mut self, format: Format, rows: usize, columns: usize) -> Vec<u8> {
         let mut bytes = Vec::new();
         for _ in 0..rows * columns / format.block_elements() {
-            let small = f32_to_f16(self.weight() / 16.0).to_le_bytes();
-            match format {
-                Format::F32 => bytes.extend(self.weight().to_le_bytes()),
-                Format::F16 => bytes.extend(f32_to_f16(self.weight()).to_le_bytes()),
-                Format::Bf16 => bytes.extend(&self.weight().to_le_bytes()[2..]),
-                Format::Q4_0 | Format::Q8_0 => bytes.extend(small),
-                Format::Q4_1 => {
-                    bytes.extend(small);
-                    bytes.extend(f32_to_f16(self.weight() / 4.0).to_le_bytes());
-                }
-            }
-            let quants = match format {
-                Format::Q4_0 | Format::Q4_1 => 16,
-                Format::Q8_0 => 32,
-                _ => 0,
+            let mut block: Vec<u8> =
+                (0..format.block_bytes()).map(|_| self.next().to_le_bytes()[1]).collect();
+            let mut half = |at: usize, value: f32| {
+                block[at..at + 2].copy_from_slice(&f32_to_f16(value).to_le_bytes());
             };
-            bytes.extend((0..quants).map(|_| self.next().to_le_bytes()[1]));
+            match format {
+                Format::F32 => block = self.weight().to_le_bytes().to_vec(),
+                Format::F16 => half(0, self.weight()),
+                Format::Bf16 => block = self.weight().to_le_bytes()[2..].to_vec(),
+                Format::Q4_0 | Format::Q5_0 | Format::Q8_0 => half(0, self.weight() / 16.0),
+                Format::Q4_1 | Format::Q5_1 => {
+                    half(0, self.weight() / 16.0);
+                    half(2, self.weight() / 4.0);
+                }
+                Format::Q4K | Format::Q5K => {
+                    half(0, self.weight() / 1024.0);
+                    half(2, self.weight() / 256.0);
+                }
+                Format::Q6K => half(208, self.weight() / 4096.0),
+            }
+            bytes.extend(block);
         }
         bytes
     }
@@ -185,16 +193,27 @@ pub(crate) const TEMPLATE: &str = "{% for message in messages %}{{ '<|im_start|>
     message['content'] + '<|im_end|>' + '\n' }}{% endfor %}\
     {% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}";
 
-/// A `llama` model of random weights: two layers, every format, 256 byte tokens, some merges and three control
-/// tokens (0: end of text, 1: start of turn, 2: end of turn).
-pub(crate) fn model() -> File {
+/// Adds 256 byte tokens, some merges and three control tokens (0: end of text, 1: start of turn, 2: end of turn);
+/// returns how many tokens that are.
+fn vocabulary(file: &mut File) -> usize {
     let mut tokens = vec!["<|endoftext|>".to_owned(), "<|im_start|>".into(), "<|im_end|>".into()];
     let mut kinds = vec![3; 3];
     tokens.extend(byte_characters());
     tokens.extend(["he", "ll", "llo", "hello", "\u{120}hello"].map(str::to_owned));
     kinds.resize(tokens.len(), 1);
-    let vocabulary = tokens.len();
     let merges = ["h e", "l l", "ll o", "he llo", "\u{120} hello"];
+    file.text("tokenizer.ggml.model", "gpt2")
+        .text("tokenizer.ggml.pre", "smollm")
+        .texts("tokenizer.ggml.tokens", &tokens)
+        .i32s("tokenizer.ggml.token_type", &kinds)
+        .texts("tokenizer.ggml.merges", &merges)
+        .u32("tokenizer.ggml.eos_token_id", 2)
+        .text("tokenizer.chat_template", TEMPLATE);
+    tokens.len()
+}
+
+/// A `llama` model of random weights: two layers, every format.
+pub(crate) fn model() -> File {
     let mut file = File::default();
     file.text("general.architecture", "llama")
         .u32("llama.block_count", 2)
@@ -204,14 +223,8 @@ pub(crate) fn model() -> File {
         .u32("llama.attention.head_count", 4)
         .u32("llama.attention.head_count_kv", 2)
         .f32("llama.attention.layer_norm_rms_epsilon", 1e-5)
-        .f32("llama.rope.freq_base", 10_000.0)
-        .text("tokenizer.ggml.model", "gpt2")
-        .text("tokenizer.ggml.pre", "smollm")
-        .texts("tokenizer.ggml.tokens", &tokens)
-        .i32s("tokenizer.ggml.token_type", &kinds)
-        .texts("tokenizer.ggml.merges", &merges)
-        .u32("tokenizer.ggml.eos_token_id", 2)
-        .text("tokenizer.chat_template", TEMPLATE);
+        .f32("llama.rope.freq_base", 10_000.0);
+    let vocabulary = vocabulary(&mut file);
     let mut noise = Noise(88_172_645_463_325_252);
     let mut matrix = |file: &mut File, name: &str, format, rows: usize, columns: usize| {
         let data = noise.matrix(format, rows, columns);

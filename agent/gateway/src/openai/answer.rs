@@ -4,8 +4,9 @@
 //! Invariants of a stream: every event has the same `id`; only the first delta has a role; the event with
 //! `finish_reason` has no content; the usage event has no choice; `[DONE]` is last.
 
-use ipc::{Finish, ModelInfo};
+use ipc::{Finish, ModelInfo, TokenLogprob, TokenLogprobs};
 use serde::Serialize;
+use serde_json::value::{RawValue, to_raw_value};
 use serde_json::{Value, json};
 
 use super::error::ApiError;
@@ -66,23 +67,93 @@ impl Usage {
     }
 }
 
-/// The whole answer as one object.
-#[must_use]
-pub fn completion(header: &Header, text: &str, finish: Finish, usage: Usage) -> Value {
-    json!({
-        "id": header.id,
-        "object": "chat.completion",
-        "created": header.created,
-        "model": header.model,
-        "system_fingerprint": header.system_fingerprint,
-        "choices": [{
-            "index": 0,
-            "message": {"role": "assistant", "content": text, "refusal": null},
-            "logprobs": null,
-            "finish_reason": finish_reason(finish),
-        }],
-        "usage": usage.object(),
-    })
+/// A token of an answer as an entry of `logprobs.content`, in JSON.
+pub type Entry = Box<RawValue>;
+
+/// The entries of `tokens`.
+///
+/// # Errors
+/// [`ApiError::Internal`], which has no cause: all of it can be JSON.
+pub fn entries(tokens: &[TokenLogprobs]) -> Result<Vec<Entry>, ApiError> {
+    #[derive(Serialize)]
+    struct Likely<'a> {
+        token: &'a str,
+        logprob: f32,
+        bytes: Option<&'a [u8]>,
+    }
+    #[derive(Serialize)]
+    struct Chosen<'a> {
+        #[serde(flatten)]
+        chosen: Likely<'a>,
+        top_logprobs: Vec<Likely<'a>>,
+    }
+    fn likely(TokenLogprob { token, bytes, logprob }: &TokenLogprob) -> Likely<'_> {
+        Likely { token, logprob: *logprob, bytes: bytes.as_deref() }
+    }
+    let entry = |TokenLogprobs { chosen, top }: &TokenLogprobs| {
+        let top_logprobs = top.iter().map(likely).collect();
+        to_raw_value(&Chosen { chosen: likely(chosen), top_logprobs })
+    };
+    tokens.iter().map(entry).collect::<Result<_, _>>().map_err(|_| ApiError::Internal)
+}
+
+/// `logprobs` of a choice.
+#[derive(Serialize)]
+struct Logprobs<'a> {
+    content: &'a [Entry],
+    refusal: Option<&'a [Entry]>,
+}
+
+impl<'a> Logprobs<'a> {
+    fn of(content: &'a [Entry]) -> Self {
+        Self { content, refusal: None }
+    }
+}
+
+/// The whole answer as one object in JSON; with `entries` if logprobs were asked for.
+///
+/// # Errors
+/// [`ApiError::Internal`], which has no cause: all of it can be JSON.
+pub fn completion(
+    header: &Header,
+    text: &str,
+    entries: Option<&[Entry]>,
+    finish: Finish,
+    usage: Usage,
+) -> Result<String, ApiError> {
+    #[derive(Serialize)]
+    struct Completion<'a> {
+        id: &'a str,
+        object: &'static str,
+        created: u64,
+        model: &'a str,
+        system_fingerprint: &'a str,
+        choices: [Choice<'a>; 1],
+        usage: Value,
+    }
+    #[derive(Serialize)]
+    struct Choice<'a> {
+        index: u32,
+        message: Value,
+        logprobs: Option<Logprobs<'a>>,
+        finish_reason: &'static str,
+    }
+    let choice = Choice {
+        index: 0,
+        message: json!({"role": "assistant", "content": text, "refusal": null}),
+        logprobs: entries.map(Logprobs::of),
+        finish_reason: finish_reason(finish),
+    };
+    let completion = Completion {
+        id: &header.id,
+        object: "chat.completion",
+        created: header.created,
+        model: &header.model,
+        system_fingerprint: &header.system_fingerprint,
+        choices: [choice],
+        usage: usage.object(),
+    };
+    serde_json::to_string(&completion).map_err(|_| ApiError::Internal)
 }
 
 /// The events of one stream.
@@ -90,6 +161,7 @@ pub fn completion(header: &Header, text: &str, finish: Finish, usage: Usage) -> 
 pub struct Events {
     header: Header,
     include_usage: bool,
+    logprobs: bool,
 }
 
 #[derive(Serialize)]
@@ -99,37 +171,46 @@ struct Chunk<'a> {
     created: u64,
     model: &'a str,
     system_fingerprint: &'a str,
-    choices: Value,
+    choices: &'a [Choice<'a>],
     /// With `include_usage`, every event has it, `null` in all but the last.
     #[serde(skip_serializing_if = "Option::is_none")]
     usage: Option<Value>,
 }
 
+#[derive(Serialize)]
+struct Choice<'a> {
+    index: u32,
+    delta: Value,
+    logprobs: Option<Logprobs<'a>>,
+    finish_reason: Option<&'static str>,
+}
+
 impl Events {
-    /// Events under `header`; with a usage event at the end if the client asked for it.
+    /// Events under `header`; with logprobs, and with a usage event at the end, if the client asked for them.
     #[must_use]
-    pub fn new(header: Header, include_usage: bool) -> Self {
-        Self { header, include_usage }
+    pub fn new(header: Header, include_usage: bool, logprobs: bool) -> Self {
+        Self { header, include_usage, logprobs }
     }
 
     /// First event: who speaks.
     #[must_use]
     pub fn role(&self) -> String {
-        self.choice(json!({"role": "assistant", "content": ""}), None)
+        self.choice(json!({"role": "assistant", "content": ""}), None, None)
     }
 
-    /// More text.
+    /// More text, and the tokens that begin in it.
     #[must_use]
-    pub fn delta(&self, text: &str) -> String {
-        self.choice(json!({"content": text}), None)
+    pub fn delta(&self, text: &str, entries: &[Entry]) -> String {
+        let logprobs = self.logprobs.then(|| Logprobs::of(entries));
+        self.choice(json!({"content": text}), logprobs, None)
     }
 
     /// Why it ended, the usage if it was asked for, and `[DONE]`.
     #[must_use]
     pub fn end(&self, finish: Finish, usage: Usage) -> String {
-        let mut events = self.choice(json!({}), Some(finish_reason(finish)));
+        let mut events = self.choice(json!({}), None, Some(finish_reason(finish)));
         if self.include_usage {
-            events.push_str(&self.chunk(json!([]), Some(usage.object())));
+            events.push_str(&self.chunk(&[], Some(usage.object())));
         }
         events.push_str(DONE);
         events
@@ -141,16 +222,19 @@ impl Events {
         event(&error.object())
     }
 
-    fn choice(&self, delta: Value, finish_reason: Option<&str>) -> String {
-        let choice = json!({
-            "index": 0, "delta": delta, "logprobs": null, "finish_reason": finish_reason
-        });
-        self.chunk(json!([choice]), self.include_usage.then_some(Value::Null))
+    fn choice(
+        &self,
+        delta: Value,
+        logprobs: Option<Logprobs<'_>>,
+        finish_reason: Option<&'static str>,
+    ) -> String {
+        let choice = Choice { index: 0, delta, logprobs, finish_reason };
+        self.chunk(&[choice], self.include_usage.then_some(Value::Null))
     }
 
-    fn chunk(&self, choices: Value, usage: Option<Value>) -> String {
+    fn chunk(&self, choices: &[Choice<'_>], usage: Option<Value>) -> String {
         let Header { id, created, model, system_fingerprint } = &self.header;
-        event(&json!(Chunk {
+        event(&Chunk {
             id,
             object: "chat.completion.chunk",
             created: *created,
@@ -158,13 +242,16 @@ impl Events {
             system_fingerprint,
             choices,
             usage,
-        }))
+        })
     }
 }
 
 /// One event. JSON text has no line break outside its strings, and none unescaped inside.
-fn event(object: &Value) -> String {
-    format!("data: {object}\n\n")
+fn event(object: &impl Serialize) -> String {
+    let text = serde_json::to_string(object);
+    // All of it can be JSON; if it were not, the stream would end as any that failed.
+    let text = text.unwrap_or_else(|_| ApiError::Internal.object().to_string());
+    format!("data: {text}\n\n")
 }
 
 #[cfg(test)]
@@ -190,9 +277,49 @@ mod tests {
     }
 
     fn stream(include_usage: bool) -> Vec<Value> {
-        let events = Events::new(header(), include_usage);
+        let events = Events::new(header(), include_usage, false);
         let text = "a\r\n\n\u{2028}data: [DONE]";
-        read(&(events.role() + &events.delta(text) + &events.end(Finish::Length, USAGE)))
+        read(&(events.role() + &events.delta(text, &[]) + &events.end(Finish::Length, USAGE)))
+    }
+
+    /// A token of two bytes that are no whole character, beside a control token.
+    fn tokens() -> Vec<TokenLogprobs> {
+        let logprob =
+            |token: &str, bytes, logprob| TokenLogprob { token: token.to_owned(), bytes, logprob };
+        let chosen = logprob("\u{fffd}", Some(vec![0xf0, 0x9f]), -0.1);
+        vec![TokenLogprobs { top: vec![chosen.clone(), logprob("<|end|>", None, -9999.0)], chosen }]
+    }
+
+    fn entry() -> Value {
+        json!({
+            "token": "\u{fffd}", "logprob": -0.1, "bytes": [0xf0, 0x9f], "top_logprobs": [
+                {"token": "\u{fffd}", "logprob": -0.1, "bytes": [0xf0, 0x9f]},
+                {"token": "<|end|>", "logprob": -9999.0, "bytes": null},
+            ]
+        })
+    }
+
+    #[test]
+    fn logprobs_come_with_their_text_and_only_when_asked_for() {
+        let events = Events::new(header(), false, true);
+        let entries = entries(&tokens()).unwrap();
+        let stream = events.role()
+            + &events.delta("", &entries)
+            + &events.delta("x", &[])
+            + &events.end(Finish::Stop, USAGE);
+        let found: Vec<Value> =
+            read(&stream)[..4].iter().map(|e| e["choices"][0]["logprobs"].clone()).collect();
+        let content = |entries: Value| json!({"content": entries, "refusal": null});
+        let expected = [Value::Null, content(json!([entry()])), content(json!([])), Value::Null];
+        assert_eq!(found, expected);
+        let whole = completion(&header(), "x", Some(&entries), Finish::Stop, USAGE).unwrap();
+        let whole: Value = serde_json::from_str(&whole).unwrap();
+        assert_eq!(whole["choices"][0]["logprobs"], content(json!([entry()])));
+        assert!(stream_without().iter().all(|e| e["choices"][0]["logprobs"] == Value::Null));
+    }
+
+    fn stream_without() -> Vec<Value> {
+        stream(true).into_iter().filter(|event| event["choices"].is_array()).collect()
     }
 
     #[test]
@@ -233,7 +360,9 @@ mod tests {
 
     #[test]
     fn a_whole_answer_has_message_reason_and_usage() {
-        let object = completion(&header(), "hi", Finish::Stop, USAGE);
+        let object = completion(&header(), "hi", None, Finish::Stop, USAGE).unwrap();
+        let object: Value = serde_json::from_str(&object).unwrap();
+        assert_eq!(object["choices"][0]["logprobs"], Value::Null);
         assert_eq!(object["object"], "chat.completion");
         assert_eq!(object["choices"][0]["message"]["content"], "hi");
         assert_eq!(object["choices"][0]["finish_reason"], "stop");

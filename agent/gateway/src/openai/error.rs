@@ -131,11 +131,13 @@ impl ApiError {
 
     /// The engine's own word on a request.
     #[must_use]
-    pub fn from_engine(kind: EngineErrorKind, message: String) -> Self {
+    pub fn from_engine(kind: EngineErrorKind, message: String, param: Option<String>) -> Self {
         match kind {
             EngineErrorKind::NoModel => Self::NoModel { reason: message },
             EngineErrorKind::PromptTooLong => Self::ContextLength { message },
-            EngineErrorKind::Invalid => Self::invalid("messages", message),
+            EngineErrorKind::Invalid => {
+                Self::invalid(param.unwrap_or_else(|| "messages".to_owned()), message)
+            }
             EngineErrorKind::Overloaded => Self::Overloaded,
             EngineErrorKind::Internal => Self::Engine { message },
         }
@@ -268,7 +270,7 @@ mod tests {
 
     #[test]
     fn engine_kinds_become_the_statuses_that_clients_expect() {
-        let status = |kind| ApiError::from_engine(kind, String::new()).status().as_u16();
+        let status = |kind| ApiError::from_engine(kind, String::new(), None).status().as_u16();
         let kinds = [
             (EngineErrorKind::NoModel, 503),
             (EngineErrorKind::PromptTooLong, 400),
@@ -279,5 +281,8 @@ mod tests {
         for (kind, expected) in kinds {
             assert_eq!(status(kind), expected, "{kind:?}");
         }
+        let param = Some("logit_bias".to_owned());
+        let error = ApiError::from_engine(EngineErrorKind::Invalid, String::new(), param);
+        assert_eq!(error.object()["error"]["param"], "logit_bias");
     }
 }

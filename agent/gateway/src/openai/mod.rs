@@ -2,5 +2,7 @@
 
 pub mod answer;
 pub mod error;
+mod format;
 mod messages;
 pub mod request;
+mod sampling;

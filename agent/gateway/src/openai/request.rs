@@ -7,14 +7,14 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
-use ipc::{Chat, Message};
+use ipc::{AnswerFormat, Chat, Message, Sampling};
 use serde::Deserialize;
 use serde::de::{DeserializeOwned, Error as _, MapAccess, Visitor};
 use serde_json::Value;
 use serde_json::value::RawValue;
 
 use super::error::ApiError;
-use super::messages;
+use super::{format, messages, sampling};
 use crate::limits::{FIELDS_MAX, STOP_BYTES_MAX, STOPS_MAX};
 
 /// Accepted and without effect: bookkeeping of the caller, and hints to caches and queues.
@@ -32,21 +32,15 @@ pub const IGNORED: &[&str] = &[
 /// Accepted in these values only, because any other asks for what this appliance does not offer.
 pub const NEUTRAL: &[(&str, &[&str])] = &[
     ("audio", &[]),
-    ("frequency_penalty", &["0", "0.0"]),
     ("function_call", &[r#""none""#, r#""auto""#]),
     ("functions", &["[]"]),
-    ("logit_bias", &["{}"]),
-    ("logprobs", &["false"]),
     ("modalities", &[r#"["text"]"#]),
     ("n", &["1"]),
     ("prediction", &[]),
-    ("presence_penalty", &["0", "0.0"]),
     ("reasoning_effort", &[r#""none""#]),
-    ("response_format", &[r#"{"type":"text"}"#]),
     ("store", &["false"]),
     ("tool_choice", &[r#""none""#, r#""auto""#]),
     ("tools", &["[]"]),
-    ("top_logprobs", &["0"]),
     ("verbosity", &[r#""medium""#]),
     ("web_search_options", &[]),
 ];
@@ -64,12 +58,14 @@ pub struct ChatRequest {
     pub messages: Vec<Turn>,
     /// Most tokens to answer with, at least 1, and the parameter that said so.
     pub max_tokens: Option<(u32, &'static str)>,
-    /// In [0, 2]; 0 is greedy.
-    pub temperature: f32,
-    /// In (0, 1].
-    pub top_p: f32,
+    /// How tokens are chosen, but for the seed.
+    pub sampling: Sampling,
     /// Seed, if the client wants the answer to be repeatable.
     pub seed: Option<u64>,
+    /// Whether the answer comes with logprobs, and with those of how many of the likeliest tokens.
+    pub logprobs: Option<u8>,
+    /// What the answer must be like, if not any text.
+    pub format: Option<AnswerFormat>,
     /// At most [`STOPS_MAX`] strings that end the answer.
     pub stop: Vec<String>,
     /// Whether the answer comes as events.
@@ -98,9 +94,9 @@ impl ChatRequest {
         Ok(Chat {
             messages: self.messages.iter().map(|Turn(message)| message.clone()).collect(),
             max_tokens: self.max_tokens.map_or(max, |(found, _)| found),
-            temperature: self.temperature,
-            top_p: self.top_p,
-            seed: self.seed.unwrap_or(seed),
+            sampling: Sampling { seed: self.seed.unwrap_or(seed), ..self.sampling.clone() },
+            logprobs: self.logprobs,
+            format: self.format.clone(),
             stop: self.stop.clone(),
             partition,
             // All clients are equal.
@@ -131,9 +127,10 @@ pub fn parse(body: &[u8]) -> Result<ChatRequest, ApiError> {
         model: fields.required("model")?,
         messages: messages::parse(fields.raw_required("messages")?)?,
         max_tokens: max_tokens(&mut fields)?,
-        temperature: temperature(&mut fields)?,
-        top_p: top_p(&mut fields)?,
-        seed: seed(&mut fields)?,
+        sampling: sampling::sampling(&mut fields)?,
+        seed: sampling::seed(&mut fields)?,
+        logprobs: sampling::logprobs(&mut fields)?,
+        format: format::format(&mut fields)?,
         stop: stop(&mut fields)?,
         stream,
         include_usage: include_usage(&mut fields, stream)?,
@@ -148,10 +145,10 @@ pub(super) fn value<T: DeserializeOwned>(raw: &RawValue, param: &str) -> Result<
 }
 
 /// The members of the request's object that nobody took yet.
-struct Fields<'a>(BTreeMap<String, &'a RawValue>);
+pub(super) struct Fields<'a>(BTreeMap<String, &'a RawValue>);
 
 impl<'a> Fields<'a> {
-    fn raw(&mut self, name: &str) -> Option<&'a RawValue> {
+    pub(super) fn raw(&mut self, name: &str) -> Option<&'a RawValue> {
         self.0.remove(name).filter(|raw| raw.get() != "null")
     }
 
@@ -159,7 +156,7 @@ impl<'a> Fields<'a> {
         self.raw(name).ok_or_else(|| ApiError::invalid(name, "this parameter is required"))
     }
 
-    fn take<T: DeserializeOwned>(&mut self, name: &str) -> Result<Option<T>, ApiError> {
+    pub(super) fn take<T: DeserializeOwned>(&mut self, name: &str) -> Result<Option<T>, ApiError> {
         self.raw(name).map(|raw| value(raw, name)).transpose()
     }
 
@@ -238,27 +235,6 @@ fn max_tokens(fields: &mut Fields<'_>) -> Result<Option<(u32, &'static str)>, Ap
     Ok(found)
 }
 
-fn temperature(fields: &mut Fields<'_>) -> Result<f32, ApiError> {
-    let temperature = fields.take("temperature")?.unwrap_or(1.0);
-    if (0.0..=2.0).contains(&temperature) {
-        return Ok(temperature);
-    }
-    Err(ApiError::invalid("temperature", format!("found {temperature}, expected 0 to 2")))
-}
-
-fn top_p(fields: &mut Fields<'_>) -> Result<f32, ApiError> {
-    let top_p = fields.take("top_p")?.unwrap_or(1.0);
-    if top_p > 0.0 && top_p <= 1.0 {
-        return Ok(top_p);
-    }
-    Err(ApiError::invalid("top_p", format!("found {top_p}, expected above 0 and at most 1")))
-}
-
-fn seed(fields: &mut Fields<'_>) -> Result<Option<u64>, ApiError> {
-    // OpenAI documents a signed 64-bit integer; what matters is that equal seeds stay equal.
-    Ok(fields.take::<i64>("seed")?.map(i64::cast_unsigned))
-}
-
 fn stop(fields: &mut Fields<'_>) -> Result<Vec<String>, ApiError> {
     let Some(raw) = fields.raw("stop") else { return Ok(Vec::new()) };
     let stops: Vec<String> =
@@ -293,6 +269,7 @@ fn include_usage(fields: &mut Fields<'_>, stream: bool) -> Result<bool, ApiError
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::limits::SCHEMA_BYTES_MAX;
 
     /// Parses a small request with more members, such as `"n":2`.
     fn with(members: &str) -> Result<ChatRequest, ApiError> {
@@ -313,7 +290,8 @@ mod tests {
     #[test]
     fn defaults_are_those_of_the_api() {
         let request = with("").unwrap();
-        assert_eq!((request.temperature, request.top_p), (1.0, 1.0));
+        assert_eq!(request.sampling, Sampling::default());
+        assert_eq!(request.logprobs, None);
         assert_eq!((request.max_tokens, request.seed, request.stream), (None, None, false));
         assert!(request.stop.is_empty() && !request.include_usage);
         assert_eq!(with(r#""temperature":null,"stop":null,"stream":null"#).unwrap(), request);
@@ -323,11 +301,29 @@ mod tests {
     fn parameters_arrive() {
         let request = with(
             r#""max_completion_tokens":7,"temperature":0,"top_p":0.5,"seed":-1,"stop":["a","b"],
-               "stream":true,"stream_options":{"include_usage":true,"include_obfuscation":false}"#,
+               "top_k":40,"min_p":0.05,"presence_penalty":-2,"frequency_penalty":1.5,
+               "repetition_penalty":1.1,"logit_bias":{"50256":-100,"0":1.5},
+               "logprobs":true,"top_logprobs":20,"stream":true,"stream_options":{"include_usage":true,"include_obfuscation":false}"#,
         )
         .unwrap();
         assert_eq!(request.max_tokens, Some((7, "max_completion_tokens")));
-        assert_eq!((request.temperature, request.top_p), (0.0, 0.5));
+        let sampling = Sampling {
+            temperature: 0.0,
+            top_k: 40,
+            top_p: 0.5,
+            min_p: 0.05,
+            presence_penalty: -2.0,
+            frequency_penalty: 1.5,
+            repetition_penalty: 1.1,
+            logit_bias: BTreeMap::from([(50256, -100.0), (0, 1.5)]),
+            seed: 0,
+        };
+        assert_eq!((&request.sampling, request.logprobs), (&sampling, Some(20)));
+        let chat = request.chat(2048, 5, String::new()).unwrap();
+        assert_eq!(chat.sampling, Sampling { seed: u64::MAX, ..sampling });
+        assert_eq!(with("").unwrap().chat(9, 5, String::new()).unwrap().sampling.seed, 5);
+        assert_eq!(with(r#""logprobs":true"#).unwrap().logprobs, Some(0));
+        assert_eq!(with(r#""logprobs":false,"top_logprobs":0"#).unwrap().logprobs, None);
         assert_eq!(request.seed, Some(u64::MAX));
         assert_eq!(request.stop, ["a", "b"]);
         assert!(request.stream && request.include_usage);
@@ -343,6 +339,38 @@ mod tests {
             (r#""temperature":"hot""#, "temperature"),
             (r#""top_p":0"#, "top_p"),
             (r#""top_p":1.5"#, "top_p"),
+            (r#""top_k":-1"#, "top_k"),
+            (r#""top_k":1.5"#, "top_k"),
+            (r#""min_p":1.01"#, "min_p"),
+            (r#""presence_penalty":2.01"#, "presence_penalty"),
+            (r#""frequency_penalty":-2.01"#, "frequency_penalty"),
+            (r#""repetition_penalty":0"#, "repetition_penalty"),
+            (r#""logit_bias":{"1":101}"#, "logit_bias"),
+            (r#""logit_bias":{"1":1,"1":2}"#, "logit_bias"),
+            (r#""logit_bias":{"01":1}"#, "logit_bias"),
+            (r#""logit_bias":{"-1":1}"#, "logit_bias"),
+            (r#""logit_bias":{"4294967296":1}"#, "logit_bias"),
+            (r#""logit_bias":[1]"#, "logit_bias"),
+            (r#""logprobs":2"#, "logprobs"),
+            (r#""top_logprobs":1"#, "top_logprobs"),
+            (r#""logprobs":true,"top_logprobs":21"#, "top_logprobs"),
+            (r#""logprobs":true,"top_logprobs":-1"#, "top_logprobs"),
+            (r#""response_format":"json""#, "response_format"),
+            (r#""response_format":{"type":"xml"}"#, "response_format.type"),
+            (r#""response_format":{"type":"json_object","schema":{}}"#, "response_format"),
+            (r#""response_format":{"type":"json_schema"}"#, "response_format.json_schema"),
+            (
+                r#""response_format":{"type":"json_schema","json_schema":{"name":"a b","schema":{}}}"#,
+                "response_format.json_schema.name",
+            ),
+            (
+                r#""response_format":{"type":"json_schema","json_schema":{"name":"a","schema":7}}"#,
+                "response_format.json_schema.schema",
+            ),
+            (
+                r#""response_format":{"type":"json_schema","json_schema":{"name":"a"}}"#,
+                "response_format.json_schema",
+            ),
             (r#""max_tokens":0"#, "max_tokens"),
             (r#""max_tokens":-1"#, "max_tokens"),
             (r#""max_tokens":99999999999"#, "max_tokens"),
@@ -359,6 +387,38 @@ mod tests {
         for (members, param) in cases {
             assert_eq!(param_of(members), param, "{members}");
         }
+    }
+
+    #[test]
+    fn biases_are_bounded_in_number() {
+        let biases = |count| {
+            let all: Vec<String> = (0..count).map(|token| format!(r#""{token}":1"#)).collect();
+            format!(r#""logit_bias":{{{}}}"#, all.join(","))
+        };
+        assert_eq!(with(&biases(300)).unwrap().sampling.logit_bias.len(), 300);
+        assert_eq!(param_of(&biases(301)), "logit_bias");
+    }
+
+    #[test]
+    fn a_format_arrives_and_its_schema_word_by_word() {
+        let format = |value: &str| with(&format!(r#""response_format":{value}"#)).unwrap().format;
+        assert_eq!(format("null"), None);
+        assert_eq!(format(r#"{"type":"text"}"#), None);
+        assert_eq!(format(r#"{"type":"json_object"}"#), Some(AnswerFormat::JsonObject));
+        let asked = r#"{"type":"json_schema","json_schema":{"name":"a","strict":true,"schema":{"b": 1, "a":2}}}"#;
+        let schema = r#"{"b": 1, "a":2}"#.to_owned();
+        assert_eq!(format(asked), Some(AnswerFormat::JsonSchema { schema }));
+        let long = format!(r#"{{"title":"{}"}}"#, "x".repeat(SCHEMA_BYTES_MAX));
+        let long = format!(
+            r#""response_format":{{"type":"json_schema","json_schema":{{"name":"a","schema":{long}}}}}"#
+        );
+        assert_eq!(param_of(&long), "response_format.json_schema.schema");
+    }
+
+    #[test]
+    fn a_range_is_told_with_what_was_found() {
+        let error = with(r#""frequency_penalty":3"#).unwrap_err();
+        assert_eq!(error.to_string(), "invalid frequency_penalty: found 3, expected -2 to 2");
     }
 
     #[test]
@@ -410,12 +470,13 @@ mod tests {
     fn no_mutation_of_a_request_panics_or_gets_past_the_ranges() {
         let body = br#"{"model":"m","messages":[{"role":"user","content":[{"type":"text","text":"\u00e9"}]}],
             "max_tokens":10,"temperature":1.5,"top_p":0.9,"seed":-3,"stop":["a"],"stream":true,
+            "logit_bias":{"17":-5.5},"min_p":0.1,"logprobs":true,"top_logprobs":2,
             "stream_options":{"include_usage":true},"n":1,"tools":[],"user":"u"}"#;
         parse(body).unwrap();
         let check = |mutated: &[u8]| match parse(mutated) {
             Ok(request) => {
-                assert!((0.0..=2.0).contains(&request.temperature));
-                assert!(request.top_p > 0.0 && request.top_p <= 1.0);
+                request.sampling.check().unwrap();
+                assert!(request.logprobs.is_none_or(|top| top <= 20));
                 assert!(!request.messages.is_empty() && request.stop.len() <= STOPS_MAX);
                 assert!(request.max_tokens.is_none_or(|(tokens, _)| tokens > 0));
             }

@@ -59,7 +59,8 @@ fn a_plain_answer_is_what_the_engine_said_and_is_on_record() {
     assert!(response.head.contains(object["id"].as_str().unwrap()), "x-request-id");
 
     let asked = appliance.engine.change(|state| state.chats.remove(0));
-    assert_eq!((asked.seed, asked.max_tokens, asked.stop), (5, 9, vec!["x".to_owned()]));
+    assert_eq!((asked.sampling.seed, asked.max_tokens, asked.stop), (5, 9, vec!["x".to_owned()]));
+    assert!(asked.logprobs.is_none() && object["choices"][0]["logprobs"].is_null());
     assert_eq!(asked.messages[0].role, Role::System);
     assert_eq!(asked.partition, cert_sha256(&appliance.alice));
     let line = appliance.wait_log(&["chat", "alice", "stop"]);
@@ -83,6 +84,45 @@ fn a_stream_ends_with_usage_and_done() {
     let record = &records(&appliance, 1)[0];
     assert!(events[..events.len() - 1].iter().all(|event| event["id"] == record.request.as_str()));
     assert_eq!(record.answer_sha256, sha256("eins zwei"));
+}
+
+#[test]
+fn logprobs_come_plain_and_streamed() {
+    let appliance = Appliance::start();
+    let likely = |token: &str| json!({"token": token, "logprob": -0.5, "bytes": token.as_bytes()});
+    let entry = |token: &str| {
+        let mut entry = likely(token);
+        entry["top_logprobs"] = json!([likely(token), likely(token)]);
+        entry
+    };
+    let expected = json!([entry("un "), entry("deux")]);
+    let more = json!({"logprobs": true, "top_logprobs": 2, "top_k": 5, "logit_bias": {"7": -1}});
+    let object = appliance.connect().ask(post(&chat("un deux", &more).to_string())).json();
+    assert_eq!(object["choices"][0]["logprobs"], json!({"content": expected, "refusal": null}));
+    let asked = appliance.engine.change(|state| state.chats.remove(0));
+    assert_eq!((asked.logprobs, asked.sampling.top_k), (Some(2), 5));
+    assert_eq!(asked.sampling.logit_bias[&7], -1.0);
+    let mut more = more;
+    more["stream"] = json!(true);
+    let events = appliance.connect().ask_chat("un deux", &more).events();
+    let content: Vec<&Value> = events
+        .iter()
+        .filter_map(|e| e["choices"][0]["logprobs"]["content"].as_array())
+        .flatten()
+        .collect();
+    assert_eq!(json!(content), expected);
+}
+
+#[test]
+fn a_plain_answer_keeps_no_endless_logprobs() {
+    let appliance = Appliance::start();
+    let many = |more: &Value| appliance.connect().ask(post(&chat("many", more).to_string()));
+    let refused = many(&json!({"logprobs": true, "top_logprobs": 20}));
+    assert_eq!(refused.status, 400);
+    assert_eq!(refused.json()["error"]["param"], "logprobs");
+    assert_eq!(many(&json!({"logprobs": true, "top_logprobs": 1})).status, 200);
+    let streamed = many(&json!({"logprobs": true, "top_logprobs": 20, "stream": true}));
+    assert_eq!(streamed.events().last().unwrap(), "[DONE]");
 }
 
 #[test]

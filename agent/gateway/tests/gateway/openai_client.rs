@@ -46,6 +46,16 @@ fn an_openai_client_reads_answers_streams_and_errors() {
         assert_eq!(String::from_utf8_lossy(&output.stdout), "un deux trois\n");
     }
     assert_eq!(records(&appliance, 2).len(), 2);
+    for stream in [&[][..], &["--stream"]] {
+        let args = [&["--model", &id, "--top-logprobs", "3", "un deux trois"], stream].concat();
+        let output = run(&python, &appliance, &args);
+        assert!(output.status.success(), "{output:?}");
+        let text = String::from_utf8_lossy(&output.stdout);
+        assert_eq!(text, "un deux trois\n-0.5\t3\tun \n-0.5\t3\tdeux \n-0.5\t3\ttrois\n");
+    }
+    let output = run(&python, &appliance, &["--model", &id, "--top-logprobs", "21", "x"]);
+    let error = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(error.contains("BadRequestError (invalid_value)"), "{error}");
     for (model, prompt, expected) in [
         ("gpt-4o", "x", "NotFoundError (model_not_found)"),
         (&id, "prompt-too-long", "BadRequestError (context_length_exceeded)"),

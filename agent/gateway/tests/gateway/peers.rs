@@ -10,7 +10,8 @@ use std::time::{Duration, Instant};
 
 use ipc::{
     AgentReply, AgentRequest, AgentStatus, Chat, Confinement, EngineErrorKind, EngineReply,
-    EngineRequest, Exchange, FRAME_BYTES_MAX, Finish, ModelInfo, read_frame, write_frame,
+    EngineRequest, Exchange, FRAME_BYTES_MAX, Finish, ModelInfo, TokenLogprob, TokenLogprobs,
+    read_frame, write_frame,
 };
 
 /// How long a test waits for what must happen.
@@ -151,8 +152,9 @@ pub(crate) fn engine(socket: &Path) -> Arc<Watched<EngineState>> {
         }
         Ok(EngineRequest::Chat(chat)) => {
             let text = chat.messages.last().unwrap().content.clone();
+            let logprobs = chat.logprobs;
             state.change(|state| state.chats.push(chat));
-            if !play(&text, &mut stream) {
+            if !play(&text, logprobs, &mut stream) {
                 state.change(|state| state.cancelled += 1);
             }
         }
@@ -161,8 +163,15 @@ pub(crate) fn engine(socket: &Path) -> Arc<Watched<EngineState>> {
     state
 }
 
+/// One token that is `text`, and as many likely ones as were asked for.
+fn token(text: &str, top: u8) -> TokenLogprobs {
+    let (bytes, token) = (Some(text.as_bytes().to_vec()), text.to_owned());
+    let chosen = TokenLogprob { token, bytes, logprob: -0.5 };
+    TokenLogprobs { top: vec![chosen.clone(); top.into()], chosen }
+}
+
 /// False if the gateway left first.
-fn play(text: &str, stream: &mut UnixStream) -> bool {
+fn play(text: &str, logprobs: Option<u8>, stream: &mut UnixStream) -> bool {
     let errors = BTreeMap::from([
         ("no-model", EngineErrorKind::NoModel),
         ("prompt-too-long", EngineErrorKind::PromptTooLong),
@@ -172,18 +181,35 @@ fn play(text: &str, stream: &mut UnixStream) -> bool {
     ]);
     let mut say = |reply: EngineReply| write_frame(stream, &reply, FRAME_BYTES_MAX).is_ok();
     if let Some(kind) = errors.get(text) {
-        return say(EngineReply::Error { kind: *kind, message: format!("found {text}") });
+        return say(EngineReply::Error {
+            kind: *kind,
+            message: format!("found {text}"),
+            param: None,
+        });
     }
     if text == "babble" {
-        return say(EngineReply::Delta { text: "before its turn".to_owned() });
+        return say(EngineReply::Delta { text: "before its turn".to_owned(), tokens: Vec::new() });
     }
     if !say(EngineReply::Accepted { prompt_tokens: PROMPT_TOKENS }) {
         return false;
     }
-    let delta = |text: &str| EngineReply::Delta { text: text.to_owned() };
+    let delta = |text: &str| EngineReply::Delta {
+        text: text.to_owned(),
+        tokens: logprobs.map(|top| token(text, top)).into_iter().collect(),
+    };
     match text {
         "die" => say(delta("half an ans")),
         // Ends at the gateway's maximum, or when the client has enough.
+        // Little text, and more logprobs than a plain answer may have.
+        "many" => {
+            (0..6000).all(|_| say(delta("many")))
+                && say(EngineReply::Done {
+                    finish: Finish::Length,
+                    prompt_tokens: PROMPT_TOKENS,
+                    completion_tokens: 6000,
+                    cached_tokens: CACHED_TOKENS,
+                })
+        }
         "flood" => (0..10_000).all(|_| say(delta(&"flood ".repeat(1000)))),
         "hang" => say(delta("wait…")) && !matches!(stream.read(&mut [0]), Ok(0) | Err(_)),
         text => {

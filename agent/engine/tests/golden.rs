@@ -1,0 +1,104 @@
+//! Logits of one tiny model of each architecture and variant, against those of Hugging Face transformers
+//! (`golden/generate.py`).
+
+#![allow(clippy::unwrap_used, reason = "a test may panic, and so may its modules")]
+
+mod synthetic;
+
+use std::sync::Arc;
+
+use engine::checkpoint::{Checkpoint, Texts};
+use engine::cpu::Cpu;
+use engine::gguf::Gguf;
+use engine::model::{Row, Shape, forward};
+use engine::weights::{FileBytes, Weights};
+use kernels::{Isa, Pool};
+
+use synthetic::families::{CASES, CONTEXT, GOLDEN_VOCABULARY, golden};
+use synthetic::folder::folder;
+
+const TOKENS: usize = 40;
+/// Logits have a standard deviation of 1. The cache holds keys and values in half precision, which the reference
+/// does not: rounding them there moves its own logits by up to 3.7e-3.
+const ERROR_MAX: f32 = 5e-3;
+
+fn of_gguf(case: &str) -> Vec<f32> {
+    let bytes = golden(case).build();
+    let gguf = Gguf::parse(&bytes).unwrap();
+    logits(&gguf, vec![Arc::new(bytes.clone())])
+}
+
+fn of_checkpoint(case: &str) -> Vec<f32> {
+    let folder = folder(case, GOLDEN_VOCABULARY);
+    let config = serde_json::to_vec(&folder.config).unwrap();
+    let tokenizer = serde_json::to_vec(&folder.tokenizer).unwrap();
+    let texts = Texts {
+        config: &config,
+        tokenizer: &tokenizer,
+        tokenizer_config: None,
+        chat_template: None,
+    };
+    let files = folder.files.into_iter().map(|file| Arc::new(file) as FileBytes).collect();
+    let checkpoint = Checkpoint::read(&texts, files).unwrap();
+    logits(&checkpoint.view(), checkpoint.files())
+}
+
+fn logits(gguf: &Gguf<'_>, files: Vec<FileBytes>) -> Vec<f32> {
+    let shape = Shape::read(gguf).unwrap();
+    let weights = Weights::find_in(gguf, &shape, files).unwrap();
+    let mut cpu =
+        Cpu::new(Isa::detect(), Pool::new(2).unwrap(), shape, weights, 8, CONTEXT as usize);
+    let token = |position: usize| u32::try_from((position * 37 + 11) % GOLDEN_VOCABULARY).unwrap();
+    let rows: Vec<_> = (0..TOKENS)
+        .map(|position| Row { token: token(position), position, table: &[5, 0, 2], logits: true })
+        .collect();
+    rows.chunks(16).flat_map(|rows| forward(&mut cpu, rows).to_vec()).collect()
+}
+
+fn reference(case: &str) -> Vec<f32> {
+    let path = format!("{}/tests/golden/{case}.f32", env!("CARGO_MANIFEST_DIR"));
+    let bytes = std::fs::read(&path).unwrap_or_else(|error| panic!("{path}: {error}"));
+    bytes.as_chunks().0.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect()
+}
+
+fn best(logits: &[f32]) -> usize {
+    (0..logits.len()).max_by(|a, b| logits[*a].total_cmp(&logits[*b])).unwrap()
+}
+
+#[test]
+fn logits_of_gguf_files_are_those_of_the_reference() {
+    compare(of_gguf);
+}
+
+#[test]
+fn logits_of_safetensors_are_those_of_the_reference() {
+    compare(of_checkpoint);
+}
+
+fn compare(logits: impl Fn(&str) -> Vec<f32>) {
+    let mut failed = Vec::new();
+    for case in CASES {
+        let (found, reference) = (logits(case), reference(case));
+        assert_eq!(found.len(), TOKENS * GOLDEN_VOCABULARY);
+        assert_eq!(found.len(), reference.len(), "{case}");
+        let errors = found.iter().zip(&reference).map(|(a, b)| (a - b).abs());
+        let error = errors.fold(0.0, f32::max);
+        let rows = found.chunks(GOLDEN_VOCABULARY).zip(reference.chunks(GOLDEN_VOCABULARY));
+        let others = rows.filter(|(found, reference)| best(found) != best(reference)).count();
+        println!("{case}: largest error {error:.2e}, {others} of {TOKENS} best tokens differ");
+        if error.is_nan() || error > ERROR_MAX || others > 0 {
+            failed.push((case, error, others));
+        }
+    }
+    assert!(failed.is_empty(), "{failed:?}");
+}
+
+/// Cases with the same weights would not be told apart by the test above if the reference did not tell them.
+#[test]
+fn the_reference_tells_variants_apart() {
+    for (one, other) in [("llama3", "linear"), ("phi3-short", "phi3-long")] {
+        let (one, other) = (reference(one), reference(other));
+        let distance = one.iter().zip(&other).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+        assert!(distance > 100.0 * ERROR_MAX, "{distance}");
+    }
+}

@@ -1,0 +1,463 @@
+//! Products with tiles of quantised weights.
+//!
+//! Invariant: the value of a row is the sum over its blocks, in order, of `(scale · x.scale) · Σ weight · quant`, the inner
+//! sum an exact integer, each block added by one fused multiply-add; plus the sum over its blocks, in order, of
+//! `offset · x.sum`, likewise. Each row has its own lane, so that nothing is added across lanes, and no other row, token,
+//! batch, thread or instruction set changes a bit.
+
+use crate::activations::{Group, QuantBlock, array};
+use crate::simd::{LANES, Simd};
+use crate::tile::ROWS;
+
+/// What the sixteen rows of a tile have for one token so far.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Sums {
+    products: [f32; LANES],
+    offsets: [f32; LANES],
+}
+
+impl Sums {
+    pub(crate) const ZERO: Self = Self { products: [0.0; LANES], offsets: [0.0; LANES] };
+
+    #[inline(always)]
+    pub(crate) fn load<S: Simd>(&self, s: S) -> (S::Floats, S::Floats) {
+        (s.floats(&self.products), s.floats(&self.offsets))
+    }
+
+    #[inline(always)]
+    pub(crate) fn store<S: Simd>(&mut self, s: S, (products, offsets): (S::Floats, S::Floats)) {
+        s.store_floats(products, &mut self.products);
+        s.store_floats(offsets, &mut self.offsets);
+    }
+
+    pub(crate) fn total(&self) -> [f32; LANES] {
+        std::array::from_fn(|i| self.products[i] + self.offsets[i])
+    }
+}
+
+/// 32 columns of a tile with a byte per weight: what all formats become before many tokens are multiplied.
+#[derive(Clone, Copy, Debug)]
+#[repr(C, align(64))]
+pub(crate) struct PanelBlock {
+    weights: [[u8; 64]; 8],
+    /// Of the block, or of each half.
+    scales: [[f32; LANES]; 2],
+    offsets: [f32; LANES],
+}
+
+impl PanelBlock {
+    pub(crate) const ZERO: Self =
+        Self { weights: [[0; 64]; 8], scales: [[0.0; LANES]; 2], offsets: [0.0; LANES] };
+}
+
+/// The same in registers.
+pub(crate) struct Block<S: Simd> {
+    weights: [S::Bytes; 8],
+    scales: [S::Floats; 2],
+    offsets: S::Floats,
+}
+
+/// What the parts of a block of 256 share.
+pub(crate) struct Head<S: Simd> {
+    scale: S::Floats,
+    minimum: S::Floats,
+    /// Bytes of scales, then of minima; or 16 scales.
+    factors: [S::Bytes; 4],
+}
+
+/// A format as it lies in tiles.
+pub(crate) trait Tiled {
+    /// Bytes of a block of sixteen rows.
+    const BYTES: usize;
+    /// Parts of 32 columns in a block.
+    const PARTS: usize;
+    /// What was added to weights to make them positive.
+    const ADDED: u8 = 0;
+    /// Whether weights need more than six bits.
+    const WIDE: bool = false;
+    /// Whether there are minima.
+    const OFFSETS: bool = false;
+    /// Whether each half of 32 columns has its own scale.
+    const HALVES: bool = false;
+
+    /// Reads what the parts share.
+    fn head<S: Simd>(s: S, tile: &[u8]) -> Head<S>;
+    /// Reads part `i`.
+    fn part<S: Simd>(s: S, tile: &[u8], head: &Head<S>, i: usize) -> Block<S>;
+}
+
+/// Blocks of 32 with one scale, or scale and minimum, in front.
+#[inline(always)]
+fn simple_head<S: Simd>(s: S, tile: &[u8], minimum: bool) -> Head<S> {
+    let none = s.load(&[0; 64]);
+    let minimum = if minimum { s.halves(array(&tile[32..])) } else { s.splat(0.0) };
+    Head { scale: s.halves(array(tile)), minimum, factors: [none; 4] }
+}
+
+#[inline(always)]
+fn simple_block<S: Simd>(head: &Head<S>, weights: [S::Bytes; 8]) -> Block<S> {
+    Block { weights, scales: [head.scale; 2], offsets: head.minimum }
+}
+
+/// Words 0..4 are the low nibbles, 4..8 the high ones.
+#[inline(always)]
+fn nibbles<S: Simd>(s: S, bytes: &[u8]) -> [S::Bytes; 8] {
+    let mut out = [s.load(&[0; 64]); 8];
+    for j in 0..4 {
+        let word = s.load(array(&bytes[j * 64..]));
+        out[j] = s.and(word, 15);
+        out[j + 4] = s.and(s.shr(word, 4), 15);
+    }
+    out
+}
+
+/// As [`nibbles`], each with its bit of `high`: word `j` has them at bit `j` of each byte.
+#[inline(always)]
+fn five_bits<S: Simd>(s: S, high: &[u8], bytes: &[u8]) -> [S::Bytes; 8] {
+    let mut out = nibbles(s, bytes);
+    let high = s.load(array(high));
+    for j in 0..4 {
+        out[j] = s.or(out[j], s.and(s.shl(high, 4 - j), 16));
+        out[j + 4] = s.or(out[j + 4], s.and(s.shr(high, j), 16));
+    }
+    out
+}
+
+pub(crate) struct Q4_0;
+pub(crate) struct Q4_1;
+pub(crate) struct Q5_0;
+pub(crate) struct Q5_1;
+pub(crate) struct Q8_0;
+pub(crate) struct Q4K;
+pub(crate) struct Q5K;
+pub(crate) struct Q6K;
+
+impl Tiled for Q4_0 {
+    const BYTES: usize = 18 * ROWS;
+    const PARTS: usize = 1;
+    const ADDED: u8 = 8;
+
+    #[inline(always)]
+    fn head<S: Simd>(s: S, tile: &[u8]) -> Head<S> {
+        simple_head(s, tile, false)
+    }
+
+    #[inline(always)]
+    fn part<S: Simd>(s: S, tile: &[u8], head: &Head<S>, _: usize) -> Block<S> {
+        simple_block(head, nibbles(s, &tile[32..]))
+    }
+}
+
+impl Tiled for Q4_1 {
+    const BYTES: usize = 20 * ROWS;
+    const PARTS: usize = 1;
+    const OFFSETS: bool = true;
+
+    #[inline(always)]
+    fn head<S: Simd>(s: S, tile: &[u8]) -> Head<S> {
+        simple_head(s, tile, true)
+    }
+
+    #[inline(always)]
+    fn part<S: Simd>(s: S, tile: &[u8], head: &Head<S>, _: usize) -> Block<S> {
+        simple_block(head, nibbles(s, &tile[64..]))
+    }
+}
+
+impl Tiled for Q5_0 {
+    const BYTES: usize = 22 * ROWS;
+    const PARTS: usize = 1;
+    const ADDED: u8 = 16;
+
+    #[inline(always)]
+    fn head<S: Simd>(s: S, tile: &[u8]) -> Head<S> {
+        simple_head(s, tile, false)
+    }
+
+    #[inline(always)]
+    fn part<S: Simd>(s: S, tile: &[u8], head: &Head<S>, _: usize) -> Block<S> {
+        simple_block(head, five_bits(s, &tile[32..], &tile[96..]))
+    }
+}
+
+impl Tiled for Q5_1 {
+    const BYTES: usize = 24 * ROWS;
+    const PARTS: usize = 1;
+    const OFFSETS: bool = true;
+
+    #[inline(always)]
+    fn head<S: Simd>(s: S, tile: &[u8]) -> Head<S> {
+        simple_head(s, tile, true)
+    }
+
+    #[inline(always)]
+    fn part<S: Simd>(s: S, tile: &[u8], head: &Head<S>, _: usize) -> Block<S> {
+        simple_block(head, five_bits(s, &tile[64..], &tile[128..]))
+    }
+}
+
+impl Tiled for Q8_0 {
+    const BYTES: usize = 34 * ROWS;
+    const PARTS: usize = 1;
+    const ADDED: u8 = 128;
+    const WIDE: bool = true;
+
+    #[inline(always)]
+    fn head<S: Simd>(s: S, tile: &[u8]) -> Head<S> {
+        simple_head(s, tile, false)
+    }
+
+    #[inline(always)]
+    fn part<S: Simd>(s: S, tile: &[u8], head: &Head<S>, _: usize) -> Block<S> {
+        let mut weights = [s.load(&[0; 64]); 8];
+        for (j, weights) in weights.iter_mut().enumerate() {
+            *weights = s.load(array(&tile[32 + j * 64..]));
+        }
+        simple_block(head, weights)
+    }
+}
+
+/// Scale, scale of the minima, and the twelve bytes of 6-bit factors, four at a time (`ggml-quants.c`,
+/// `get_scale_min_k4`).
+#[inline(always)]
+fn k_head<S: Simd>(s: S, tile: &[u8]) -> Head<S> {
+    let word = |i: usize| s.load(array(&tile[64 + i * 64..]));
+    let (a, b, c) = (word(0), word(1), word(2));
+    let high = |low, from| s.or(s.and(low, 15), s.and(s.shr(from, 2), 0x30));
+    Head {
+        scale: s.halves(array(tile)),
+        minimum: s.mul(s.splat(-1.0), s.halves(array(&tile[32..]))),
+        factors: [s.and(a, 63), high(c, a), s.and(b, 63), high(s.shr(c, 4), b)],
+    }
+}
+
+/// Part `i`, whose nibbles are the low or high ones of 32 bytes.
+#[inline(always)]
+fn k_part<S: Simd>(s: S, bytes: &[u8], head: &Head<S>, i: usize) -> Block<S> {
+    let mut weights = [s.load(&[0; 64]); 8];
+    for (j, weights) in weights.iter_mut().enumerate() {
+        let word = s.load(array(&bytes[(i / 2 * 8 + j) * 64..]));
+        *weights = s.and(s.shr(word, i % 2 * 4), 15);
+    }
+    let bits = i % 4 * 8;
+    // Eleven bits times six: exact.
+    let scale = s.mul(head.scale, s.unsigned(s.shr(head.factors[i / 4], bits)));
+    let offsets = s.mul(head.minimum, s.unsigned(s.shr(head.factors[2 + i / 4], bits)));
+    Block { weights, scales: [scale; 2], offsets }
+}
+
+impl Tiled for Q4K {
+    const BYTES: usize = 144 * ROWS;
+    const PARTS: usize = 8;
+    const OFFSETS: bool = true;
+
+    #[inline(always)]
+    fn head<S: Simd>(s: S, tile: &[u8]) -> Head<S> {
+        k_head(s, tile)
+    }
+
+    #[inline(always)]
+    fn part<S: Simd>(s: S, tile: &[u8], head: &Head<S>, i: usize) -> Block<S> {
+        k_part(s, &tile[16 * ROWS..], head, i)
+    }
+}
+
+impl Tiled for Q5K {
+    const BYTES: usize = 176 * ROWS;
+    const PARTS: usize = 8;
+    const OFFSETS: bool = true;
+
+    #[inline(always)]
+    fn head<S: Simd>(s: S, tile: &[u8]) -> Head<S> {
+        k_head(s, tile)
+    }
+
+    #[inline(always)]
+    fn part<S: Simd>(s: S, tile: &[u8], head: &Head<S>, i: usize) -> Block<S> {
+        let mut block = k_part(s, &tile[48 * ROWS..], head, i);
+        for (j, weights) in block.weights.iter_mut().enumerate() {
+            let high = s.load(array(&tile[16 * ROWS + j * 64..]));
+            *weights = s.or(*weights, s.shl(s.and(s.shr(high, i), 1), 4));
+        }
+        block
+    }
+}
+
+impl Tiled for Q6K {
+    const BYTES: usize = 210 * ROWS;
+    const PARTS: usize = 8;
+    const ADDED: u8 = 32;
+    const HALVES: bool = true;
+
+    #[inline(always)]
+    fn head<S: Simd>(s: S, tile: &[u8]) -> Head<S> {
+        let word = |i: usize| s.load(array(&tile[32 + i * 64..]));
+        Head {
+            scale: s.halves(array(tile)),
+            minimum: s.splat(0.0),
+            factors: [word(0), word(1), word(2), word(3)],
+        }
+    }
+
+    /// Of 128 columns, parts 0 and 1 are the low nibbles of 64 bytes, 2 and 3 the high ones; part `q` has bits `2q` of
+    /// 32 bytes as its high ones.
+    #[inline(always)]
+    fn part<S: Simd>(s: S, tile: &[u8], head: &Head<S>, i: usize) -> Block<S> {
+        let (half, quarter) = (i / 4, i % 4);
+        let low = &tile[18 * ROWS + (half * 2 + quarter % 2) * 512..];
+        let high = &tile[(18 + 128) * ROWS + half * 512..];
+        let mut weights = [s.load(&[0; 64]); 8];
+        for (j, weights) in weights.iter_mut().enumerate() {
+            let nibbles = s.shr(s.load(array(&low[j * 64..])), quarter / 2 * 4);
+            let pairs = s.shr(s.load(array(&high[j * 64..])), quarter * 2);
+            *weights = s.or(s.and(nibbles, 15), s.shl(s.and(pairs, 3), 4));
+        }
+        let bits = i % 2 * 16;
+        let factors = head.factors[i / 2];
+        let scale = s.mul(head.scale, s.signed(s.shr(factors, bits)));
+        let scale_second = s.mul(head.scale, s.signed(s.shr(factors, bits + 8)));
+        Block { weights, scales: [scale, scale_second], offsets: head.minimum }
+    }
+}
+
+/// What the integer sum of a block, or of a half, starts with.
+#[inline(always)]
+pub(crate) fn start<F: Tiled>(x: &QuantBlock, half: usize) -> i32 {
+    match F::ADDED {
+        8 => x.start_8,
+        16 => x.start_16,
+        32 => x.starts_32[half],
+        128 => x.start_128,
+        _ => 0,
+    }
+}
+
+/// Adds one block of one token.
+#[inline(always)]
+fn step<S: Simd, F: Tiled>(
+    s: S,
+    block: &Block<S>,
+    x: &QuantBlock,
+    (mut products, mut offsets): (S::Floats, S::Floats),
+) -> (S::Floats, S::Floats) {
+    let x_scale = s.splat(x.scale);
+    if F::HALVES {
+        for half in 0..2 {
+            let mut sum = s.splat_int(start::<F>(x, half));
+            for j in half * 4..half * 4 + 4 {
+                sum = if F::WIDE {
+                    s.dot::<true>(sum, block.weights[j], x.quants[j])
+                } else {
+                    s.dot::<false>(sum, block.weights[j], x.quants[j])
+                };
+            }
+            products = s.fma(s.mul(block.scales[half], x_scale), s.to_floats(sum), products);
+        }
+    } else {
+        let mut sum = s.splat_int(start::<F>(x, 0));
+        for j in 0..8 {
+            sum = if F::WIDE {
+                s.dot::<true>(sum, block.weights[j], x.quants[j])
+            } else {
+                s.dot::<false>(sum, block.weights[j], x.quants[j])
+            };
+        }
+        products = s.fma(s.mul(block.scales[0], x_scale), s.to_floats(sum), products);
+    }
+    if F::OFFSETS {
+        offsets = s.fma(block.offsets, s.splat(x.sum), offsets);
+    }
+    (products, offsets)
+}
+
+/// One token: weights go from memory to the sum without another store.
+#[inline(always)]
+pub(crate) fn one<S: Simd, F: Tiled>(s: S, tile: &[u8], x: &[QuantBlock], sums: &mut Sums) {
+    let mut all = sums.load(s);
+    for (tile, x) in tile.chunks_exact(F::BYTES).zip(x.chunks_exact(F::PARTS)) {
+        for line in tile.chunks(64) {
+            s.prefetch(&line[0]);
+        }
+        let head = F::head(s, tile);
+        for (i, x) in x.iter().enumerate() {
+            let block = F::part(s, tile, &head, i);
+            all = step::<S, F>(s, &block, x, all);
+        }
+    }
+    sums.store(s, all);
+}
+
+/// Fills a panel.
+#[inline(always)]
+pub(crate) fn unpack<S: Simd, F: Tiled>(s: S, tile: &[u8], panel: &mut [PanelBlock]) {
+    for (tile, panel) in tile.chunks_exact(F::BYTES).zip(panel.chunks_exact_mut(F::PARTS)) {
+        let head = F::head(s, tile);
+        for (i, panel) in panel.iter_mut().enumerate() {
+            let block = F::part(s, tile, &head, i);
+            for (weights, place) in block.weights.iter().zip(&mut panel.weights) {
+                s.store(*weights, place);
+            }
+            s.store_floats(block.scales[0], &mut panel.scales[0]);
+            if F::HALVES {
+                s.store_floats(block.scales[1], &mut panel.scales[1]);
+            }
+            if F::OFFSETS {
+                s.store_floats(block.offsets, &mut panel.offsets);
+            }
+        }
+    }
+}
+
+/// All tokens of a group.
+#[inline(always)]
+pub(crate) fn many<S: Simd, F: Tiled>(s: S, panel: &[PanelBlock], x: Group<'_>, sums: &mut [Sums]) {
+    let mut first = 0;
+    while let Some(sums) = sums[first..].first_chunk_mut() {
+        some::<S, F, 8>(s, panel, x, first, sums);
+        first += 8;
+    }
+    while let Some(sums) = sums[first..].first_chunk_mut() {
+        some::<S, F, 4>(s, panel, x, first, sums);
+        first += 4;
+    }
+    while let Some(sums) = sums[first..].first_chunk_mut() {
+        some::<S, F, 2>(s, panel, x, first, sums);
+        first += 2;
+    }
+    while let Some(sums) = sums[first..].first_chunk_mut() {
+        some::<S, F, 1>(s, panel, x, first, sums);
+        first += 1;
+    }
+}
+
+/// `N` tokens of a group from `first` on.
+#[inline(always)]
+fn some<S: Simd, F: Tiled, const N: usize>(
+    s: S,
+    panel: &[PanelBlock],
+    x: Group<'_>,
+    first: usize,
+    sums: &mut [Sums; N],
+) {
+    let mut all = [(s.splat(0.0), s.splat(0.0)); N];
+    for (all, sums) in all.iter_mut().zip(sums.iter()) {
+        *all = sums.load(s);
+    }
+    for (panel, x) in panel.iter().zip(x.blocks.chunks_exact(x.tokens)) {
+        let x: &[QuantBlock; N] = array(&x[first..]);
+        let mut block = Block {
+            weights: [s.load(&[0; 64]); 8],
+            scales: [s.floats(&panel.scales[0]), s.floats(&panel.scales[1])],
+            offsets: s.floats(&panel.offsets),
+        };
+        for (weights, stored) in block.weights.iter_mut().zip(&panel.weights) {
+            *weights = s.load(stored);
+        }
+        for (all, x) in all.iter_mut().zip(x) {
+            *all = step::<S, F>(s, &block, x, *all);
+        }
+    }
+    for (all, sums) in all.iter().zip(sums) {
+        sums.store(s, *all);
+    }
+}
