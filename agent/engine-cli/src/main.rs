@@ -8,6 +8,7 @@ mod bench;
 mod generate;
 mod inspect;
 mod model;
+mod pack;
 mod receipt;
 mod replay;
 mod serve;
@@ -35,6 +36,8 @@ enum Command {
     Tokenize(inspect::TokenizeArgs),
     /// Tokens per second on this machine.
     Bench(bench::Args),
+    /// Interleave a model file's rows as the kernels read them fastest, for a bundle.
+    Pack(pack::Args),
     /// Answer on a Unix socket, unconfined: for development only.
     Serve(serve::Args),
     /// Run a request again and compare it with its receipt.
@@ -56,6 +59,7 @@ fn main() -> ExitCode {
         Command::Logits(args) => inspect::logits(&args),
         Command::Tokenize(args) => inspect::tokenize(&args),
         Command::Bench(args) => bench::run(&args),
+        Command::Pack(args) => pack::run(&args),
         Command::Serve(args) => serve::run(&args),
         Command::Replay(args) => replay::run(&args),
     };

@@ -190,6 +190,22 @@ fn a_receipt_holds_the_format_of_the_answer() {
 }
 
 #[test]
+fn a_packed_model_answers_the_same() {
+    let bench = Bench::new();
+    let answer = || {
+        bench.json(&["generate", "--prompt", "hello", "--max-tokens", "8", "--json"])["token_ids"]
+            .take()
+    };
+    let plain = answer();
+    assert!(bench.run(&["pack", "--out", "packed.gguf"]).status.success());
+    assert!(bench.refused(&["pack", "--out", "packed.gguf"]).contains("packed.gguf"));
+    let (before, after) = (fs::read(bench.path("tiny.gguf")), fs::read(bench.path("packed.gguf")));
+    assert_ne!(before.unwrap(), after.unwrap());
+    fs::rename(bench.path("packed.gguf"), bench.path("tiny.gguf")).unwrap();
+    assert_eq!(answer(), plain);
+}
+
+#[test]
 fn threads_change_nothing() {
     let bench = Bench::new();
     let said = |threads: &str| {

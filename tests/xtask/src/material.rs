@@ -147,8 +147,10 @@ pub(crate) fn model(tree: &Tree) -> Result<PathBuf> {
 /// The bundle that is good and those that must be refused.
 fn bundles(tree: &Tree, binaries: &Path, keys: &Path, model: &Path) -> Result<Bundles> {
     let policy = fs::read_to_string(keys.join("policy.json"))?;
-    let program = hex::encode(Sha256::digest(fs::read(binaries.join("casemate"))?));
-    let folder = keyed(tree, "bundles", &[&policy, MODEL_REQUIREMENT, MODEL_ID, &program]);
+    let program =
+        |name: &str| fs::read(binaries.join(name)).map(|bytes| hex::encode(Sha256::digest(bytes)));
+    let programs = [program("casemate")?, program("casemate-engine")?].concat();
+    let folder = keyed(tree, "bundles", &[&policy, MODEL_REQUIREMENT, MODEL_ID, &programs]);
     let bundles = Bundles {
         good: folder.join("good.img"),
         flipped_byte: folder.join("flipped-byte.img"),
@@ -171,7 +173,12 @@ fn bundles(tree: &Tree, binaries: &Path, keys: &Path, model: &Path) -> Result<Bu
         sh(&mut command)
     };
     let at = |name: &str| folder.join(name).to_string_lossy().into_owned();
-    let model = model.to_string_lossy();
+    let weights = Path::new(MODEL_MEMBER).file_name().context("the model's file has a name")?;
+    let packed = folder.join("packed").join(weights);
+    fs::create_dir(folder.join("packed"))?;
+    let mut pack_rows = tree.enter(binaries.join("casemate-engine"));
+    sh(pack_rows.arg("pack").arg("--model").arg(model).arg("--out").arg(&packed))?;
+    let model = packed.to_string_lossy();
     let make = |version: &str, name: &str| {
         let (name, line) = (at(name), ["--model-id", MODEL_ID, "--version", version]);
         casemate(&[&["model", "--gguf", &model, "--out", &name][..], &line].concat())?;
@@ -203,15 +210,14 @@ fn bundles(tree: &Tree, binaries: &Path, keys: &Path, model: &Path) -> Result<Bu
     let pack = |signatures: &[&str], image: &Path| pack_from("model", signatures, image);
     pack(&both, &bundles.good)?;
     pack(&both[..1], &bundles.one_signature)?;
-    let weights = folder
-        .join("model")
-        .join(Path::new(MODEL_MEMBER).file_name().context("the model's file has a name")?);
+    let weights = folder.join("model").join(weights);
     flip_byte(&weights)?;
     pack(&both, &bundles.flipped_byte)?;
     flip_byte(&weights)?;
     fs::write(folder.join("model/backdoor.py"), "print('unsigned')\n")?;
     pack(&both, &bundles.extra_file)?;
     fs::remove_dir_all(folder.join("model"))?;
+    fs::remove_dir_all(folder.join("packed"))?;
     Ok(bundles)
 }
 
