@@ -7,7 +7,9 @@ use std::io;
 
 use evidence::bundle::{BundleError, Differences, Found, Quorum, SignedFile, Verified, quorum};
 use evidence::format::{BundleEvent, ModelCard, Policy};
+use evidence::sealed::{ContentKey, Decryptor, KeyFileError, plain_bytes};
 
+use crate::attestor::UnsealError;
 use crate::medium::{Medium, MediumError, MediumFile};
 use crate::rollback::RollbackError;
 use crate::sealed::{SealedError, SealedFile};
@@ -41,6 +43,12 @@ pub(crate) enum Refusal {
     /// No quorum.
     #[error(transparent)]
     Bundle(#[from] BundleError),
+    /// The key of its encrypted files is none.
+    #[error(transparent)]
+    KeyFile(#[from] KeyFileError),
+    /// The key of its encrypted files does not come out here.
+    #[error("the bundle is encrypted: {0}")]
+    Unseal(#[from] UnsealError),
     /// Other files than were signed.
     #[error(transparent)]
     Differs(#[from] Differences),
@@ -94,9 +102,11 @@ pub(crate) fn verify(
     Ok((verified, signatures))
 }
 
-/// Takes a verified medium's files into sealed memory and compares them with what was signed.
+/// Takes a verified medium's files into sealed memory, decrypted if there is a key, and compares them with what was
+/// signed.
 pub(crate) fn admit(
     medium: &Medium,
+    key: Option<&ContentKey>,
     verified: &Verified,
     signatures: &[Vec<u8>],
     policy: &Policy,
@@ -106,13 +116,22 @@ pub(crate) fn admit(
         return Err(Refusal::TooManyFiles { found: verified.files().len() });
     }
     let signatures = counted(policy, signatures)?;
-    let files = medium.files()?;
+    let mut files = medium.files()?;
     check_names(verified, &files)?;
+    if key.is_some() {
+        files.iter_mut().try_for_each(measure_content)?;
+    }
     check_room(&files, bytes_max)?;
     let mut sealed = Vec::with_capacity(files.len());
     for mut file in files {
-        let memory = SealedFile::copy(&mut file.file, file.bytes)
-            .map_err(|source| Refusal::File { name: file.name.clone(), source })?;
+        let memory = match key {
+            Some(key) => {
+                let mut content = Decryptor::new(key, &file.name, &mut file.file);
+                SealedFile::copy(&mut content, file.bytes)
+            }
+            None => SealedFile::copy(&mut file.file, file.bytes),
+        };
+        let memory = memory.map_err(|source| Refusal::File { name: file.name.clone(), source })?;
         sealed.push((file.name, memory));
     }
     verified.compare(&found(&sealed))?;
@@ -156,6 +175,14 @@ fn check_names(verified: &Verified, files: &[MediumFile]) -> Result<(), Differen
         Found { name: file.name.clone(), sha256, bytes: file.bytes }
     };
     verified.compare(&files.iter().map(as_signed).collect::<Vec<_>>())
+}
+
+/// From here on the file's length is that of its content: it is what memory must hold.
+fn measure_content(file: &mut MediumFile) -> Result<(), Refusal> {
+    let content = plain_bytes(file.bytes);
+    file.bytes =
+        content.map_err(|error| Refusal::File { name: file.name.clone(), source: error.into() })?;
+    Ok(())
 }
 
 fn check_room(files: &[MediumFile], max: u64) -> Result<(), Refusal> {
@@ -262,5 +289,19 @@ mod tests {
             .into();
         assert!(matches!(check_room(&files, 1 << 40), Err(Refusal::TooLarge { .. })));
         check_room(&files[1..], 2).unwrap();
+    }
+
+    #[test]
+    fn the_content_of_an_encrypted_file_is_what_needs_room() {
+        let medium = |bytes| {
+            let file = tempfile::tempfile().unwrap();
+            MediumFile { name: "weights.gguf".to_owned(), bytes, file }
+        };
+        let mut file = medium(18);
+        measure_content(&mut file).unwrap();
+        assert_eq!(file.bytes, 2);
+        check_room(&[file], 2).unwrap();
+        let error = measure_content(&mut medium(2)).unwrap_err().to_string();
+        assert!(error.contains("\"weights.gguf\" has 2 bytes, a length that no"), "{error}");
     }
 }

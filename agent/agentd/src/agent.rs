@@ -11,10 +11,11 @@ use evidence::format::{
     AgentEvent, BundleEvent, BundleStatement, Challenge, ConfinementEvent, agent_event,
 };
 use evidence::ledger::Event;
+use evidence::sealed::{ContentKey, SealedKey};
 use evidence::verify::qualifying_data;
 use ipc::{AgentStatus, ModelInfo};
 
-use crate::attestor::{Attestor, AttestorError};
+use crate::attestor::{Attestor, AttestorError, UnsealError};
 use crate::boot::{BootError, EventLogs};
 use crate::image::Image;
 use crate::journal::{printable, say};
@@ -264,6 +265,17 @@ impl Agent {
         let attestor = lock(&self.attestor);
         let attestor = attestor.as_ref().ok_or(AgentError::Stopping)?;
         Ok(attestor.measured().bundle().map(str::to_owned))
+    }
+
+    /// Has the TPM give out the key of an encrypted bundle. A TPM that refuses is no reason to stop: whoever made the
+    /// medium chose what it was asked.
+    pub(crate) fn unseal(
+        &self,
+        sealed: &SealedKey,
+    ) -> Result<Result<ContentKey, UnsealError>, AgentError> {
+        let mut attestor = lock(&self.attestor);
+        let attestor = attestor.as_mut().ok_or(AgentError::Stopping)?;
+        Ok(attestor.unseal(sealed))
     }
 
     /// Puts a refused bundle on record, on the console and into the status.

@@ -14,6 +14,7 @@ use evidence::format::{
 use evidence::key::{AttestationKey as Judge, KeyError};
 use evidence::ledger::{Checkpoint, LedgerError, ORIGIN_PREFIX, ecdsa_key_id, sign_note};
 use evidence::quote::{PcrValues, PcrsError, QuoteError};
+use evidence::sealed::{ContentKey, Misfit, SealedKey};
 use p256::pkcs8::EncodePublicKey;
 use tpm::{AttestationKey, Endorsement, Quote, Tpm, TpmError};
 
@@ -73,6 +74,17 @@ pub(crate) enum AttestorError {
     /// Registers change faster than they can be quoted.
     #[error("PCRs changed during each of {QUOTE_ATTEMPTS_MAX} quotes ({last}); ask again")]
     Unsteady { last: PcrsError },
+}
+
+/// Why the key of an encrypted bundle does not come out.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum UnsealError {
+    /// It is for another machine, or for another boot of this one.
+    #[error(transparent)]
+    Misfit(#[from] Misfit),
+    /// The TPM has the last word.
+    #[error("the TPM does not give out its key: {0}; pack the medium again for this machine")]
+    Tpm(#[from] TpmError),
 }
 
 impl Attestor {
@@ -194,7 +206,19 @@ impl Attestor {
         })
     }
 
-    fn endorsement(&mut self) -> Result<&Endorsement, AttestorError> {
+    /// Has the TPM unseal the key of an encrypted bundle, if it is for this machine in this state.
+    pub(crate) fn unseal(&mut self, sealed: &SealedKey) -> Result<ContentKey, UnsealError> {
+        sealed.check_machine(&self.key_name())?;
+        let pcrs = self.tpm.pcrs()?;
+        sealed.check_pcrs(&(0..).zip(pcrs).collect())?;
+        let endorsement = self.endorsement()?;
+        let kind = endorsement.kind;
+        let certificate = endorsement.certificates.first().map_or(&[][..], Vec::as_slice);
+        sealed.check_certificate(certificate)?;
+        Ok(self.tpm.unseal(kind, sealed)?)
+    }
+
+    fn endorsement(&mut self) -> Result<&Endorsement, TpmError> {
         let endorsement = match self.endorsement.take() {
             Some(endorsement) => endorsement,
             None => self.tpm.endorsement()?,

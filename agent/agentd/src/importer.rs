@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use evidence::bundle::Quorum;
 use evidence::format::Policy;
+use evidence::sealed::{ContentKey, SealedKey};
 
 use crate::admission::{self, Admissible, Refusal};
 use crate::agent::{Agent, AgentError};
@@ -176,12 +177,33 @@ impl Importer {
         if self.bundle.is_some() {
             return Ok(Ok(None));
         }
+        let key = match self.content_key(medium)? {
+            Ok(key) => key,
+            Err(refusal) => return Ok(Err(refusal)),
+        };
         let Route { policy, bytes_max, .. } = &self.route;
-        let bundle = admission::admit(medium, &verified, &signatures, policy, *bytes_max);
+        let key = key.as_ref();
+        let bundle = admission::admit(medium, key, &verified, &signatures, policy, *bytes_max);
         Ok(bundle.and_then(|bundle| {
             self.agent.check_version(&bundle.event).map_err(Refusal::Rollback)?;
             Ok(Some(bundle))
         }))
+    }
+
+    /// The key of encrypted files, which the TPM gives out only after the quorum was seen; `Ok(None)` if they are plain.
+    fn content_key(
+        &self,
+        medium: &Medium,
+    ) -> Result<Result<Option<ContentKey>, Refusal>, AgentError> {
+        let sealed = match medium.sealed_key() {
+            Ok(Some(text)) => SealedKey::parse(&text).map_err(Refusal::KeyFile),
+            Ok(None) => return Ok(Ok(None)),
+            Err(error) => Err(Refusal::Medium(error)),
+        };
+        match sealed {
+            Ok(sealed) => Ok(self.agent.unseal(&sealed)?.map(Some).map_err(Refusal::Unseal)),
+            Err(refusal) => Ok(Err(refusal)),
+        }
     }
 
     /// Gives the engine the admitted bundle if it has not got it.

@@ -10,7 +10,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 use evidence::bundle::{NAME_BYTES_MAX, SIGNATURE_BYTES_MAX, SIGNATURES_MAX};
-use evidence::exception;
+use evidence::{exception, sealed};
 use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, StatxFlags, statx};
 
 use crate::files::open_beneath;
@@ -21,6 +21,8 @@ const MODEL: &str = "model";
 const SIGNATURES: &str = "signatures";
 /// Folder with an exception and its signatures.
 const EXCEPTION: &str = "exception";
+/// Folder with the key of encrypted files.
+const SEALED: &str = sealed::FOLDER;
 /// Suffix of a signature file.
 const SIGNATURE_SUFFIX: &str = ".sig";
 /// Deepest folder within `model`.
@@ -55,7 +57,7 @@ pub(crate) struct Medium {
 pub(crate) struct MediumFile {
     /// Path within `model`, `/` between components.
     pub(crate) name: String,
-    /// Length when it was opened.
+    /// Length when it was opened; of an encrypted file, once [`crate::admission`] has seen it, that of its content.
     pub(crate) bytes: u64,
     /// The open file.
     pub(crate) file: File,
@@ -141,6 +143,24 @@ impl Medium {
         Ok(Some(ExceptionFiles { text, signatures }))
     }
 
+    /// The key's file, if the files within `model` are encrypted.
+    pub(crate) fn sealed_key(&self) -> Result<Option<Vec<u8>>, MediumError> {
+        if !has(&self.root, SEALED) {
+            return Ok(None);
+        }
+        let folder = open_folder(self.root.as_fd(), SEALED, SEALED)?;
+        for (name, kind) in list(folder.as_fd(), SEALED, ENTRIES_MAX)? {
+            if name != sealed::FILE || kind != FileType::RegularFile {
+                let path = format!("{SEALED}/{name}");
+                return Err(unexpected(path, kind, "one file there, key.json"));
+            }
+        }
+        let path = format!("{SEALED}/{}", sealed::FILE);
+        let file = open_file(folder.as_fd(), sealed::FILE, &path)?;
+        let text = crate::files::read_all(file, sealed::BYTES_MAX as u64);
+        text.map(Some).map_err(io_error(&path))
+    }
+
     /// Every file within `model`, open, in order of their names.
     pub(crate) fn files(&self) -> Result<Vec<MediumFile>, MediumError> {
         let model = open_folder(self.root.as_fd(), MODEL, MODEL)?;
@@ -180,12 +200,12 @@ impl Medium {
     /// Nothing lies beside the folders: whatever else is there, nobody signed.
     fn check_root(&self) -> Result<(), MediumError> {
         for (name, kind) in list(self.root.as_fd(), "/", ENTRIES_MAX)? {
-            let known = [MODEL, SIGNATURES, EXCEPTION].contains(&name.as_str());
+            let known = [MODEL, SIGNATURES, EXCEPTION, SEALED].contains(&name.as_str());
             if !known || kind != FileType::Directory {
                 return Err(unexpected(
                     name,
                     kind,
-                    "the folders model, signatures and exception, no more",
+                    "the folders model, signatures, exception and sealed, no more",
                 ));
             }
         }
@@ -366,6 +386,31 @@ mod tests {
         assert!(open(alone.path()).exception().is_err());
         fs::remove_file(alone.path().join("exception/exception.json")).unwrap();
         assert!(open(alone.path()).exception().is_err());
+    }
+
+    #[test]
+    fn the_key_of_encrypted_files_lies_alone_in_its_folder() {
+        let folder = filled();
+        assert_eq!(open(folder.path()).sealed_key().unwrap(), None);
+        fs::create_dir(folder.path().join("sealed")).unwrap();
+        let missing = open(folder.path()).sealed_key().unwrap_err().to_string();
+        assert!(
+            missing.contains("sealed/key.json") && missing.contains("No such file"),
+            "{missing}"
+        );
+        let key = folder.path().join("sealed/key.json");
+        fs::write(&key, b"{}").unwrap();
+        let medium = open(folder.path());
+        assert_eq!(medium.sealed_key().unwrap(), Some(b"{}".to_vec()));
+        assert_eq!(medium.signatures().unwrap(), [b"A", b"B"]);
+        fs::write(folder.path().join("sealed/note"), b"").unwrap();
+        assert!(open(folder.path()).sealed_key().is_err());
+        fs::remove_file(folder.path().join("sealed/note")).unwrap();
+        fs::write(&key, vec![b' '; sealed::BYTES_MAX + 1]).unwrap();
+        assert!(open(folder.path()).sealed_key().is_err());
+        fs::remove_dir_all(folder.path().join("sealed")).unwrap();
+        symlink("signatures", folder.path().join("sealed")).unwrap();
+        assert!(open(folder.path()).sealed_key().is_err());
     }
 
     #[test]

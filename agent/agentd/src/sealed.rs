@@ -8,6 +8,7 @@ use std::io::{self, Read, Write};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::FileExt;
 
+use evidence::sealed::ContentError;
 use rustix::fs::{MemfdFlags, Mode, OFlags, SealFlags, fcntl_add_seals, memfd_create};
 use sha2::{Digest, Sha256};
 
@@ -28,6 +29,9 @@ pub(crate) enum SealedError {
     /// The medium or the memory failed.
     #[error("cannot be {doing}: {source}")]
     Io { doing: &'static str, source: io::Error },
+    /// An encrypted file that does not open.
+    #[error(transparent)]
+    Content(#[from] ContentError),
     /// The file does not have the length that it had when it was opened.
     #[error("has {found} bytes or more; its length was {expected} when it was opened")]
     Length { found: u64, expected: u64 },
@@ -90,7 +94,10 @@ fn fill(memory: &mut File, from: &mut impl Read, bytes: u64) -> Result<u64, Seal
             Ok(0) => return Ok(copied),
             Ok(count) => count,
             Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
-            Err(source) => return Err(SealedError::Io { doing: "read from the medium", source }),
+            Err(source) => {
+                let io = |source| SealedError::Io { doing: "read from the medium", source };
+                return Err(source.downcast().map_or_else(io, SealedError::Content));
+            }
         };
         memory
             .write_all(&chunk[..count])
@@ -141,6 +148,22 @@ mod tests {
             assert!(writer.write_at(b"x", 0).is_err());
         }
         assert_eq!(sealed.read(7).unwrap(), b"weights");
+    }
+
+    #[test]
+    fn a_file_that_does_not_decrypt_is_told_from_a_medium_that_fails() {
+        struct Fails(fn() -> io::Error);
+        impl Read for Fails {
+            fn read(&mut self, _: &mut [u8]) -> io::Result<usize> {
+                Err((self.0)())
+            }
+        }
+        let chunk = ContentError::Chunk { chunk: 3 };
+        let damaged = || io::Error::other(ContentError::Chunk { chunk: 3 });
+        let error = SealedFile::copy(&mut Fails(damaged), 7).unwrap_err();
+        assert!(matches!(error, SealedError::Content(found) if found == chunk), "{error}");
+        let error = SealedFile::copy(&mut Fails(|| io::Error::other("x")), 7).unwrap_err();
+        assert!(matches!(error, SealedError::Io { .. }), "{error}");
     }
 
     #[test]

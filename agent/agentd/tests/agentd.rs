@@ -26,6 +26,19 @@ fn evidence(agentd: &Agentd) -> Evidence {
     }
 }
 
+/// Evidence from after the engine's confinement, which is measured some time after the start.
+fn once_engine_measured(agentd: &Agentd) -> Evidence {
+    let engine = format!("\"process\":\"{}\"", sandbox::ENGINE.name);
+    for _ in 0..200 {
+        let found = evidence(agentd);
+        if found.agent_log.iter().any(|event| event.content.contains(&engine)) {
+            return found;
+        }
+        std::thread::sleep(std::time::Duration::from_millis(50));
+    }
+    panic!("the engine's confinement is not measured");
+}
+
 /// The key that the console shows, as whoever installs the machine pins it.
 fn pinned(agentd: &Agentd) -> Machine {
     let console = agentd.console();
@@ -162,7 +175,7 @@ fn what_the_quorum_did_not_sign_is_refused_and_not_measured() {
     let engine = Engine::listen(&appliance.path("engine.sock"), None);
     let bundle = appliance.path("bundle");
     let mut agentd = appliance.start_ready();
-    let before = evidence(&agentd).quote.pcrs;
+    let before = once_engine_measured(&agentd).quote.pcrs;
     let files = medium::files("w");
     medium::insert_changed(&bundle, &files, &[1, 2], |medium| {
         let path = medium.join("model/weights/model.gguf");

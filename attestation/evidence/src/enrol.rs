@@ -18,13 +18,15 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use sha2::{Digest as _, Sha256};
 
+pub(crate) use certificate::key as certified_key;
 pub use certificate::{
     CERTIFICATE_BYTES_MAX, CHAIN_MAX, CertificateError, EkCertificate, ROOTS_MAX, Root, Roots,
     certificates,
 };
-#[cfg(any(test, feature = "fixture"))]
-pub(crate) use credential::recover;
 pub use credential::{Credential, CredentialError, Draw, SECRET_BYTES, make};
+pub(crate) use credential::{Label, protect, send};
+#[cfg(any(test, feature = "fixture"))]
+pub(crate) use credential::{open, recover};
 pub use ek::{EkError, EndorsementKey};
 
 use crate::format::{

@@ -23,6 +23,7 @@ pub mod nv;
 pub mod pcr;
 pub mod quote;
 pub mod reseal;
+pub mod sealed;
 pub mod sigdb;
 pub mod signature;
 pub mod site;

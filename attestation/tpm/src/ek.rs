@@ -5,16 +5,13 @@
 
 use tss_esapi::abstraction::ek::create_ek_public_from_default_template_2 as template;
 use tss_esapi::abstraction::{AsymmetricAlgorithmSelection, nv};
-use tss_esapi::constants::{CapabilityType, SessionType};
+use tss_esapi::constants::CapabilityType;
 use tss_esapi::handles::{AuthHandle, KeyHandle, NvIndexTpmHandle, SessionHandle, TpmHandle};
-use tss_esapi::interface_types::algorithm::HashingAlgorithm;
 use tss_esapi::interface_types::ecc::EccCurve;
 use tss_esapi::interface_types::key_bits::RsaKeyBits;
 use tss_esapi::interface_types::resource_handles::{Hierarchy, NvAuth};
-use tss_esapi::interface_types::session_handles::{AuthSession, PolicySession};
-use tss_esapi::structures::{
-    CapabilityData, Digest, EncryptedSecret, IdObject, Nonce, SymmetricDefinition,
-};
+use tss_esapi::interface_types::session_handles::AuthSession;
+use tss_esapi::structures::{CapabilityData, Digest, EncryptedSecret, IdObject, Nonce};
 use tss_esapi::traits::Marshall;
 
 use crate::{AttestationKey, Tpm, TpmError, during};
@@ -141,7 +138,7 @@ impl Tpm {
     }
 
     /// Makes the key again from the endorsement seed, as every default template does.
-    fn load_ek(&mut self, kind: EkKind) -> Result<(KeyHandle, Vec<u8>), TpmError> {
+    pub(crate) fn load_ek(&mut self, kind: EkKind) -> Result<(KeyHandle, Vec<u8>), TpmError> {
         let command = "TPM2_CreatePrimary (EK)";
         let template = template(kind.algorithm(), None).map_err(during(command))?;
         let created = self
@@ -160,35 +157,18 @@ impl Tpm {
     }
 
     /// A session that satisfies the templates' policy, TPM2_PolicySecret(TPM_RH_ENDORSEMENT).
-    fn endorsement_session(&mut self) -> Result<AuthSession, TpmError> {
-        let command = "TPM2_StartAuthSession";
-        let session = self
-            .context
-            .start_auth_session(
+    pub(crate) fn endorsement_session(&mut self) -> Result<AuthSession, TpmError> {
+        let policy = self.policy_session()?;
+        let session = AuthSession::from(policy);
+        let satisfied = self.context.execute_with_session(Some(AuthSession::Password), |context| {
+            context.policy_secret(
+                policy,
+                AuthHandle::Endorsement,
+                Nonce::default(),
+                Digest::default(),
+                Nonce::default(),
                 None,
-                None,
-                None,
-                SessionType::Policy,
-                SymmetricDefinition::AES_128_CFB,
-                HashingAlgorithm::Sha256,
             )
-            .map_err(during(command))?
-            .ok_or_else(|| TpmError::Answer {
-                command,
-                found: "no session".to_owned(),
-                expected: "a policy session",
-            })?;
-        let satisfied = PolicySession::try_from(session).and_then(|policy| {
-            self.context.execute_with_session(Some(AuthSession::Password), |context| {
-                context.policy_secret(
-                    policy,
-                    AuthHandle::Endorsement,
-                    Nonce::default(),
-                    Digest::default(),
-                    Nonce::default(),
-                    None,
-                )
-            })
         });
         if let Err(error) = satisfied {
             self.flush(SessionHandle::from(session))?;
@@ -252,7 +232,7 @@ impl Tpm {
             .map_err(during(command))
     }
 
-    fn flush(
+    pub(crate) fn flush(
         &mut self,
         handle: impl Into<tss_esapi::handles::ObjectHandle>,
     ) -> Result<(), TpmError> {

@@ -1,15 +1,16 @@
 //! The only code that opens a TPM.
 //!
 //! Invariants: the TPM is reached through one [`Tpm`] and every command takes it by `&mut`, so commands never
-//! interleave; at most two transient objects (the attestation key, and the endorsement key or the copy of the first
-//! that certifies the counter, while it is used) are loaded at a time, and none outlives the [`Tpm`] (a TPM without a
-//! resource manager has three slots).
+//! interleave; at most three transient objects (the attestation key; the endorsement key, or the copy of the first that
+//! certifies the counter, while it is used; what is loaded under the endorsement key) are loaded at a time, and none
+//! outlives the [`Tpm`] (a TPM without a resource manager has three slots).
 
 mod certify;
 mod ek;
 mod key;
 mod nv;
 mod pcr;
+mod unseal;
 
 pub use ek::{EkKind, Endorsement};
 pub use key::{AttestationKey, MESSAGE_BYTES_MAX, POINT_BYTES, Quote, SIGNATURE_BYTES};
@@ -18,6 +19,10 @@ pub use pcr::{PCRS, Pcrs};
 
 use std::str::FromStr;
 
+use tss_esapi::constants::SessionType;
+use tss_esapi::interface_types::algorithm::HashingAlgorithm;
+use tss_esapi::interface_types::session_handles::PolicySession;
+use tss_esapi::structures::SymmetricDefinition;
 use tss_esapi::{Context, tcti_ldr::TctiNameConf};
 
 /// An open TPM.
@@ -106,6 +111,25 @@ impl Tpm {
             .map_err(|source| TpmError::Open { tcti: tcti.to_owned(), source })?;
         let certifier = certify::Certifier::open(name)?;
         Ok(Self { context, certifier })
+    }
+
+    /// An unbound, unsalted policy session.
+    fn policy_session(&mut self) -> Result<PolicySession, TpmError> {
+        let command = "TPM2_StartAuthSession";
+        let session = self
+            .context
+            .execute_without_session(|context| {
+                let symmetric = SymmetricDefinition::AES_128_CFB;
+                let hash = HashingAlgorithm::Sha256;
+                context.start_auth_session(None, None, None, SessionType::Policy, symmetric, hash)
+            })
+            .map_err(during(command))?;
+        let session = session.ok_or_else(|| TpmError::Answer {
+            command,
+            found: "no session".to_owned(),
+            expected: "a policy session",
+        })?;
+        PolicySession::try_from(session).map_err(during(command))
     }
 }
 

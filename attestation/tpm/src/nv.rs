@@ -5,14 +5,12 @@
 
 use evidence::counter::{self, INDEX, VALUE_BYTES};
 use tss_esapi::attributes::NvIndexAttributes;
-use tss_esapi::constants::{CapabilityType, CommandCode, SessionType};
+use tss_esapi::constants::{CapabilityType, CommandCode};
 use tss_esapi::handles::{NvIndexHandle, NvIndexTpmHandle, SessionHandle, TpmHandle};
 use tss_esapi::interface_types::algorithm::HashingAlgorithm;
 use tss_esapi::interface_types::resource_handles::{NvAuth, Provision};
 use tss_esapi::interface_types::session_handles::{AuthSession, PolicySession};
-use tss_esapi::structures::{
-    Auth, CapabilityData, Digest, MaxNvBuffer, NvPublic, SymmetricDefinition,
-};
+use tss_esapi::structures::{Auth, CapabilityData, Digest, MaxNvBuffer, NvPublic};
 
 use crate::{AttestationKey, Tpm, TpmError, during};
 
@@ -115,7 +113,7 @@ impl Counter {
     pub fn increment(&self, tpm: &mut Tpm, password: &Password) -> Result<(), TpmError> {
         let auth = Auth::try_from(password.as_slice()).map_err(during("TPM2_NV_Increment"))?;
         tpm.context.tr_set_auth(self.handle.into(), auth).map_err(during("TPM2_NV_Increment"))?;
-        let session = start(tpm)?;
+        let session = tpm.policy_session()?;
         let counted = self.increment_in(tpm, session);
         let flushed = tpm.context.flush_context(SessionHandle::from(session).into());
         counted?;
@@ -190,25 +188,6 @@ fn index(tpm: &mut Tpm) -> Result<Option<NvIndexHandle>, TpmError> {
         .execute_without_session(|context| context.tr_from_tpm_public(place))
         .map_err(during("TPM2_NV_ReadPublic"))?;
     Ok(Some(handle.into()))
-}
-
-/// An unbound, unsalted policy session.
-fn start(tpm: &mut Tpm) -> Result<PolicySession, TpmError> {
-    let command = "TPM2_StartAuthSession";
-    let session = tpm
-        .context
-        .execute_without_session(|context| {
-            let symmetric = SymmetricDefinition::AES_128_CFB;
-            let hash = HashingAlgorithm::Sha256;
-            context.start_auth_session(None, None, None, SessionType::Policy, symmetric, hash)
-        })
-        .map_err(during(command))?;
-    let session = session.ok_or_else(|| TpmError::Answer {
-        command,
-        found: "no session".to_owned(),
-        expected: "a policy session",
-    })?;
-    PolicySession::try_from(session).map_err(during(command))
 }
 
 /// `evidence::counter::public`, as tss-esapi has it.

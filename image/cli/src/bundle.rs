@@ -3,6 +3,7 @@
 pub(crate) mod folder;
 pub(crate) mod medium;
 mod model;
+mod seal;
 pub(crate) mod sign;
 pub(crate) mod verify;
 

@@ -4,15 +4,22 @@
 #[path = "../../../agent/engine/tests/synthetic/mod.rs"]
 mod synthetic;
 
+use std::convert::Infallible;
 use std::error::Error;
 use std::fs;
+use std::io::Read as _;
 use std::path::Path;
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use evidence::bundle::{SignedFile, statement_json};
-use evidence::enrol::{Draw, Enrollee, Roots};
+use evidence::enrol::{self, Enrollee, Roots};
 use evidence::fixture::log::{authenticated, signature_list};
-use evidence::fixture::{Appliance, Says, TIME_S, Vendor};
+use evidence::fixture::{Appliance, Says, TIME_S, Vendor, reference};
+use evidence::format::{Enrolment, Machine};
+use evidence::sealed::{Draw, Encryptor, SealedKey};
 use evidence::sigdb::{CERT_SHA256, CERT_X509};
+use sha2::{Digest as _, Sha256};
 
 /// Target, name, bytes.
 type Seed = (&'static str, &'static str, Vec<u8>);
@@ -85,6 +92,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         seeds.push(("checkpoint", case, checkpoint(case)?));
     }
     seeds.extend(enrolment(&appliance)?);
+    seeds.extend(sealed(&appliance)?);
     for (target, name, bytes) in seeds {
         let folder = Path::new("corpus").join(target);
         fs::create_dir_all(&folder)?;
@@ -98,7 +106,7 @@ fn enrolment(appliance: &Appliance) -> Result<Vec<Seed>, Box<dyn Error>> {
     let vendor = Vendor::new(1);
     let identity = vendor.identity(&appliance.tpm, &Says::default());
     let roots = Roots::parse(std::slice::from_ref(&vendor.root))?;
-    let draw = Draw { secret: [0x5e; 32], seed: [0x11; 32], padding: [0x22; 32] };
+    let draw = enrol::Draw { secret: [0x5e; 32], seed: [0x11; 32], padding: [0x22; 32] };
     let (challenge, _) =
         Enrollee::verify(&identity, &roots, TIME_S)?.challenge(&draw, String::new())?;
     let response = appliance.tpm.respond(draw.secret, &appliance.pcrs());
@@ -112,6 +120,33 @@ fn enrolment(appliance: &Appliance) -> Result<Vec<Seed>, Box<dyn Error>> {
     ];
     let seed = |(kind, (name, bytes)): (u8, (_, Vec<u8>))| ("enrol", name, [&[kind], &bytes[..]].concat());
     Ok((0..).zip(seeds).map(seed).collect())
+}
+
+/// The key of an encrypted bundle, and a file of it, each after the byte that says what it is.
+fn sealed(appliance: &Appliance) -> Result<Vec<Seed>, Box<dyn Error>> {
+    let identity = Vendor::new(1).identity(&appliance.tpm, &Says::default());
+    let certificate = STANDARD.decode(&identity.ek_certificates[0])?;
+    let enrolment = Enrolment {
+        ek_certificate_sha256: hex::encode(Sha256::digest(certificate)),
+        ek_issuer: String::new(),
+        tpm: String::new(),
+        root: String::new(),
+        root_sha256: String::new(),
+        enrolled: String::new(),
+        reset_count: 0,
+        clock_ms: 0,
+    };
+    let pinned = Machine::from_console(appliance.tpm.attestation_key().name().to_string());
+    let machine = Machine { enrolment: Some(enrolment), ..pinned };
+    let draw = Draw::new(|bytes| {
+        bytes.fill(0x5e);
+        Ok::<_, Infallible>(())
+    })?;
+    let (key, content) = SealedKey::seal(&identity, &machine, &reference(), &draw)?;
+    let mut file = vec![1];
+    Encryptor::new(&content, "weights.gguf", &b"weights"[..]).read_to_end(&mut file)?;
+    let key = [&[0], key.to_json()?.as_bytes()].concat();
+    Ok(vec![("sealed", "key", key), ("sealed", "file", file)])
 }
 
 /// A file so small that most mutations hit its structure.

@@ -256,7 +256,7 @@ impl Roots {
 }
 
 /// The key of a certificate that nobody judged.
-pub(super) fn key(der: &[u8]) -> Result<EndorsementKey, CertificateError> {
+pub(crate) fn key(der: &[u8]) -> Result<EndorsementKey, CertificateError> {
     Ok(EndorsementKey::of_certificate(read("chain", 0, der)?.public_key())?)
 }
 

@@ -1,6 +1,7 @@
 //! `TPM2_MakeCredential` without a TPM: a secret that only the TPM with one endorsement key gives out, and only if a
 //! key of one Name is loaded beside it. TPM 2.0 Library Part 1, "Credential Protection"; Part 1 annexes B.10.4 (RSA)
-//! and C.6.4 (ECC) for the seed.
+//! and C.6.4 (ECC) for the seed. An object that only that TPM imports is wrapped alike, under another label
+//! ("Protected Storage Hierarchy", "Duplication").
 #![warn(clippy::indexing_slicing, clippy::arithmetic_side_effects)]
 
 use aes::Aes128;
@@ -56,22 +57,47 @@ pub struct Credential {
     pub encrypted_secret: Vec<u8>,
 }
 
+/// What a seed is for, with its terminating zero: a TPM that expects the other one gets another seed.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Label(&'static [u8]);
+
+impl Label {
+    /// `TPM2_ActivateCredential`.
+    const IDENTITY: Self = Self(b"IDENTITY\0");
+    /// `TPM2_Import`.
+    pub(crate) const DUPLICATE: Self = Self(b"DUPLICATE\0");
+}
+
 /// Encrypts `draw.secret` to `key`, for a TPM in which an object called `name` is loaded.
 ///
 /// # Errors
 /// If `draw` has no usable seed.
 pub fn make(key: &EndorsementKey, name: &Name, draw: &Draw) -> Result<Credential, CredentialError> {
-    let (seed, encrypted_secret) = match &key.0 {
-        Numbers::P256(key) => share(key, &draw.seed)?,
-        Numbers::Rsa(key) => (draw.seed, encrypt(key, draw)),
-    };
-    Ok(Credential { id_object: protect(&seed, name, &draw.secret), encrypted_secret })
+    let (seed, encrypted_secret) = send(key, Label::IDENTITY, &draw.seed, &draw.padding)?;
+    Ok(Credential { id_object: protect(&seed, name, sized(&draw.secret)), encrypted_secret })
 }
 
-/// Outer wrapping: AES-128-CFB with a zero IV, then HMAC-SHA-256 over that and the Name.
-fn protect(seed: &[u8; 32], name: &Name, secret: &[u8; SECRET_BYTES]) -> Vec<u8> {
+/// A seed that only the TPM with `key` learns: the seed, and what it is encrypted as. `random` is the seed itself for
+/// RSA, with `padding`, and the ephemeral private key for ECC.
+///
+/// # Errors
+/// If `random` is no private key.
+pub(crate) fn send(
+    key: &EndorsementKey,
+    label: Label,
+    random: &[u8; 32],
+    padding: &[u8; 32],
+) -> Result<([u8; 32], Vec<u8>), CredentialError> {
+    match &key.0 {
+        Numbers::P256(key) => share(key, label, random),
+        Numbers::Rsa(key) => Ok((*random, encrypt(key, label, random, padding))),
+    }
+}
+
+/// Outer wrapping of `identity`, which is a `TPM2B`: AES-128-CFB with a zero IV, then HMAC-SHA-256 over that and the
+/// Name. The seed is used once, so the IV may be constant.
+pub(crate) fn protect(seed: &[u8; 32], name: &Name, mut identity: Vec<u8>) -> Vec<u8> {
     let symmetric = kdf_a(seed, b"STORAGE\0", name.as_bytes(), 128);
-    let mut identity = sized(secret);
     if let Some((key, _)) = symmetric.split_first_chunk::<16>() {
         cfb_mode::Encryptor::<Aes128>::new(key.into(), &[0; 16].into()).encrypt(&mut identity);
     }
@@ -86,6 +112,7 @@ fn protect(seed: &[u8; 32], name: &Name, secret: &[u8; SECRET_BYTES]) -> Vec<u8>
 #[expect(clippy::arithmetic_side_effects, reason = "on a curve nothing overflows")]
 fn share(
     key: &p256::PublicKey,
+    Label(label): Label,
     ephemeral: &[u8; 32],
 ) -> Result<([u8; 32], Vec<u8>), CredentialError> {
     let ephemeral = p256::SecretKey::from_slice(ephemeral).map_err(|_| CredentialError::Seed)?;
@@ -101,18 +128,23 @@ fn share(
         own.zip(theirs).zip(shared).ok_or(CredentialError::Seed)?;
     let mut point = sized(&x);
     point.extend(sized(&y));
-    Ok((kdf_e(&z, b"IDENTITY\0", &x, &their_x), point))
+    Ok((kdf_e(&z, label, &x, &their_x), point))
 }
 
 /// RSAES-OAEP over SHA-256, its label with the terminating zero: TPM 2.0 Library Part 1, B.4; RFC 8017, 7.1.1.
-fn encrypt(key: &RsaPublicKey, draw: &Draw) -> Vec<u8> {
+fn encrypt(
+    key: &RsaPublicKey,
+    Label(label): Label,
+    secret: &[u8; 32],
+    padding: &[u8; 32],
+) -> Vec<u8> {
     let mut block = [0; RSA_BYTES - 1 - 32];
-    let mut padded = Sha256::digest(b"IDENTITY\0").to_vec();
-    padded.resize(block.len().saturating_sub(draw.seed.len()).saturating_sub(1), 0);
+    let mut padded = Sha256::digest(label).to_vec();
+    padded.resize(block.len().saturating_sub(secret.len()).saturating_sub(1), 0);
     padded.push(1);
-    padded.extend(draw.seed);
+    padded.extend(secret);
     block.iter_mut().zip(padded).for_each(|(to, from)| *to = from);
-    let mut seed = draw.padding;
+    let mut seed = *padding;
     mask(&mut block, &seed);
     mask(&mut seed, &block);
     let encoded = [&[0], seed.as_slice(), block.as_slice()].concat();
@@ -163,28 +195,40 @@ fn sized(bytes: &[u8; 32]) -> Vec<u8> {
 
 /// What a TPM does in `TPM2_ActivateCredential`: for tests, and P-256 alone.
 #[cfg(any(test, feature = "fixture"))]
-#[expect(clippy::arithmetic_side_effects, reason = "on a curve nothing overflows")]
 pub(crate) fn recover(
     key: &p256::SecretKey,
     name: &Name,
     credential: &Credential,
 ) -> Option<[u8; SECRET_BYTES]> {
+    let Credential { id_object, encrypted_secret } = credential;
+    let identity = open(key, Label::IDENTITY, name, (id_object, encrypted_secret))?;
+    fixed::<SECRET_BYTES>(identity.get(2..)?)
+}
+
+/// What a TPM does with an outer wrapping and its seed: the `TPM2B` inside.
+#[cfg(any(test, feature = "fixture"))]
+#[expect(clippy::arithmetic_side_effects, reason = "on a curve nothing overflows")]
+pub(crate) fn open(
+    key: &p256::SecretKey,
+    Label(label): Label,
+    name: &Name,
+    (wrapped, encrypted_seed): (&[u8], &[u8]),
+) -> Option<Vec<u8>> {
     use p256::elliptic_curve::sec1::FromEncodedPoint as _;
-    let mut point = crate::cursor::Cursor::new(&credential.encrypted_secret);
+    let mut point = crate::cursor::Cursor::new(encrypted_seed);
     let (x, y) = (fixed::<32>(point.tpm2b().ok()?)?, fixed::<32>(point.tpm2b().ok()?)?);
     let encoded = p256::EncodedPoint::from_affine_coordinates(&x.into(), &y.into(), false);
     let ephemeral = Option::from(p256::PublicKey::from_encoded_point(&encoded))
         .map(|public: p256::PublicKey| public.to_projective() * *key.to_nonzero_scalar())?;
     let shared = ephemeral.to_affine().to_encoded_point(false);
     let own = key.public_key().to_encoded_point(false);
-    let seed = kdf_e(&(*shared.x()?).into(), b"IDENTITY\0", &x, &(*own.x()?).into());
-    let mut cursor = crate::cursor::Cursor::new(&credential.id_object);
+    let seed = kdf_e(&(*shared.x()?).into(), label, &x, &(*own.x()?).into());
+    let mut cursor = crate::cursor::Cursor::new(wrapped);
     cursor.tpm2b().ok()?;
     let mut identity = cursor.take(cursor.left()).ok()?.to_vec();
     let symmetric = kdf_a(&seed, b"STORAGE\0", name.as_bytes(), 128);
     let key = symmetric.first_chunk::<16>()?;
     cfb_mode::Decryptor::<Aes128>::new(key.into(), &[0; 16].into()).decrypt(&mut identity);
-    let secret = fixed::<SECRET_BYTES>(identity.get(2..)?)?;
     // The integrity value covers ciphertext and Name: made again, it must be the one received.
-    (protect(&seed, name, &secret) == credential.id_object).then_some(secret)
+    (protect(&seed, name, identity.clone()) == wrapped).then_some(identity)
 }

@@ -22,6 +22,7 @@ pub(crate) struct Swtpm {
 
 impl Swtpm {
     /// Starts one, or says loudly why the test is skipped.
+    #[allow(dead_code, reason = "each test binary uses a part of this module")]
     pub(crate) fn start() -> Option<Self> {
         if let Err(error) = Command::new("swtpm").arg("--version").stdout(Stdio::null()).status() {
             eprintln!("SKIPPED: swtpm does not start ({error}); run in the tools tree");
@@ -36,7 +37,7 @@ impl Swtpm {
     }
 
     /// Starts one that its factory certified, by an authority of its own.
-    #[allow(dead_code, reason = "each test binary uses a part of this module")]
+    #[allow(dead_code, reason = "as above")]
     pub(crate) fn manufactured() -> Option<Self> {
         if let Err(error) = Command::new("swtpm_setup").arg("--version").output() {
             eprintln!("SKIPPED: swtpm_setup does not start ({error}); run in the tools tree");
@@ -101,6 +102,7 @@ impl Swtpm {
         Some(())
     }
 
+    #[allow(dead_code, reason = "as above")]
     fn on(port: u16) -> Option<Self> {
         Self::with(port, tempfile::tempdir().unwrap())
     }

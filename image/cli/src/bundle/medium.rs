@@ -2,8 +2,9 @@
 //!
 //! GPT with one partition labelled `casemate-bundle`, erofs, holding `model/…` and `signatures/*.sig`, and
 //! `exception/…` if something older is allowed; the medium of a reseal order is made alike (`casemate-reseal`,
-//! `order/…`).
-//! The same input gives the same image. Packing judges nothing, since the appliance does.
+//! `order/…`). With `--seal-…` the files within `model` are encrypted and `sealed/key.json` has their key.
+//! The same input gives the same image, but for a sealed one: each has a fresh key, so no two are alike. Packing judges
+//! nothing, since the appliance does.
 
 use std::fs::{self, File, Permissions};
 use std::io;
@@ -12,7 +13,9 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, bail};
 use evidence::bundle::{Claim, Found};
+use evidence::sealed::{self, Encryptor};
 
+use super::seal::{self, Seal};
 use super::{folder, verify};
 use crate::tool;
 
@@ -54,13 +57,25 @@ pub(super) struct Args {
     /// Warn if the signatures do not meet this quorum policy
     #[arg(long)]
     policy: Option<PathBuf>,
+    #[command(flatten)]
+    seal: seal::Options,
 }
 
 pub(super) fn run(args: &Args) -> anyhow::Result<()> {
     let found = folder::read(&args.dir)?;
     warn(args, &found)?;
+    let seal = seal::seal(&args.seal)?;
     make(&Medium::BUNDLE, &args.out, |tree| {
-        copy_files(&args.dir, &found, &tree.join(Medium::BUNDLE.content))?;
+        let to = tree.join(Medium::BUNDLE.content);
+        match &seal {
+            Some(seal) => {
+                encrypt_files(seal, &args.dir, &found, &to)?;
+                let folder = tree.join(sealed::FOLDER);
+                fs::create_dir(&folder)?;
+                super::write_new(&folder.join(sealed::FILE), seal.key_file.as_bytes())?;
+            }
+            None => copy_files(&args.dir, &found, &to)?,
+        }
         copy_signatures(&args.signature, &tree.join("signatures"))?;
         match &args.exception {
             Some(exception) => copy_exception(exception, &args.exception_signature, tree),
@@ -68,6 +83,9 @@ pub(super) fn run(args: &Args) -> anyhow::Result<()> {
         }
     })?;
     println!("{}: {} files, {} signatures", args.out.display(), found.len(), args.signature.len());
+    if let Some(seal) = seal {
+        println!("readable by {} alone", seal.shown);
+    }
     Ok(())
 }
 
@@ -108,7 +126,7 @@ fn make(
     let tree = staging.path().join("tree");
     fs::create_dir(&tree)?;
     fill(&tree)?;
-    seal(&tree)?;
+    set_modes(&tree)?;
     let erofs = staging.path().join("medium.erofs");
     make_erofs(medium, &tree, &erofs)?;
     let image = staging.path().join("medium.img");
@@ -148,14 +166,30 @@ fn warn(args: &Args, found: &[Found]) -> anyhow::Result<()> {
 }
 
 fn copy_files(from: &Path, found: &[Found], to: &Path) -> anyhow::Result<()> {
+    each_file(from, found, to, |_, mut source, target| io::copy(&mut source, target))
+}
+
+fn encrypt_files(seal: &Seal, from: &Path, found: &[Found], to: &Path) -> anyhow::Result<()> {
+    each_file(from, found, to, |name, source, target| {
+        io::copy(&mut Encryptor::new(&seal.content_key, name, source), target)
+    })
+}
+
+/// Makes each file in `to` by `write`, which has its name, the file found and the one to be.
+fn each_file(
+    from: &Path,
+    found: &[Found],
+    to: &Path,
+    write: impl Fn(&str, File, &mut File) -> io::Result<u64>,
+) -> anyhow::Result<()> {
     fs::create_dir_all(to)?;
-    for file in found {
-        let target = to.join(&file.name);
+    for Found { name, .. } in found {
+        let target = to.join(name);
         if let Some(parent) = target.parent() {
             fs::create_dir_all(parent)?;
         }
-        let mut source = folder::open(&from.join(&file.name))?;
-        io::copy(&mut source, &mut File::create_new(&target)?).context(file.name.clone())?;
+        let source = folder::open(&from.join(name))?;
+        write(name, source, &mut File::create_new(&target)?).context(name.clone())?;
     }
     Ok(())
 }
@@ -175,11 +209,11 @@ fn copy_signatures(from: &[PathBuf], to: &Path) -> anyhow::Result<()> {
 }
 
 /// Modes do not depend on the packer's umask: everybody reads, nobody writes.
-fn seal(tree: &Path) -> anyhow::Result<()> {
+fn set_modes(tree: &Path) -> anyhow::Result<()> {
     for entry in fs::read_dir(tree)? {
         let path = entry?.path();
         if path.is_dir() {
-            seal(&path)?;
+            set_modes(&path)?;
         } else {
             fs::set_permissions(&path, Permissions::from_mode(0o444))?;
         }

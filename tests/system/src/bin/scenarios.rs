@@ -187,7 +187,7 @@ fn check(inputs: &Inputs, chosen: &[Scenario]) -> anyhow::Result<()> {
     let serving = chosen.iter().any(|scenario| scenario.needs == Needs::Serving);
     let bundles = &inputs.bundles;
     let missing = [
-        (serving && bundles.good.is_none(), "--bundle"),
+        ((serving || chosen_has("sealed-bundle")) && bundles.good.is_none(), "--bundle"),
         (chosen_has("model-answers") && inputs.python.is_none(), "--python"),
         (chosen_has("bundle-flipped-byte") && bundles.flipped.is_none(), "--bundle-flipped-byte"),
         (

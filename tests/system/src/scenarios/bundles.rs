@@ -1,13 +1,21 @@
-//! Bundles that must not be loaded.
+//! Bundles that must not be loaded, and one that must be loaded by one machine alone.
 
-use std::path::Path;
+use std::fs::File;
+use std::os::unix::fs::FileExt as _;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
+use qemu::{Machine, disk};
 use serde_json::Value;
 
+use super::enrolment::{self, Desk};
 use crate::api::{Api, chat_body};
-use crate::bench::{ADMITTED, HEALTH_LIMIT, Scene, wait_refused};
+use crate::bench::{ADMITTED, HEALTH_LIMIT, Scene, wait_admitted, wait_ready, wait_refused};
+use crate::tool;
+
+/// Partition of a bundle medium.
+const MEDIUM: &str = "casemate-bundle";
 
 pub(super) fn flipped_byte(scene: &Scene<'_>) -> anyhow::Result<()> {
     refused(scene, scene.bench.inputs.bundles.flipped.as_deref(), "changed")
@@ -53,4 +61,67 @@ fn refused(scene: &Scene<'_>, bundle: Option<&Path>, cause: &str) -> anyhow::Res
     ensure!(none, "models after a refusal: {models}");
     machine.forbid(ADMITTED)?;
     Ok(())
+}
+
+/// The good bundle, encrypted to one machine: that one runs it, and one with another TPM by the same vendor, on the same
+/// image, says whose it is.
+pub(super) fn sealed(scene: &Scene<'_>) -> anyhow::Result<()> {
+    let good = scene.bench.inputs.bundles.good.as_deref().context("no --bundle")?;
+    let mut machine = scene.fork_ready()?;
+    let api = scene.api(&machine)?;
+    let desk = enrolment::enrolled(scene, &machine, &api)?;
+    let medium = seal(scene, &unpack(scene, good)?, &desk)?;
+    machine.plug_bundle(&medium)?;
+    let model = wait_admitted(&mut machine)?;
+    api.wait_health(200, scene.within(HEALTH_LIMIT)?)?;
+    let body = chat_body(&model, "Name a colour.", 4, false).to_string();
+    api.post("/v1/chat/completions", &body)?.expect(200)?;
+
+    let mut config = scene.bench.config(&scene.path("second"));
+    config.vendor = Some(machine.config().vendor_folder());
+    machine.quit()?;
+    let mut second = Machine::boot(config)?;
+    let ak_name = wait_ready(&mut second)?;
+    second.plug_bundle(&medium)?;
+    let reason = wait_refused(&mut second)?;
+    let whose = format!("this machine has {ak_name}");
+    let named = reason.contains("it is sealed to another machine") && reason.contains(&whose);
+    ensure!(named, "refused for another reason: {reason}");
+    second.forbid(ADMITTED)?;
+    Ok(())
+}
+
+/// What is on a medium, in a folder.
+fn unpack(scene: &Scene<'_>, medium: &Path) -> anyhow::Result<PathBuf> {
+    let image = File::open(medium).with_context(|| medium.display().to_string())?;
+    let partitions = disk::partitions(|offset, length| {
+        let mut bytes = vec![0; length];
+        image.read_exact_at(&mut bytes, offset).map(|()| bytes)
+    })?;
+    let found = partitions.iter().find(|partition| partition.name == MEDIUM);
+    let offset = found.with_context(|| format!("no {MEDIUM} in {}", medium.display()))?.offset;
+    let folder = scene.path("unpacked");
+    let mut extract = tool::command("fsck.erofs");
+    extract.arg(format!("--extract={}", folder.display())).arg(format!("--offset={offset}"));
+    scene.run(extract.arg(medium))?;
+    Ok(folder)
+}
+
+/// The same bundle for the machine that was enrolled at `desk` alone.
+fn seal(scene: &Scene<'_>, unpacked: &Path, desk: &Desk<'_>) -> anyhow::Result<PathBuf> {
+    let medium = scene.path("sealed.img");
+    let mut pack = scene.casemate();
+    pack.args(["bundle", "pack"]).arg(unpacked.join("model")).arg("--out").arg(&medium);
+    for signature in std::fs::read_dir(unpacked.join("signatures"))? {
+        pack.arg("--signature").arg(signature?.path());
+    }
+    for (option, file) in [
+        ("--seal-identity", desk.path("identity.json")),
+        ("--seal-machine", desk.path("machine.json")),
+        ("--seal-reference", scene.bench.inputs.image.join("reference.json")),
+    ] {
+        pack.arg(option).arg(file);
+    }
+    scene.run(&mut pack)?;
+    Ok(medium)
 }

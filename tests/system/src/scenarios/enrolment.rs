@@ -20,7 +20,7 @@ const BUSY_MAX: u32 = 10;
 const EXCHANGED: &str = "agentd: exchange medium: done";
 
 /// An auditor's folder with one enrolment in it.
-struct Desk<'a> {
+pub(super) struct Desk<'a> {
     scene: &'a Scene<'a>,
     folder: PathBuf,
     roots: PathBuf,
@@ -33,7 +33,7 @@ impl<'a> Desk<'a> {
         Ok(Self { scene, folder, roots: appliance.config().vendor_roots() })
     }
 
-    fn path(&self, name: &str) -> PathBuf {
+    pub(super) fn path(&self, name: &str) -> PathBuf {
         self.folder.join(name)
     }
 
@@ -85,14 +85,24 @@ impl<'a> Desk<'a> {
 pub(super) fn over_gateway(scene: &Scene<'_>) -> anyhow::Result<()> {
     let appliance = scene.fork_serving()?;
     let api = scene.api(&appliance)?;
-    let desk = Desk::new(scene, &appliance)?;
-    desk.write("identity.json", &api.get("/casemate/identity")?.expect(200)?.body)?;
-    desk.challenge()?;
-    desk.write("response.json", &answer(&api, &desk)?)?;
-    let (code, report) = desk.finish()?;
-    ensure!(code == Some(0) && report.contains("ENROLLED"), "{report}");
+    let desk = enrolled(scene, &appliance, &api)?;
     let nonce = auditor::nonce()?;
     desk.expect_established(&api.evidence(&nonce)?, &nonce)
+}
+
+/// Enrols the machine over its gateway; `identity.json` and `machine.json` then lie on the desk.
+pub(super) fn enrolled<'a>(
+    scene: &'a Scene<'a>,
+    appliance: &Appliance,
+    api: &Api,
+) -> anyhow::Result<Desk<'a>> {
+    let desk = Desk::new(scene, appliance)?;
+    desk.write("identity.json", &api.get("/casemate/identity")?.expect(200)?.body)?;
+    desk.challenge()?;
+    desk.write("response.json", &answer(api, &desk)?)?;
+    let (code, report) = desk.finish()?;
+    ensure!(code == Some(0) && report.contains("ENROLLED"), "{report}");
+    Ok(desk)
 }
 
 /// The gateway's answer to the challenge on the desk.

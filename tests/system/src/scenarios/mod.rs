@@ -230,6 +230,14 @@ pub const ALL: &[Scenario] = &[
         run: bundles::extra_file,
     },
     Scenario {
+        name: "sealed-bundle",
+        about: "a bundle encrypted to one enrolled machine runs there, and another TPM's machine says whose it is",
+        limit_s: 900,
+        long_factor: 1,
+        needs: Ready,
+        run: bundles::sealed,
+    },
+    Scenario {
         name: "bad-requests",
         about: "each bad request gets its status code and error object; a good one still works",
         limit_s: 420,
