@@ -70,7 +70,7 @@ pub(crate) fn logits(args: &LogitsArgs) -> Result<ExitCode> {
     let context = served_context(&shape)?;
     ensure!(
         tokens.len() <= context,
-        "{} tokens are more than the {context} of a sequence",
+        "{} tokens are more than the context of {context} that is served",
         tokens.len()
     );
     let outside = tokens.iter().find(|token| **token as usize >= vocabulary);
