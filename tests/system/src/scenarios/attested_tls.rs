@@ -17,7 +17,7 @@ use crate::bench::{Scene, Serving};
 use crate::tool::{self, Guard};
 
 /// What the client asks, and what the impostor must not read.
-const PROMPT: &str = "What is the capital of France?";
+const PROMPT: &str = "What is the capital of Cameroon?";
 /// Another machine's attestation key, in form.
 const OTHER_AK: &str = "000b0000000000000000000000000000000000000000000000000000000000000000";
 
@@ -35,7 +35,7 @@ pub(super) fn tls_key_attested(scene: &Scene<'_>) -> anyhow::Result<()> {
     let base = format!("https://127.0.0.1:{}", machine.port());
     let client = OpenAi { base: &base, pin: Some(&fetched.pin), stream: true };
     let said = client.ask(scene, &serving.model, PROMPT)?;
-    ensure!(said.contains("Paris"), "the model answered {said:?}");
+    ensure!(said.contains("The capital of Cameroon is"), "the model answered {said:?}");
 
     let text = fs::read_to_string(&fetched.evidence)?;
     let measured = measured_tls_key(&serde_json::from_str(&text)?).context("no tls-key")?;
