@@ -11,14 +11,11 @@ use std::path::Path;
 use appliance::engine::Engine;
 use appliance::medium::{self, Files};
 use appliance::{Agentd, Appliance};
-use base64::Engine as _;
-use base64::engine::general_purpose::STANDARD;
-use evidence::fixture::reference;
-use evidence::format::{Enrolment, Evidence, Identity, Machine, Reference};
+use evidence::fixture::{pinned, reference};
+use evidence::format::{Evidence, Identity, Machine, Reference};
 use evidence::sealed::{self, ContentKey, Draw, Encryptor, PCRS, SealedKey};
 use ipc::{AgentReply, AgentRequest};
 use serde_json::{Value, json};
-use sha2::{Digest, Sha256};
 
 /// What the packer of a bundle knows of a machine that runs: its identity, enrolled, and the boot as it should be.
 struct Known {
@@ -33,21 +30,7 @@ impl Known {
             panic!("no identity")
         };
         let identity: Identity = serde_json::from_str(&json).unwrap();
-        let certificate = STANDARD.decode(&identity.ek_certificates[0]).unwrap();
-        let ak_public = STANDARD.decode(&identity.ak_public).unwrap();
-        let name = evidence::key::AttestationKey::parse(&ak_public).unwrap().name();
-        let enrolment = Enrolment {
-            ek_certificate_sha256: hex::encode(Sha256::digest(certificate)),
-            ek_issuer: String::new(),
-            tpm: String::new(),
-            root: String::new(),
-            root_sha256: String::new(),
-            enrolled: String::new(),
-            reset_count: 0,
-            clock_ms: 0,
-        };
-        let machine =
-            Machine { enrolment: Some(enrolment), ..Machine::from_console(name.to_string()) };
+        let machine = pinned(&identity);
         let nonce = "a5".repeat(32);
         let AgentReply::Evidence { json } = agentd.ask(&AgentRequest::Evidence { nonce }) else {
             panic!("no evidence")

@@ -11,10 +11,9 @@ use std::process::{Command, Output};
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use evidence::fixture::{Says, Vendor, reference};
-use evidence::format::{Enrolment, IDENTITY_SCHEMA, Identity, Machine, Reference};
+use evidence::fixture::{Says, Vendor, pinned, reference};
+use evidence::format::{IDENTITY_SCHEMA, Identity, Machine, Reference};
 use evidence::sealed::{ContentKey, Decryptor, Draw, Encryptor, PCRS, SealedKey};
-use sha2::{Digest as _, Sha256};
 use swtpm::Swtpm;
 use tpm::{AttestationKey, EkKind, Tpm, TpmError};
 
@@ -44,18 +43,7 @@ impl Booted {
             ek_public: STANDARD.encode(&endorsement.public),
             ak_public: STANDARD.encode(key.public()),
         };
-        let enrolment = Enrolment {
-            ek_certificate_sha256: hex::encode(Sha256::digest(&endorsement.certificates[0])),
-            ek_issuer: String::new(),
-            tpm: String::new(),
-            root: String::new(),
-            root_sha256: String::new(),
-            enrolled: String::new(),
-            reset_count: 0,
-            clock_ms: 0,
-        };
-        let pinned = Machine::from_console(hex::encode(key.name()));
-        let machine = Machine { enrolment: Some(enrolment), ..pinned };
+        let machine = pinned(&identity);
         let pcrs = tpm.pcrs().unwrap();
         let values = PCRS.map(|pcr| (pcr, hex::encode(pcrs[usize::from(pcr)])));
         let reference = Reference { pcrs: values.into(), ..reference() };

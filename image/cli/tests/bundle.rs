@@ -2,6 +2,8 @@
 //! systemd-repart. Skips, saying so, where one of them is missing.
 #![expect(clippy::unwrap_used, reason = "a panic fails the test")]
 
+mod tools;
+
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
@@ -24,20 +26,11 @@ static KEYS: LazyLock<PathBuf> = LazyLock::new(|| {
 });
 
 fn tools_are_there() -> bool {
-    let missing: Vec<_> = NEEDED.iter().filter(|path| !Path::new(path).exists()).collect();
-    if !missing.is_empty() {
-        eprintln!("skipped: missing {missing:?}; run it in the tools tree");
-    }
-    missing.is_empty()
+    tools::are_there(&NEEDED)
 }
 
 fn scratch(name: &str) -> PathBuf {
-    let dir = Path::new(env!("CARGO_TARGET_TMPDIR")).join("bundle").join(name);
-    if dir.exists() {
-        fs::remove_dir_all(&dir).unwrap();
-    }
-    fs::create_dir_all(&dir).unwrap();
-    dir
+    tools::scratch("bundle", name)
 }
 
 fn casemate(args: &[&dyn AsRef<std::ffi::OsStr>]) -> Output {

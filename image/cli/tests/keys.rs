@@ -2,6 +2,8 @@
 //! Skips, saying so, where a tool is missing.
 #![expect(clippy::unwrap_used, reason = "a panic fails the test")]
 
+mod tools;
+
 use std::fs::{self, Permissions};
 use std::io::{Read as _, Write as _};
 use std::os::unix::fs::PermissionsExt as _;
@@ -27,20 +29,11 @@ static KEYS: LazyLock<PathBuf> = LazyLock::new(|| {
 });
 
 fn tools_are_there() -> bool {
-    let missing: Vec<_> = NEEDED.iter().filter(|path| !Path::new(path).exists()).collect();
-    if !missing.is_empty() {
-        eprintln!("skipped: missing {missing:?}; run it in the tools tree");
-    }
-    missing.is_empty()
+    tools::are_there(&NEEDED)
 }
 
 fn scratch(name: &str) -> PathBuf {
-    let dir = Path::new(env!("CARGO_TARGET_TMPDIR")).join("keys").join(name);
-    if dir.exists() {
-        fs::remove_dir_all(&dir).unwrap();
-    }
-    fs::create_dir_all(&dir).unwrap();
-    dir
+    tools::scratch("keys", name)
 }
 
 fn text(path: &Path) -> &str {

@@ -2,18 +2,18 @@
 //! where a tool is missing.
 #![expect(clippy::unwrap_used, reason = "a panic fails the test")]
 
+#[allow(dead_code, reason = "each test binary uses a part of it")]
+mod tools;
+
 use std::fs::{self, File};
 use std::io::Read as _;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{Command, Output};
 
-use base64::Engine as _;
-use base64::engine::general_purpose::STANDARD;
-use evidence::fixture::{Says, SoftTpm, Vendor, reference};
-use evidence::format::{Enrolment, Machine};
+use evidence::fixture::{Says, SoftTpm, Vendor, pinned, reference};
+use evidence::format::Machine;
 use evidence::sealed::{Decryptor, SealedKey};
 use serde::Serialize;
-use sha2::{Digest as _, Sha256};
 
 const NEEDED: [&str; 3] = ["/usr/bin/mkfs.erofs", "/usr/bin/fsck.erofs", "/usr/bin/systemd-repart"];
 
@@ -22,9 +22,7 @@ struct Desk(tempfile::TempDir);
 impl Desk {
     /// A model, and the files of a machine that was enrolled; `None` without the tools.
     fn new() -> Option<Self> {
-        let missing: Vec<_> = NEEDED.iter().filter(|path| !Path::new(path).exists()).collect();
-        if !missing.is_empty() {
-            eprintln!("skipped: missing {missing:?}; run it in the tools tree");
+        if !tools::are_there(&NEEDED) {
             return None;
         }
         let desk = Self(tempfile::tempdir().unwrap());
@@ -33,20 +31,9 @@ impl Desk {
         fs::write(desk.path("model/weights/w.gguf"), b"secret weights ".repeat(10_000)).unwrap();
         let tpm = SoftTpm::new(1);
         let identity = Vendor::new(1).identity(&tpm, &Says::default());
-        let certificate = STANDARD.decode(&identity.ek_certificates[0]).unwrap();
-        let enrolment = Enrolment {
-            ek_certificate_sha256: hex::encode(Sha256::digest(certificate)),
-            ek_issuer: String::new(),
-            tpm: String::new(),
-            root: String::new(),
-            root_sha256: String::new(),
-            enrolled: String::new(),
-            reset_count: 0,
-            clock_ms: 0,
-        };
-        let console = Machine::from_console(tpm.attestation_key().name().to_string());
-        desk.write("console.json", &console);
-        desk.write("machine.json", &Machine { enrolment: Some(enrolment), ..console });
+        let machine = pinned(&identity);
+        desk.write("console.json", &Machine::from_console(machine.ak_name.clone()));
+        desk.write("machine.json", &machine);
         desk.write("identity.json", &identity);
         desk.write("reference.json", &reference());
         Some(desk)

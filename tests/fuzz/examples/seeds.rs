@@ -10,16 +10,12 @@ use std::fs;
 use std::io::Read as _;
 use std::path::Path;
 
-use base64::Engine as _;
-use base64::engine::general_purpose::STANDARD;
 use evidence::bundle::{SignedFile, statement_json};
 use evidence::enrol::{self, Enrollee, Roots};
 use evidence::fixture::log::{authenticated, signature_list};
-use evidence::fixture::{Appliance, Says, TIME_S, Vendor, reference};
-use evidence::format::{Enrolment, Machine};
+use evidence::fixture::{Appliance, Says, TIME_S, Vendor, pinned, reference};
 use evidence::sealed::{Draw, Encryptor, SealedKey};
 use evidence::sigdb::{CERT_SHA256, CERT_X509};
-use sha2::{Digest as _, Sha256};
 
 /// Target, name, bytes.
 type Seed = (&'static str, &'static str, Vec<u8>);
@@ -125,24 +121,11 @@ fn enrolment(appliance: &Appliance) -> Result<Vec<Seed>, Box<dyn Error>> {
 /// The key of an encrypted bundle, and a file of it, each after the byte that says what it is.
 fn sealed(appliance: &Appliance) -> Result<Vec<Seed>, Box<dyn Error>> {
     let identity = Vendor::new(1).identity(&appliance.tpm, &Says::default());
-    let certificate = STANDARD.decode(&identity.ek_certificates[0])?;
-    let enrolment = Enrolment {
-        ek_certificate_sha256: hex::encode(Sha256::digest(certificate)),
-        ek_issuer: String::new(),
-        tpm: String::new(),
-        root: String::new(),
-        root_sha256: String::new(),
-        enrolled: String::new(),
-        reset_count: 0,
-        clock_ms: 0,
-    };
-    let pinned = Machine::from_console(appliance.tpm.attestation_key().name().to_string());
-    let machine = Machine { enrolment: Some(enrolment), ..pinned };
     let draw = Draw::new(|bytes| {
         bytes.fill(0x5e);
         Ok::<_, Infallible>(())
     })?;
-    let (key, content) = SealedKey::seal(&identity, &machine, &reference(), &draw)?;
+    let (key, content) = SealedKey::seal(&identity, &pinned(&identity), &reference(), &draw)?;
     let mut file = vec![1];
     Encryptor::new(&content, "weights.gguf", &b"weights"[..]).read_to_end(&mut file)?;
     let key = [&[0], key.to_json()?.as_bytes()].concat();

@@ -296,6 +296,28 @@ impl<'a> Scene<'a> {
         tool::command(self.bench.inputs.programs.join("casemate"))
     }
 
+    /// A medium with `what`, signed by these release keys: `sign` and `pack` are the words of `casemate` for its kind.
+    pub fn signed_medium(
+        &self,
+        what: &Path,
+        keys: &[&str],
+        [sign, pack]: [[&str; 2]; 2],
+    ) -> anyhow::Result<PathBuf> {
+        let out = self.path("signed.img");
+        let mut packed = self.casemate();
+        packed.args(pack).arg(what).arg("--out").arg(&out);
+        for key in keys {
+            let uri = self.bench.inputs.keys.join(format!("release/{key}.uri"));
+            let signature = self.path(&format!("{key}.sig"));
+            let mut signed = self.casemate();
+            signed.args(sign).arg(what).arg("--key").arg(uri).arg("--out").arg(&signature);
+            self.run(&mut signed)?;
+            packed.arg("--signature").arg(signature);
+        }
+        self.run(&mut packed)?;
+        Ok(out)
+    }
+
     /// A running copy of the appliance before any bundle.
     pub fn fork_ready(&self) -> anyhow::Result<Machine> {
         Ok(self.bench.ready()?.snapshot.fork(&self.path("fork"))?)

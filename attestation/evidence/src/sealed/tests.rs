@@ -6,8 +6,7 @@ use std::io::Read as _;
 use serde_json::{Value, json};
 
 use super::*;
-use crate::fixture::{Appliance, Says, SoftTpm, Vendor, reference};
-use crate::format::Enrolment;
+use crate::fixture::{Appliance, Says, SoftTpm, Vendor, pinned, reference};
 
 /// Randomness of which every byte is foreseen.
 fn draw(byte: u8) -> Draw {
@@ -22,19 +21,8 @@ fn draw(byte: u8) -> Draw {
 fn machine(seed: u8) -> (Identity, Machine) {
     let tpm = SoftTpm::new(seed);
     let identity = Vendor::new(1).identity(&tpm, &Says::default());
-    let certificate = STANDARD.decode(&identity.ek_certificates[0]).unwrap();
-    let enrolment = Enrolment {
-        ek_certificate_sha256: hex::encode(Sha256::digest(certificate)),
-        ek_issuer: String::new(),
-        tpm: String::new(),
-        root: String::new(),
-        root_sha256: String::new(),
-        enrolled: String::new(),
-        reset_count: 0,
-        clock_ms: 0,
-    };
-    let name = tpm.attestation_key().name().to_string();
-    (identity, Machine { enrolment: Some(enrolment), ..Machine::from_console(name) })
+    let machine = pinned(&identity);
+    (identity, machine)
 }
 
 fn sealed() -> (SealedKey, ContentKey) {

@@ -33,7 +33,7 @@ pub(super) fn run(args: &Args) -> anyhow::Result<()> {
     let payload = || payload(&args.dir, args.payload_of.as_deref());
     let (uri, payload) = sign(&args.key, args.module.as_deref(), &args.out, payload)?;
     let digest: [u8; 32] = Sha256::digest(&payload).into();
-    println!("{}: bundle {} signed by {uri}", args.out.display(), super::verify::hex(&digest));
+    println!("{}: bundle {} signed by {uri}", args.out.display(), hex::encode(digest));
     Ok(())
 }
 

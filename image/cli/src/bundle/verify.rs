@@ -50,7 +50,7 @@ pub(super) fn run(args: &Args) -> anyhow::Result<()> {
     println!(
         "verified: {} files, {bytes} bytes, bundle {}, signed by {}",
         found.len(),
-        hex(&verified.digest()),
+        hex::encode(verified.digest()),
         verified.signers().join(", ")
     );
     Ok(())
@@ -67,9 +67,4 @@ pub(super) fn by_policy(
 pub(crate) fn policy(path: &std::path::Path) -> anyhow::Result<Policy> {
     serde_json::from_slice(&super::read(path, POLICY_BYTES_MAX)?)
         .with_context(|| format!("{} is not a quorum policy", path.display()))
-}
-
-/// Lower-case hex.
-pub(super) fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }

@@ -122,7 +122,7 @@ impl Language {
     pub(super) fn obstacle(self, obstacle: &Obstacle) -> String {
         match obstacle {
             Obstacle::ImageForbidden { authenticode } => {
-                let digest = hex(authenticode);
+                let digest = hex::encode(authenticode);
                 says!(
                     self,
                     "WILL NOT START: dbx forbids the UKI {digest}",
@@ -130,7 +130,7 @@ impl Language {
                 )
             }
             Obstacle::CertificateForbidden { sha256 } => {
-                let digest = hex(sha256);
+                let digest = hex::encode(sha256);
                 says!(
                     self,
                     "WILL NOT START: dbx forbids the certificate {digest} that verifies the UKI",
@@ -138,7 +138,7 @@ impl Language {
                 )
             }
             Obstacle::CertificateGone { sha256 } => {
-                let digest = hex(sha256);
+                let digest = hex::encode(sha256);
                 says!(
                     self,
                     "WILL NOT START: db no longer has the certificate {digest} that verified the UKI",
@@ -202,8 +202,4 @@ impl Language {
              {folder} --key URI --out NOM.sig, par autant de détenteurs que la politique l'exige"
         )
     }
-}
-
-fn hex(bytes: &[u8]) -> String {
-    hex::encode(bytes)
 }

@@ -198,19 +198,7 @@ fn forecast(
 
 /// The order on a medium, signed by these keys.
 fn signed(scene: &Scene<'_>, folder: &Path, keys: &[&str]) -> anyhow::Result<PathBuf> {
-    let out = scene.path("order.img");
-    let mut pack = scene.casemate();
-    pack.args(["reseal", "pack"]).arg(folder).arg("--out").arg(&out);
-    for key in keys {
-        let uri = scene.bench.inputs.keys.join(format!("release/{key}.uri"));
-        let signature = scene.path(&format!("{key}.sig"));
-        let mut sign = scene.casemate();
-        sign.args(["bundle", "sign"]).arg(folder).arg("--key").arg(uri);
-        scene.run(sign.arg("--out").arg(&signature))?;
-        pack.arg("--signature").arg(signature);
-    }
-    scene.run(&mut pack)?;
-    Ok(out)
+    scene.signed_medium(folder, keys, [["bundle", "sign"], ["reseal", "pack"]])
 }
 
 /// What a dbx update leaves in the variable store of a machine that is off.

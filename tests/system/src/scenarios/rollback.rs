@@ -78,23 +78,13 @@ fn install(scene: &Scene<'_>, config: &Config, image: &Path) -> anyhow::Result<(
 
 /// A medium that lets this machine run image version 0 once, signed by two of three release keys.
 fn exception(scene: &Scene<'_>, machine: &str, counter: &str) -> anyhow::Result<PathBuf> {
-    let (file, out) = (scene.path("exception.json"), scene.path("exception.img"));
+    let file = scene.path("exception.json");
     let mut create = scene.casemate();
     create.args(["exception", "create", "--machine", machine, "--counter", counter]);
     create.args(["--image", "0", "--reason", "the new one does not start here", "--out"]);
     scene.run(create.arg(&file))?;
-    let mut pack = scene.casemate();
-    pack.args(["exception", "pack"]).arg(&file).arg("--out").arg(&out);
-    for key in ["release-1", "release-2"] {
-        let signature = scene.path(&format!("{key}.sig"));
-        let mut sign = scene.casemate();
-        sign.args(["exception", "sign"]).arg(&file).arg("--out").arg(&signature);
-        sign.arg("--key").arg(scene.bench.inputs.keys.join(format!("release/{key}.uri")));
-        scene.run(&mut sign)?;
-        pack.arg("--signature").arg(signature);
-    }
-    scene.run(&mut pack)?;
-    Ok(out)
+    let words = [["exception", "sign"], ["exception", "pack"]];
+    scene.signed_medium(&file, &["release-1", "release-2"], words)
 }
 
 /// The disk is put back as it was one boot ago; the TPM has counted since.
