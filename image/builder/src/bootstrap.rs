@@ -8,7 +8,8 @@ use sha2::{Digest as _, Sha256};
 
 use crate::cache::{self, Key};
 use crate::fetch::{self, FetchError};
-use crate::lock::{self, Lock, LockError, Locked};
+use crate::kernel::OwnKernel;
+use crate::lock::{self, Lock, LockError, Locked, Target};
 use crate::prune;
 use crate::repository::{self, RepositoryError};
 use crate::tool::{Tool, ToolError};
@@ -67,6 +68,9 @@ pub enum BootstrapError {
 #[derive(Clone, Debug)]
 pub(crate) struct Bootstrap {
     folder: PathBuf,
+    kernel_folder: PathBuf,
+    /// The kernel's Debian package: the binary one, or the source of our own.
+    pub(crate) kernel_package: Locked,
     pub(crate) kernel_version: String,
     /// SHA-256 of the lock file.
     pub(crate) lock_sha256: String,
@@ -78,12 +82,18 @@ impl Bootstrap {
         self.folder.join("tree")
     }
 
-    /// The unpacked kernel package; depmod ran on it.
+    /// The kernel, laid out like Debian's unpacked package; depmod ran on it.
     pub(crate) fn kernel(&self) -> PathBuf {
-        self.folder.join("kernel")
+        self.kernel_folder.clone()
     }
 
-    /// The kernel's EFI program, signed by Debian.
+    /// The same with our own kernel.
+    pub(crate) fn with_kernel(self, kernel: OwnKernel) -> Self {
+        let OwnKernel { folder, version, package } = kernel;
+        Self { kernel_folder: folder, kernel_version: version, kernel_package: package, ..self }
+    }
+
+    /// The kernel's EFI program; Debian's is signed by Debian.
     pub(crate) fn kernel_image(&self) -> PathBuf {
         self.kernel().join(format!("boot/vmlinuz-{}", self.kernel_version))
     }
@@ -104,22 +114,54 @@ pub(crate) struct Inputs<'a> {
 }
 
 impl Inputs<'_> {
-    /// Returns the bootstrap of the lock file, making it if the cache has none; and whether it had.
+    /// Returns the bootstrap of the image's lock file, making it if the cache has none; and whether it had.
     pub(crate) fn bootstrap(&self) -> Result<(Bootstrap, bool), BootstrapError> {
-        let lock_text = lock::text(self.source)?;
-        let lock = Lock::parse(&lock_text)?;
-        lock.check_list(self.source)?;
-        let key = [STEPS_VERSION, lock_text.as_bytes(), &self.source_date_s.to_le_bytes()]
-            .into_iter()
-            .fold(Key::default(), Key::input);
-        let (folder, cached) = cache::entry(self.cache, "bootstrap", key, |aside| {
+        let (lock, lock_text) = self.lock(Target::Image)?;
+        let package = lock.kernel()?.clone();
+        let (folder, cached) =
+            cache::entry(self.cache, "bootstrap", self.key(&lock_text), |aside| {
+                fetch::fetch(&lock, self.mirror, self.debs)?;
+                self.make_tree(&lock, aside)?;
+                self.unpack_kernel(&package, aside)
+            })?;
+        let kernel_folder = folder.join("kernel");
+        let kernel_version = kernel_version(&kernel_folder)?;
+        let lock_sha256 = hex::encode(Sha256::digest(&lock_text));
+        let bootstrap = Bootstrap {
+            folder,
+            kernel_folder,
+            kernel_package: package,
+            kernel_version,
+            lock_sha256,
+        };
+        Ok((bootstrap, cached))
+    }
+
+    /// Returns the tree of the kernel's lock file, which has source and compiler, making it if the cache has none; with
+    /// `empty` in it, an empty folder.
+    pub(crate) fn compiler(&self, empty: &str) -> Result<PathBuf, BootstrapError> {
+        let (lock, lock_text) = self.lock(Target::Kernel)?;
+        let key = self.key(&lock_text).input(empty.as_bytes());
+        let (folder, _) = cache::entry(self.cache, "compiler", key, |aside| {
             fetch::fetch(&lock, self.mirror, self.debs)?;
             self.make_tree(&lock, aside)?;
-            self.unpack_kernel(lock.kernel()?, aside)
+            Ok::<_, BootstrapError>(std::fs::create_dir(aside.join("tree").join(empty))?)
         })?;
-        let kernel_version = kernel_version(&folder.join("kernel"))?;
-        let lock_sha256 = hex::encode(Sha256::digest(&lock_text));
-        Ok((Bootstrap { folder, kernel_version, lock_sha256 }, cached))
+        Ok(folder.join("tree"))
+    }
+
+    /// A lock that fits its list, and its text.
+    pub(crate) fn lock(&self, target: Target) -> Result<(Lock, String), BootstrapError> {
+        let text = lock::text(self.source, target)?;
+        let lock = Lock::read(self.source, target)?;
+        lock.check_list(self.source, target)?;
+        Ok((lock, text))
+    }
+
+    fn key(&self, lock_text: &str) -> Key {
+        [STEPS_VERSION, lock_text.as_bytes(), &self.source_date_s.to_le_bytes()]
+            .into_iter()
+            .fold(Key::default(), Key::input)
     }
 
     fn make_tree(&self, lock: &Lock, aside: &Path) -> Result<(), BootstrapError> {

@@ -11,8 +11,9 @@ use crate::delivery::{self, DeliveryError, ENVELOPE, LOGS, digest_file};
 use crate::disk::{Disk, DiskError};
 use crate::initrd::{self, InitrdError};
 use crate::inventory::{self, Inventory, InventoryError};
+use crate::kernel::{self, Kernel, KernelError};
 use crate::keys::{KeySet, KeysError, Profile, Signers};
-use crate::lock::{Lock, LockError};
+use crate::lock::{Lock, LockError, Target};
 use crate::provenance::{self, Digests, Materials};
 use crate::reference::{self, Identity, ReferenceError};
 use crate::report::{self, Heading};
@@ -47,6 +48,8 @@ pub struct Options {
     pub profile: Profile,
     /// Version that machines compare: one that has run an image runs none with a lower number.
     pub version_index: u64,
+    /// Kernel of the image.
+    pub kernel: Kernel,
     /// Folder with `agentd`, `engine` and `gateway`; without it the image has no agent.
     pub agent: Option<PathBuf>,
     /// Folder for what is kept between builds.
@@ -81,6 +84,9 @@ pub enum BuildError {
     /// The Debian tree.
     #[error(transparent)]
     Bootstrap(#[from] BootstrapError),
+    /// Our own kernel.
+    #[error(transparent)]
+    Kernel(#[from] KernelError),
     /// The root tree.
     #[error(transparent)]
     Tree(#[from] TreeError),
@@ -198,10 +204,18 @@ impl<'a> Build<'a> {
             source_date_s: self.options.source_date_s,
             logs: &self.logs,
         };
-        self.steps.step("Debian packages", || {
+        let bootstrap = self.steps.step("Debian packages", || {
             let (value, cached) = inputs.bootstrap()?;
-            Ok(Done { value, cached })
-        })
+            Ok::<_, BuildError>(Done { value, cached })
+        })?;
+        if self.options.kernel == Kernel::Debian {
+            return Ok(bootstrap);
+        }
+        let own = self.steps.step("own kernel", || {
+            let (value, cached) = kernel::own(&inputs)?;
+            Ok::<_, BuildError>(Done { value, cached })
+        })?;
+        Ok(bootstrap.with_kernel(own))
     }
 
     fn root_tree(&mut self, bootstrap: &Bootstrap) -> Result<()> {
@@ -362,8 +376,13 @@ fn provenance(options: &Options, bootstrap: &Bootstrap, work: &Path) -> Result<s
         None => Digests::new(),
     };
     let others: Vec<&str> = OUTPUTS.iter().copied().filter(|name| *name != ENVELOPE).collect();
+    let kernel_lock = match options.kernel {
+        Kernel::Own => Some(Lock::read(&options.source, Target::Kernel)?),
+        Kernel::Debian => None,
+    };
     let materials = Materials {
-        lock: &Lock::read(&options.source)?,
+        lock: &Lock::read(&options.source, Target::Image)?,
+        kernel_lock: kernel_lock.as_ref(),
         lock_sha256: &bootstrap.lock_sha256,
         configuration: &configuration,
         agent: &agent,

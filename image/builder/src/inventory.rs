@@ -9,7 +9,7 @@ mod system;
 use std::path::{Path, PathBuf};
 
 use crate::bootstrap::Bootstrap;
-use crate::lock::{Lock, LockError};
+use crate::lock::{Lock, LockError, Target};
 use crate::reasoned::{self, ListError};
 use crate::tool::ToolError;
 
@@ -104,7 +104,7 @@ pub(crate) struct Inputs<'a> {
 impl Inputs<'_> {
     /// Looks at everything once.
     pub(crate) fn inventory(&self) -> Result<Inventory> {
-        let lock = Lock::read(self.source)?;
+        let lock = Lock::read(self.source, Target::Image)?;
         let files = system::walk(self.tree)?;
         Ok(Inventory {
             packages: packages::read(self, &lock, &files)?,

@@ -1,4 +1,5 @@
-//! image/config/packages.lock: every Debian package of the appliance, by version and SHA-256.
+//! packages.lock: every Debian package of the appliance, and every one that its own kernel is built from and with, by
+//! version and SHA-256.
 //! Invariants: a [`Lock`] holds names, versions and paths of Debian's own alphabet only, so they may stand in URLs,
 //! file names and control files; its packages are in order, each once; at most one of them is the kernel.
 
@@ -8,11 +9,47 @@ use std::path::Path;
 
 use crate::reasoned::{self, ListError};
 
-/// Where the lock file is in the repository.
-pub const LOCK_FILE: &str = "image/config/packages.lock";
-const PACKAGES_LIST: &str = "image/config/packages.list";
+/// What is locked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Target {
+    /// The image: what is installed, and Debian's kernel.
+    Image,
+    /// Our own kernel: its source, the compiler and their tools. Nothing of it is installed on the appliance.
+    Kernel,
+}
+
+impl Target {
+    /// Both.
+    pub const ALL: [Self; 2] = [Self::Image, Self::Kernel];
+
+    /// Folder with packages.list and packages.lock in the repository.
+    pub(crate) fn folder(self) -> &'static str {
+        match self {
+            Self::Image => "image/config",
+            Self::Kernel => "kernel-config",
+        }
+    }
+
+    /// Where the lock file is in the repository.
+    #[must_use]
+    pub fn lock_file(self) -> &'static str {
+        match self {
+            Self::Image => "image/config/packages.lock",
+            Self::Kernel => "kernel-config/packages.lock",
+        }
+    }
+
+    /// Where the list is in the repository.
+    pub(crate) fn list(self) -> &'static str {
+        match self {
+            Self::Image => "image/config/packages.list",
+            Self::Kernel => "kernel-config/packages.list",
+        }
+    }
+}
+
 const HEADER: &str = "\
-# Every Debian package of the appliance, exactly. Written by `casemate lock` from packages.list; not edited by hand.
+# Every Debian package, exactly. Written by `casemate lock` from packages.list; not edited by hand.
 # release: archive, suite, SHA-256 of the InRelease file that Debian signed, its date
 # listed (in packages.list), needed (essential, or a dependency), kernel (unpacked only):
 #     name, version, architecture, bytes, SHA-256, archive, path
@@ -33,21 +70,29 @@ const SHOWN_CHARS: usize = 60;
 /// Why there is no lock.
 #[derive(Debug, thiserror::Error)]
 pub enum LockError {
+    /// One of the two, which stands in this folder.
+    #[error("in {folder}: {source}")]
+    In {
+        /// The folder.
+        folder: &'static str,
+        /// What is wrong there.
+        source: Box<LockError>,
+    },
     /// The file could not be read.
-    #[error("{LOCK_FILE}: {0}; `casemate lock` makes it")]
+    #[error("packages.lock: {0}; `casemate lock` makes it")]
     Read(#[from] std::io::Error),
     /// The package list is wrong.
     #[error(transparent)]
     List(#[from] ListError),
     /// The file is longer than any lock file of ours.
-    #[error("{LOCK_FILE} has {found} bytes, at most {LOCK_BYTES_MAX}")]
+    #[error("packages.lock has {found} bytes, at most {LOCK_BYTES_MAX}")]
     TooLong {
         /// Its length.
         found: usize,
     },
     /// A line is not as `casemate lock` writes it.
     #[error(
-        "{LOCK_FILE}:{line}: {found:?}, expected {expected}; restore the file, or make it anew with `casemate lock --update`"
+        "packages.lock:{line}: {found:?}, expected {expected}; restore the file, or make it anew with `casemate lock --update`"
     )]
     Line {
         /// Line, from 1.
@@ -59,7 +104,7 @@ pub enum LockError {
     },
     /// The package list asks for something else.
     #[error(
-        "{LOCK_FILE} is not of this packages.list (added since: {added:?}, removed since: {removed:?}); \
+        "packages.lock is not of this packages.list (added since: {added:?}, removed since: {removed:?}); \
          run `casemate lock --update` and commit the result"
     )]
     Stale {
@@ -69,7 +114,7 @@ pub enum LockError {
         removed: Vec<String>,
     },
     /// No kernel, or several.
-    #[error("{LOCK_FILE} has {found} kernels, expected 1; run `casemate lock --update`")]
+    #[error("packages.lock has {found} kernels, expected 1; run `casemate lock --update`")]
     Kernel {
         /// How many.
         found: usize,
@@ -177,9 +222,9 @@ pub struct Lock {
 }
 
 impl Lock {
-    /// Reads the lock file of a repository.
-    pub fn read(source: &Path) -> Result<Self, LockError> {
-        Self::parse(&text(source)?)
+    /// Reads a lock file of a repository.
+    pub fn read(source: &Path, target: Target) -> Result<Self, LockError> {
+        Self::parse(&text(source, target)?).map_err(|error| error.within(target))
     }
 
     /// Reads the text of a lock file.
@@ -252,8 +297,8 @@ impl Lock {
     }
 
     /// Checks that the lock was made from the package list of this repository.
-    pub fn check_list(&self, source: &Path) -> Result<(), LockError> {
-        self.check_listed(&package_list(source)?)
+    pub fn check_list(&self, source: &Path, target: Target) -> Result<(), LockError> {
+        self.check_listed(&package_list(source, target)?).map_err(|error| error.within(target))
     }
 
     fn check_listed(&self, list: &[String]) -> Result<(), LockError> {
@@ -279,6 +324,11 @@ impl Lock {
         self.packages.iter().filter(|package| package.role != Role::Kernel)
     }
 
+    /// A listed package, which a checked list names.
+    pub(crate) fn named(&self, name: &str) -> Option<&Locked> {
+        self.packages.iter().find(|package| package.name == name)
+    }
+
     /// The one kernel.
     pub(crate) fn kernel(&self) -> Result<&Locked, LockError> {
         let mut kernels = self.packages.iter().filter(|package| package.role == Role::Kernel);
@@ -289,15 +339,22 @@ impl Lock {
     }
 }
 
-/// Names in the package list of a repository.
-pub(crate) fn package_list(source: &Path) -> Result<Vec<String>, LockError> {
-    let entries = reasoned::read(&source.join(PACKAGES_LIST), "package")?;
+impl LockError {
+    fn within(self, target: Target) -> Self {
+        Self::In { folder: target.folder(), source: Box::new(self) }
+    }
+}
+
+/// Names in a package list of a repository.
+pub(crate) fn package_list(source: &Path, target: Target) -> Result<Vec<String>, LockError> {
+    let entries = reasoned::read(&source.join(target.list()), "package")?;
     Ok(entries.into_iter().flat_map(|entry| entry.fields).collect())
 }
 
-/// Text of the lock file of a repository.
-pub(crate) fn text(source: &Path) -> Result<String, LockError> {
-    Ok(std::fs::read_to_string(source.join(LOCK_FILE))?)
+/// Text of a lock file of a repository.
+pub(crate) fn text(source: &Path, target: Target) -> Result<String, LockError> {
+    std::fs::read_to_string(source.join(target.lock_file()))
+        .map_err(|error| LockError::from(error).within(target))
 }
 
 fn parse_release(line: &str) -> Result<Release, (&str, &'static str)> {

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use serde_json::{Value, json};
 
 use crate::bootstrap::SUITE;
-use crate::lock::Lock;
+use crate::lock::{Lock, Target};
 
 pub(crate) const STATEMENT_TYPE: &str = "https://in-toto.io/Statement/v1";
 pub(crate) const PREDICATE_TYPE: &str = "https://slsa.dev/provenance/v1";
@@ -21,6 +21,8 @@ pub(crate) type Digests = BTreeMap<String, String>;
 #[derive(Debug)]
 pub(crate) struct Materials<'a> {
     pub(crate) lock: &'a Lock,
+    /// What our own kernel was built from and with, if it is in the image.
+    pub(crate) kernel_lock: Option<&'a Lock>,
     pub(crate) lock_sha256: &'a str,
     /// Files of image/config, kernel-config and systemd, and Cargo.lock.
     pub(crate) configuration: &'a Digests,
@@ -62,14 +64,16 @@ pub(crate) fn statement(
 fn dependencies(materials: &Materials<'_>) -> Vec<Value> {
     let file =
         |(name, sha256): (&String, &String)| json!({"name": name, "digest": {"sha256": sha256}});
-    let packages = materials.lock.packages.iter().map(|package| {
+    let locks = [Some(materials.lock), materials.kernel_lock];
+    let packages = locks.into_iter().flatten().flat_map(|lock| &lock.packages).map(|package| {
         json!({
             "name": package.to_string(),
             "uri": package.url("http://deb.debian.org/debian"),
             "digest": {"sha256": package.sha256},
         })
     });
-    let lock = json!({"name": crate::LOCK_FILE, "digest": {"sha256": materials.lock_sha256}});
+    let lock =
+        json!({"name": Target::Image.lock_file(), "digest": {"sha256": materials.lock_sha256}});
     std::iter::once(lock)
         .chain(packages)
         .chain(materials.configuration.iter().map(file))
@@ -89,6 +93,7 @@ mod tests {
         let digests = |name: &str| Digests::from([(name.to_owned(), "00".to_owned())]);
         let materials = Materials {
             lock: &lock,
+            kernel_lock: None,
             lock_sha256: "11",
             configuration: &digests("systemd/x"),
             agent: &digests("agentd"),

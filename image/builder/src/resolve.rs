@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use sha2::{Digest as _, Sha256};
 
 use crate::bootstrap::KERNEL;
-use crate::lock::{self, Archive, Lock, LockError, Locked, Release, Role};
+use crate::lock::{self, Archive, Lock, LockError, Locked, Release, Role, Target};
 use crate::tool::{Tool, ToolError};
 
 /// Debian's keys; of package debian-archive-keyring on the build machine.
@@ -56,16 +56,14 @@ pub enum ResolveError {
 
 type Result<T> = std::result::Result<T, ResolveError>;
 
-/// Resolves the package list of a repository on a mirror such as `http://deb.debian.org/debian`; apt keeps its indices
+/// Resolves a package list of a repository on a mirror such as `http://deb.debian.org/debian`; apt keeps its indices
 /// in `folder`.
-pub fn resolve(source: &Path, mirror: &str, folder: &Path) -> Result<Lock> {
-    let listed = lock::package_list(source)?;
+pub fn resolve(source: &Path, target: Target, mirror: &str, folder: &Path) -> Result<Lock> {
+    let listed = lock::package_list(source, target)?;
     let apt = Apt { folder, mirror };
     apt.configure()?;
     // Without the error mode, an index that cannot be fetched is a warning, and the last one is used.
     apt.run("apt-get", "update", &["--quiet", "-oAPT::Update::Error-Mode=any", "update"])?;
-    let depends = apt.run("apt-cache", "kernel-depends", &["depends", KERNEL])?;
-    let kernel = kernel_package(&depends)?;
     let mut install = vec!["-qq", "--print-uris", "install", "?essential"];
     install.extend(listed.iter().map(String::as_str));
     let mut packages = Vec::new();
@@ -75,12 +73,13 @@ pub fn resolve(source: &Path, mirror: &str, folder: &Path) -> Result<Lock> {
     for package in packages.iter_mut().filter(|package| listed.contains(&package.name)) {
         package.role = Role::Listed;
     }
-    let download = apt.run("apt-get", "download", &["-qq", "--print-uris", "download", kernel])?;
-    packages.push(apt.locked(download.trim_end(), Role::Kernel)?);
+    if target == Target::Image {
+        packages.push(apt.kernel()?);
+    }
     packages.sort_by(|one, other| one.name.cmp(&other.name));
     let releases = SUITES.iter().map(|(archive, suite)| apt.release(*archive, suite));
     let lock = Lock { releases: releases.collect::<Result<_>>()?, packages };
-    lock.check_list(source)?;
+    lock.check_list(source, target)?;
     // Reading it back checks every word.
     Ok(Lock::parse(&lock.text())?)
 }
@@ -141,6 +140,14 @@ impl Apt<'_> {
             .env("APT_CONFIG", self.folder.join("apt.conf"))
             .run()?;
         Ok(String::from_utf8_lossy(&output).into_owned())
+    }
+
+    /// Debian's kernel, which is unpacked only.
+    fn kernel(&self) -> Result<Locked> {
+        let depends = self.run("apt-cache", "kernel-depends", &["depends", KERNEL])?;
+        let kernel = kernel_package(&depends)?;
+        let download = ["-qq", "--print-uris", "download", kernel];
+        self.locked(self.run("apt-get", "download", &download)?.trim_end(), Role::Kernel)
     }
 
     /// A line of `--print-uris`: `'URI' NAME_VERSION_ARCHITECTURE.deb BYTES SHA256:HEX`.

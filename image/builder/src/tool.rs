@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
-/// Longest run of one tool; a bootstrap over a slow line takes minutes.
+/// Longest run of one tool, unless it says otherwise; a bootstrap over a slow line takes minutes.
 const RUN_S_MAX: u64 = 1800;
 /// A tool that runs longer than this shows its last line now and then.
 const PROGRESS_EVERY: Duration = Duration::from_secs(5);
@@ -35,6 +35,7 @@ const PACKAGES: &[(&str, &str)] = &[
     ("systemd-repart", "systemd-repart"),
     ("systemd-sysusers", "systemd"),
     ("ukify", "systemd-ukify"),
+    ("unshare", "util-linux"),
     ("virt-fw-vars", "python3-virt-firmware"),
     ("xz", "xz-utils"),
     ("zstd", "zstd"),
@@ -72,10 +73,12 @@ pub enum ToolError {
         log: PathBuf,
     },
     /// It did not end.
-    #[error("{tool} was stopped after {RUN_S_MAX} s; see {}", log.display())]
+    #[error("{tool} was stopped after {run_s_max} s; see {}", log.display())]
     TooSlow {
         /// The tool.
         tool: String,
+        /// Longest run, in seconds.
+        run_s_max: u64,
         /// Its output so far.
         log: PathBuf,
     },
@@ -87,6 +90,7 @@ pub(crate) struct Tool {
     name: String,
     command: Command,
     log: PathBuf,
+    run_s_max: u64,
 }
 
 impl Tool {
@@ -94,7 +98,18 @@ impl Tool {
     pub(crate) fn new(name: &str, job: &str, logs: &Path) -> Self {
         let mut command = Command::new(name);
         command.stdin(Stdio::null()).env("LC_ALL", "C.UTF-8");
-        Self { name: name.to_owned(), command, log: logs.join(format!("{job}.log")) }
+        Self {
+            name: name.to_owned(),
+            command,
+            log: logs.join(format!("{job}.log")),
+            run_s_max: RUN_S_MAX,
+        }
+    }
+
+    /// Another longest run, in seconds.
+    pub(crate) fn run_s_max(mut self, run_s_max: u64) -> Self {
+        self.run_s_max = run_s_max;
+        self
     }
 
     pub(crate) fn arg(mut self, arg: impl AsRef<OsStr>) -> Self {
@@ -136,10 +151,14 @@ impl Tool {
             if let Some(status) = child.try_wait().map_err(|source| self.run_error(source))? {
                 break status;
             }
-            if started.elapsed() > Duration::from_secs(RUN_S_MAX) {
+            if started.elapsed() > Duration::from_secs(self.run_s_max) {
                 child.kill().map_err(|source| self.run_error(source))?;
                 child.wait().map_err(|source| self.run_error(source))?;
-                return Err(ToolError::TooSlow { tool: self.name, log: self.log });
+                return Err(ToolError::TooSlow {
+                    tool: self.name,
+                    run_s_max: self.run_s_max,
+                    log: self.log,
+                });
             }
             if shown.elapsed() > PROGRESS_EVERY {
                 shown = Instant::now();

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
-use builder::Profile;
+use builder::{Kernel, Profile};
 
 /// Date of the image's files where SOURCE_DATE_EPOCH is not set: 2026-01-01.
 const SOURCE_DATE_S: u32 = 1_767_225_600;
@@ -24,6 +24,9 @@ pub(crate) struct Args {
     /// `development` or `release`, as the key set is; the image and its evidence say which
     #[arg(long, default_value_t = Profile::Development)]
     profile: Profile,
+    /// `own`, hardened and compiled here, or `debian`, as it is [default: own for a release, else debian]
+    #[arg(long)]
+    kernel: Option<Kernel>,
     /// PKCS#11 module of keys whose URI names none
     #[arg(long, value_name = "FILE")]
     module: Option<PathBuf>,
@@ -69,6 +72,10 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
         module: args.module.clone(),
         profile: args.profile,
         version_index: args.version_index,
+        kernel: args.kernel.unwrap_or(match args.profile {
+            Profile::Release => Kernel::Own,
+            Profile::Development => Kernel::Debian,
+        }),
         agent: args.agent.as_deref().map(absolute).transpose()?,
         cache,
         debs: absolute(&debs)?,

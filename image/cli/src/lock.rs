@@ -4,7 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, bail};
-use builder::{Difference, LOCK_FILE, Lock};
+use builder::{Difference, Lock, LockTarget};
 
 use crate::build;
 
@@ -20,7 +20,7 @@ pub(crate) struct Args {
     /// Where apt's indices are kept [default: casemate/build in the user's cache folder]
     #[arg(long, value_name = "DIR")]
     cache: Option<PathBuf>,
-    /// Repository with image/config
+    /// Repository with image/config and kernel-config
     #[arg(long, value_name = "DIR", default_value = build::SOURCE)]
     source: PathBuf,
 }
@@ -29,63 +29,90 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     let apt = build::cache_folder(args.cache.as_deref())?.join("apt");
     let mirror = build::mirror(&args.mirror);
     let source = build::absolute(&args.source)?;
-    let now = builder::resolve(&source, mirror, &apt)?;
-    if !source.join(LOCK_FILE).exists() {
-        write(&source, &now)?;
-        println!("{LOCK_FILE}: {} packages", now.packages_count());
-        return Ok(());
+    let mut failed = Vec::new();
+    for target in LockTarget::ALL {
+        let now = builder::resolve(&source, target, mirror, &apt)?;
+        let file = File { source: &source, target };
+        let result = match (args.update, Lock::read(&source, target)) {
+            _ if !file.path().exists() => file.create(&now),
+            (true, Ok(locked)) => file.update(&locked, &now),
+            (true, Err(error)) => {
+                println!("{error}\nIt is replaced as a whole.");
+                file.create(&now)
+            }
+            (false, locked) => {
+                locked.map_err(Into::into).and_then(|locked| file.check(&locked, &now, mirror))
+            }
+        };
+        // The other one is looked at all the same.
+        failed.extend(result.err().map(|error| format!("{error:#}")));
     }
-    match (args.update, Lock::read(&source)) {
-        (true, Ok(locked)) => update(&source, &locked, &now),
-        (true, Err(error)) => {
-            write(&source, &now)?;
-            println!("{error}\nIt was replaced as a whole: {} packages", now.packages_count());
-            Ok(())
+    if failed.is_empty() { Ok(()) } else { bail!("{}", failed.join("\n")) }
+}
+
+/// One of the repository's lock files.
+struct File<'a> {
+    source: &'a Path,
+    target: LockTarget,
+}
+
+impl File<'_> {
+    fn name(&self) -> &'static str {
+        self.target.lock_file()
+    }
+
+    fn path(&self) -> PathBuf {
+        self.source.join(self.name())
+    }
+
+    fn create(&self, now: &Lock) -> anyhow::Result<()> {
+        self.write(now)?;
+        println!("{}: {} packages", self.name(), now.packages_count());
+        Ok(())
+    }
+
+    fn update(&self, locked: &Lock, now: &Lock) -> anyhow::Result<()> {
+        let difference = Difference::between(locked, now);
+        if difference.is_empty() {
+            println!("{}: {} packages, none changed", self.name(), locked.packages_count());
+            return Ok(());
         }
-        (false, locked) => check(&source, &locked?, &now, mirror),
+        println!("{difference}");
+        self.write(now)?;
+        println!("{} is written; build, test and commit it", self.name());
+        Ok(())
     }
-}
 
-fn update(source: &Path, locked: &Lock, now: &Lock) -> anyhow::Result<()> {
-    let difference = Difference::between(locked, now);
-    if difference.is_empty() {
-        println!("{LOCK_FILE}: {} packages, none changed", locked.packages_count());
-        return Ok(());
+    /// Says what changed upstream; fails where a build without a filled cache would.
+    fn check(&self, locked: &Lock, now: &Lock, mirror: &str) -> anyhow::Result<()> {
+        locked.check_list(self.source, self.target)?;
+        let difference = Difference::between(locked, now);
+        if difference.is_empty() {
+            println!("{}: {} packages, all current", self.name(), locked.packages_count());
+            return Ok(());
+        }
+        println!("Changed on {mirror} since {} was made:\n{difference}", self.name());
+        let gone = difference.gone(mirror)?;
+        if gone.is_empty() {
+            println!(
+                "All locked packages can still be downloaded; `casemate lock --update` takes the new ones"
+            );
+            return Ok(());
+        }
+        let gone: Vec<String> = gone.iter().map(ToString::to_string).collect();
+        bail!(
+            "{mirror} no longer has {} of the packages in {}:\n  {}\nTake the new ones with `casemate lock --update`",
+            gone.len(),
+            self.name(),
+            gone.join("\n  ")
+        )
     }
-    println!("{difference}");
-    write(source, now)?;
-    println!("{LOCK_FILE} is written; build, test and commit it");
-    Ok(())
-}
 
-/// Says what changed upstream; fails where a build without a filled cache would.
-fn check(source: &Path, locked: &Lock, now: &Lock, mirror: &str) -> anyhow::Result<()> {
-    locked.check_list(source)?;
-    let difference = Difference::between(locked, now);
-    if difference.is_empty() {
-        println!("{LOCK_FILE}: {} packages, all current", locked.packages_count());
-        return Ok(());
+    /// Written aside and renamed: an interrupted run leaves the old file.
+    fn write(&self, lock: &Lock) -> anyhow::Result<()> {
+        let path = self.path();
+        let aside = path.with_extension("lock.new");
+        fs::write(&aside, lock.text()).with_context(|| aside.display().to_string())?;
+        fs::rename(&aside, &path).with_context(|| path.display().to_string())
     }
-    println!("Changed on {mirror} since {LOCK_FILE} was made:\n{difference}");
-    let gone = difference.gone(mirror)?;
-    if gone.is_empty() {
-        println!(
-            "All locked packages can still be downloaded; `casemate lock --update` takes the new ones"
-        );
-        return Ok(());
-    }
-    let gone: Vec<String> = gone.iter().map(ToString::to_string).collect();
-    bail!(
-        "{mirror} no longer has {} of the locked packages:\n  {}\nTake the new ones with `casemate lock --update`",
-        gone.len(),
-        gone.join("\n  ")
-    )
-}
-
-/// Written aside and renamed: an interrupted run leaves the old file.
-fn write(source: &Path, lock: &Lock) -> anyhow::Result<()> {
-    let path = source.join(LOCK_FILE);
-    let aside = path.with_extension("lock.new");
-    fs::write(&aside, lock.text()).with_context(|| aside.display().to_string())?;
-    fs::rename(&aside, &path).with_context(|| path.display().to_string())
 }

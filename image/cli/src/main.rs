@@ -6,6 +6,7 @@ mod demo;
 mod exception;
 mod flash;
 mod forecast;
+mod kernel;
 mod keys;
 mod lock;
 mod reseal;
@@ -29,8 +30,10 @@ struct Cli {
 enum Command {
     /// Make a key set, its keys in PKCS#11 tokens, or rotate a key of it.
     Keys(Box<keys::Args>),
-    /// Lock the image's Debian packages to exact versions.
+    /// Lock the Debian packages of image and kernel to exact versions.
     Lock(lock::Args),
+    /// Resolve the configuration of our own kernel.
+    Kernel(kernel::Args),
     /// Build the signed image and its reference values.
     Build(build::Args),
     /// Check what a build gave: the signature over it, and every file.
@@ -65,6 +68,7 @@ fn run(command: Command) -> anyhow::Result<()> {
     match command {
         Command::Keys(args) => keys::run(&args),
         Command::Lock(args) => lock::run(&args),
+        Command::Kernel(args) => kernel::run(&args),
         Command::Build(args) => build::run(&args),
         Command::VerifyBuild(args) => verify_build::run(&args),
         Command::Bundle(args) => bundle::run(&args),

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use super::system::TreeFile;
 use super::{Inputs, InventoryError, Result, read_text};
-use crate::lock::{Lock, Locked, Role};
+use crate::lock::{Lock, Locked};
 use crate::reasoned;
 
 /// Longest name of a licence; a longer one is prose.
@@ -36,8 +36,9 @@ pub(super) fn read(
             .map(|entry| (entry.fields.concat(), entry.reason))
             .collect();
     let mut packages = Vec::new();
-    for locked in &lock.packages {
-        let kernel = locked.role == Role::Kernel;
+    let kernel_package = &inputs.bootstrap.kernel_package;
+    for locked in lock.installed().chain([kernel_package]) {
+        let kernel = locked == kernel_package;
         let unpacked = if kernel { inputs.bootstrap.kernel() } else { inputs.bootstrap.tree() };
         let bytes = if kernel {
             kernel_bytes(inputs, files)?

@@ -1,0 +1,341 @@
+//! Our own kernel: Debian's source, the fragments of kernel-config, a compiler of locked packages.
+//! Invariants: it is built without a network, at paths and under names that are the same everywhere, so the same inputs
+//! give the same bytes; an entry of the cache is whole, and its configuration is the one that was agreed to.
+
+pub(crate) mod config;
+#[cfg(test)]
+mod kspp;
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use sha2::{Digest as _, Sha256};
+
+use crate::bootstrap::{self, BootstrapError};
+use crate::cache::{self, Key};
+use crate::lock::{Lock, Locked, Target};
+use crate::tool::{Tool, ToolError};
+use config::{ConfigError, RESOLVED_FILE, Resolved};
+
+/// Debian package of the source.
+const SOURCE_PACKAGE: &str = "linux-source-6.12";
+/// The archive in it.
+const SOURCE_ARCHIVE: &str = "/usr/src/linux-source-6.12.tar.xz";
+/// Change when the steps below change, so that no kernel of older steps is used.
+const STEPS_VERSION: &[u8] = b"kernel-1";
+/// Where the work folder is mounted in the compiler's tree. Paths of the source are in the kernel's messages.
+const WORK: &str = "build";
+/// What Kconfig reads, and its result, below the work folder.
+const ASKED: &str = "asked";
+const DOT_CONFIG: &str = "out/.config";
+/// Name of user and machine in the kernel's banner, and number of the build.
+const BUILDER: &[&str] =
+    &["KBUILD_BUILD_USER=casemate", "KBUILD_BUILD_HOST=casemate", "KBUILD_BUILD_VERSION=1"];
+/// Longest compilation: about 12 minutes of two processors, which may be shared with others.
+const MAKE_S_MAX: u64 = 4 * 3600;
+/// The script of the source that draws RANDSTRUCT's seed.
+const SEED_SCRIPT: &str = "src/scripts/gen-randstruct-seed.sh";
+/// Prefix of what the seed is a digest of.
+const SEED_DOMAIN: &[u8] = b"casemate-randstruct-v1\0";
+/// What of the built-in modules depmod and modprobe read.
+const INDEX_FILES: &[&str] = &["modules.builtin", "modules.builtin.modinfo"];
+
+/// Why there is no kernel.
+#[derive(Debug, thiserror::Error)]
+pub enum KernelError {
+    /// The compiler's tree.
+    #[error(transparent)]
+    Bootstrap(#[from] BootstrapError),
+    /// The configuration is wrong.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// A tool failed.
+    #[error(transparent)]
+    Tool(#[from] ToolError),
+    /// The cache's folder.
+    #[error("the kernel's folder: {0}")]
+    Folder(#[from] std::io::Error),
+    /// A file could not be read or written.
+    #[error("{path}: {source}")]
+    File {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// The package list names no source.
+    #[error("kernel-config/packages.list has no {SOURCE_PACKAGE}")]
+    NoSource,
+    /// The kernel calls itself by a name that is none.
+    #[error("the kernel calls itself {found:?}, expected a release such as 6.12.1-casemate")]
+    Release {
+        /// What it says.
+        found: String,
+    },
+}
+
+type Result<T> = std::result::Result<T, KernelError>;
+
+/// Which kernel an image has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kernel {
+    /// Ours: hardened, without modules.
+    Own,
+    /// Debian's for cloud machines, as it is: for development, since it needs no compiler.
+    Debian,
+}
+
+impl Kernel {
+    /// Its word on the command line.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Own => "own",
+            Self::Debian => "debian",
+        }
+    }
+}
+
+impl std::str::FromStr for Kernel {
+    type Err = String;
+
+    fn from_str(text: &str) -> std::result::Result<Self, String> {
+        [Self::Own, Self::Debian]
+            .into_iter()
+            .find(|kernel| kernel.name() == text)
+            .ok_or_else(|| format!("kernel `{text}`; expected own or debian"))
+    }
+}
+
+/// A cached kernel, laid out like Debian's unpacked package: read it, never change it.
+#[derive(Clone, Debug)]
+pub(crate) struct OwnKernel {
+    pub(crate) folder: PathBuf,
+    pub(crate) version: String,
+    /// Its source.
+    pub(crate) package: Locked,
+}
+
+/// Returns our own kernel, building it if the cache has none; and whether it had.
+pub(crate) fn own(inputs: &bootstrap::Inputs<'_>) -> Result<(OwnKernel, bool)> {
+    let asked = config::fragments(inputs.source)?;
+    let agreed = Resolved::read(&inputs.source.join(RESOLVED_FILE))?;
+    let (lock, lock_text) = inputs.lock(Target::Kernel)?;
+    let package = lock.named(SOURCE_PACKAGE).ok_or(KernelError::NoSource)?.clone();
+    let (input, agreed_text) = (config::input(&asked), agreed.text());
+    let key = [
+        STEPS_VERSION,
+        lock_text.as_bytes(),
+        input.as_bytes(),
+        agreed_text.as_bytes(),
+        &inputs.source_date_s.to_le_bytes(),
+    ]
+    .into_iter()
+    .fold(Key::default(), Key::input);
+    // Before the compiler is asked: what the fragments say against the agreed configuration is known without it.
+    agreed.check_asked(&asked)?;
+    let (folder, cached) = cache::entry(inputs.cache, "kernel", key, |aside| {
+        let workshop = Workshop::open(inputs, &lock, aside.join("work"))?;
+        workshop.configure(&asked)?.check_same(&agreed)?;
+        workshop.compile()?;
+        workshop.deliver(aside)?;
+        Ok::<_, KernelError>(cache::remove(&workshop.work)?)
+    })?;
+    let version = release(&folder.join("release"))?;
+    Ok((OwnKernel { folder, version, package }, cached))
+}
+
+/// Makes the configuration of the fragments and writes it into the repository as the agreed one.
+pub fn agree(source: &Path, mirror: &str, debs: &Path, cache: &Path) -> Result<PathBuf> {
+    let logs = cache.join("kernel-logs");
+    fs::create_dir_all(&logs)?;
+    let inputs = bootstrap::Inputs { source, mirror, debs, cache, source_date_s: 0, logs: &logs };
+    let (lock, _) = inputs.lock(Target::Kernel)?;
+    let work = cache.join(format!(".kernel-config-{}.partial", std::process::id()));
+    cache::remove(&work)?;
+    let workshop = Workshop::open(&inputs, &lock, work)?;
+    let resolved = workshop.configure(&config::fragments(source)?);
+    cache::remove(&workshop.work)?;
+    let (path, aside) = (source.join(RESOLVED_FILE), source.join("kernel-config/.resolved.new"));
+    write(&aside, resolved?.text().as_bytes())?;
+    fs::rename(&aside, &path).map_err(|source| KernelError::File { path: path.clone(), source })?;
+    Ok(path)
+}
+
+/// The compiler's tree, and a folder with the source in `src`.
+struct Workshop<'a> {
+    tree: PathBuf,
+    work: PathBuf,
+    source_date_s: u32,
+    logs: &'a Path,
+}
+
+impl<'a> Workshop<'a> {
+    fn open(inputs: &bootstrap::Inputs<'a>, lock: &Lock, work: PathBuf) -> Result<Self> {
+        let tree = inputs.compiler(WORK)?;
+        let source = lock.named(SOURCE_PACKAGE).ok_or(KernelError::NoSource)?;
+        for folder in ["src", "out"] {
+            fs::create_dir_all(work.join(folder))?;
+        }
+        let workshop = Self { tree, work, source_date_s: inputs.source_date_s, logs: inputs.logs };
+        workshop
+            .enter("kernel-source", "tar")
+            .args(["--extract", "--strip-components=1", "--directory=/build/src", "--file"])
+            .arg(SOURCE_ARCHIVE)
+            .run()?;
+        write(&workshop.work.join(SEED_SCRIPT), seed_script(&source.sha256).as_bytes())?;
+        Ok(workshop)
+    }
+
+    /// A command in the tree, with the work folder at /build and nothing of this machine's environment.
+    fn enter(&self, job: &str, program: &str) -> Tool {
+        Tool::new("unshare", job, self.logs)
+            .args(["--mount", "--pid", "--fork", "--kill-child", "sh", "-euc", ENTER, "enter"])
+            .args([&self.tree, &self.work])
+            .args(BUILDER)
+            .arg(format!("KBUILD_BUILD_TIMESTAMP=@{}", self.source_date_s))
+            .arg(format!("SOURCE_DATE_EPOCH={}", self.source_date_s))
+            .arg(program)
+    }
+
+    fn make(&self, job: &str) -> Tool {
+        self.enter(job, "make").args(["-C", "/build/src", "O=/build/out", "ARCH=x86_64"])
+    }
+
+    /// Lets Kconfig resolve the fragments; checks that all of it landed.
+    fn configure(&self, asked: &[config::Asked]) -> Result<Resolved> {
+        write(&self.work.join(ASKED), config::input(asked).as_bytes())?;
+        self.make("kernel-config")
+            .arg(format!("KCONFIG_ALLCONFIG=/build/{ASKED}"))
+            .arg("allnoconfig")
+            .run()?;
+        let resolved = Resolved::read(&self.work.join(DOT_CONFIG))?;
+        resolved.check_asked(asked)?;
+        Ok(resolved)
+    }
+
+    fn compile(&self) -> Result<()> {
+        let processors = std::thread::available_parallelism().map_or(1, usize::from);
+        self.make("kernel-make")
+            .arg(format!("--jobs={processors}"))
+            .args(["bzImage", "modules.builtin"])
+            .run_s_max(MAKE_S_MAX)
+            .run()?;
+        Ok(())
+    }
+
+    /// Lays the results out as Debian's package does.
+    fn deliver(&self, to: &Path) -> Result<()> {
+        let out = self.work.join("out");
+        copy(&out.join("include/config/kernel.release"), &to.join("release"))?;
+        let version = release(&to.join("release"))?;
+        copy(&out.join("arch/x86/boot/bzImage"), &to.join(format!("boot/vmlinuz-{version}")))?;
+        for (from, name) in [("System.map", "System.map"), (".config", "config")] {
+            copy(&out.join(from), &to.join(format!("boot/{name}-{version}")))?;
+        }
+        let modules = to.join("usr/lib/modules").join(&version);
+        for file in INDEX_FILES {
+            copy(&out.join(file), &modules.join(file))?;
+        }
+        // There are none.
+        write(&modules.join("modules.order"), b"")?;
+        let licence = format!("usr/share/doc/{SOURCE_PACKAGE}/copyright");
+        copy(&self.tree.join(&licence), &to.join(&licence))?;
+        // depmod looks under lib/modules.
+        std::os::unix::fs::symlink("usr/lib", to.join("lib"))?;
+        Tool::new("depmod", "kernel-depmod", self.logs)
+            .path_arg("--basedir=", to)
+            .arg(version)
+            .run()?;
+        Ok(())
+    }
+}
+
+/// `$1` tree, `$2` work folder, then variables and the command. make speaks on standard output; its last line is progress.
+const ENTER: &str = r#"
+tree=$1 work=$2; shift 2
+mount --bind "$work" "$tree/build"
+mount -t proc proc "$tree/proc"
+mount --rbind /dev "$tree/dev"
+exec chroot "$tree" /usr/bin/env -i -C / PATH=/usr/sbin:/usr/bin:/sbin:/bin HOME=/ LC_ALL=C.UTF-8 "$@" 1>&2
+"#;
+
+/// A script in place of the source's, which draws the seed of RANDSTRUCT. It is fixed for a source: whoever has the
+/// source can compute the layout, as whoever has an image can read it; an exploit that was made for a distribution's
+/// layout misses.
+fn seed_script(source_sha256: &str) -> String {
+    let seed =
+        hex::encode(Sha256::new().chain_update(SEED_DOMAIN).chain_update(source_sha256).finalize());
+    let hash = hex::encode(Sha256::digest(&seed));
+    format!(
+        "#!/bin/sh\n# Written by casemate's builder: a fixed seed, so that the kernel is reproducible.\n\
+         echo {seed} > \"$1\"\necho '#define RANDSTRUCT_HASHED_SEED \"{hash}\"' > \"$2\"\n"
+    )
+}
+
+/// Version of the kernel, from a file that its build wrote.
+fn release(path: &Path) -> Result<String> {
+    let text = fs::read_to_string(path)
+        .map_err(|source| KernelError::File { path: path.to_owned(), source })?;
+    let release = text.trim();
+    let is_right = |byte: u8| byte.is_ascii_alphanumeric() || b".+-_".contains(&byte);
+    if release.starts_with(|first: char| first.is_ascii_digit())
+        && release.len() <= 64
+        && release.bytes().all(is_right)
+    {
+        return Ok(release.to_owned());
+    }
+    Err(KernelError::Release { found: release.chars().take(80).collect() })
+}
+
+fn copy(from: &Path, to: &Path) -> Result<()> {
+    let work = || {
+        if let Some(folder) = to.parent() {
+            fs::create_dir_all(folder)?;
+        }
+        fs::copy(from, to)
+    };
+    work().map(drop).map_err(|source| KernelError::File { path: from.to_owned(), source })
+}
+
+fn write(path: &Path, bytes: &[u8]) -> Result<()> {
+    fs::write(path, bytes).map_err(|source| KernelError::File { path: path.to_owned(), source })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_seed_is_of_the_source() {
+        let script =
+            seed_script("b75bb2e78a5c7762254e2af7685085c788a67eb342cb4092ad2a05eaf9fc33b7");
+        // printf 'casemate-randstruct-v1\0b75b…' | sha256sum
+        assert!(
+            script.contains("0c737e059ebe3c27066ac19e7ab8d08715d0c378e8885517cae73dcf22a2fb1f")
+        );
+        assert_ne!(script, seed_script("00"));
+    }
+
+    #[test]
+    fn a_release_is_a_word_that_may_stand_in_a_path() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("release");
+        let check = |text: &str| {
+            fs::write(&path, text).unwrap();
+            release(&path)
+        };
+        assert_eq!(check("6.12.118-casemate\n").unwrap(), "6.12.118-casemate");
+        for wrong in ["", "../6", "6/7", "six", "6 7"] {
+            assert!(matches!(check(wrong), Err(KernelError::Release { .. })), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn a_kernel_is_chosen_by_its_word() {
+        for kernel in [Kernel::Own, Kernel::Debian] {
+            assert_eq!(kernel.name().parse(), Ok(kernel));
+        }
+        "debain".parse::<Kernel>().unwrap_err();
+    }
+}

@@ -1,0 +1,298 @@
+//! The kernel's configuration: what the fragments ask for, what Kconfig made of it.
+//! Invariant: an option without a reason does not parse, and one that Kconfig dropped is an error, never a silence.
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+use std::path::{Path, PathBuf};
+
+use crate::reasoned::{self, ListError};
+
+/// Folder of the repository with fragments and lists.
+const FOLDER: &str = "kernel-config";
+/// What Kconfig made of the fragments, as it was last agreed to.
+pub(crate) const RESOLVED_FILE: &str = "kernel-config/resolved.config";
+/// Longest resolved configuration; a distribution's has 300 KiB.
+const RESOLVED_BYTES_MAX: usize = 1 << 20;
+/// As many differences as an error lists.
+const SHOWN_MAX: usize = 40;
+const HEADER: &str = "\
+# What Kconfig made of the fragments: all that is set, in its order; anything else is off. Written by
+# `casemate kernel --update`; a build compares, so a changed fragment, source or compiler is seen here.
+";
+
+/// Why there is no configuration.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// A fragment is wrong.
+    #[error(transparent)]
+    List(#[from] ListError),
+    /// A file could not be read.
+    #[error("{path}: {source}")]
+    File {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// There are no fragments.
+    #[error("{FOLDER} has no NN-name.config")]
+    NoFragments,
+    /// A line is no option.
+    #[error("{path}: `{found}`, expected CONFIG_NAME=value")]
+    Option {
+        /// The file.
+        path: PathBuf,
+        /// The line's first word.
+        found: String,
+    },
+    /// Two fragments ask for one option.
+    #[error("{path}: {option} was asked for before; once is enough")]
+    Twice {
+        /// The second fragment.
+        path: PathBuf,
+        /// The option.
+        option: String,
+    },
+    /// The configuration is longer than any of ours.
+    #[error("{path} has {bytes} bytes, at most {RESOLVED_BYTES_MAX}")]
+    TooLong {
+        /// The file.
+        path: PathBuf,
+        /// Its length.
+        bytes: usize,
+    },
+    /// Kconfig did not do what the fragments say.
+    #[error("Kconfig did not take {} options of the fragments; a dependency is missing:\n{}", lines.len(), shown(lines))]
+    Dropped {
+        /// Option, asked, got.
+        lines: Vec<String>,
+    },
+    /// The configuration is not the one that was agreed to.
+    #[error(
+        "the kernel's configuration is not {RESOLVED_FILE}:\n{}\nif this is meant, run `casemate kernel --update` and commit the result",
+        shown(lines)
+    )]
+    Changed {
+        /// Option, expected, found.
+        lines: Vec<String>,
+    },
+}
+
+fn shown(lines: &[String]) -> String {
+    let more = lines.len().saturating_sub(SHOWN_MAX);
+    let mut text = lines.iter().take(SHOWN_MAX).map(|line| format!("  {line}")).collect::<Vec<_>>();
+    if more > 0 {
+        text.push(format!("  and {more} more"));
+    }
+    text.join("\n")
+}
+
+/// One option of a fragment.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Asked {
+    /// Without `CONFIG_`.
+    pub(crate) option: String,
+    pub(crate) value: String,
+    pub(crate) reason: String,
+}
+
+/// Reads kernel-config/NN-name.config in order.
+pub(crate) fn fragments(source: &Path) -> Result<Vec<Asked>, ConfigError> {
+    let mut asked: Vec<Asked> = Vec::new();
+    for path in fragment_files(source)? {
+        for entry in reasoned::read(&path, "CONFIG_NAME=value")? {
+            let word = entry.fields.concat();
+            let (option, value) = option(&word)
+                .ok_or_else(|| ConfigError::Option { path: path.clone(), found: word.clone() })?;
+            if asked.iter().any(|before| before.option == option) {
+                return Err(ConfigError::Twice { path, option: option.to_owned() });
+            }
+            asked.push(Asked {
+                option: option.to_owned(),
+                value: value.to_owned(),
+                reason: entry.reason,
+            });
+        }
+    }
+    if asked.is_empty() { Err(ConfigError::NoFragments) } else { Ok(asked) }
+}
+
+fn fragment_files(source: &Path) -> Result<Vec<PathBuf>, ConfigError> {
+    let folder = source.join(FOLDER);
+    let error = |source| ConfigError::File { path: folder.clone(), source };
+    let mut paths = Vec::new();
+    for entry in std::fs::read_dir(&folder).map_err(error)? {
+        let path = entry.map_err(error)?.path();
+        let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        if name.starts_with(|first: char| first.is_ascii_digit()) && name.ends_with(".config") {
+            paths.push(path);
+        }
+    }
+    paths.sort_unstable();
+    Ok(paths)
+}
+
+/// `CONFIG_NAME=value`, without `CONFIG_`.
+fn option(line: &str) -> Option<(&str, &str)> {
+    let (name, value) = line.strip_prefix("CONFIG_")?.split_once('=')?;
+    let is_name = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'_';
+    (!name.is_empty() && !value.is_empty() && name.bytes().all(is_name)).then_some((name, value))
+}
+
+/// What `make allnoconfig` reads: all that is to be set. What is to be off, is off without it.
+pub(crate) fn input(asked: &[Asked]) -> String {
+    let mut text = String::new();
+    for Asked { option, value, .. } in asked.iter().filter(|one| one.value != "n") {
+        // Writing to a String cannot fail.
+        let _infallible = writeln!(text, "CONFIG_{option}={value}");
+    }
+    text
+}
+
+/// A configuration: all that is set.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Resolved {
+    lines: Vec<(String, String)>,
+}
+
+impl Resolved {
+    /// Reads a `.config`, or the file of the repository.
+    pub(crate) fn read(path: &Path) -> Result<Self, ConfigError> {
+        let text = std::fs::read_to_string(path)
+            .map_err(|source| ConfigError::File { path: path.to_owned(), source })?;
+        Self::parse(path, &text)
+    }
+
+    pub(super) fn parse(path: &Path, text: &str) -> Result<Self, ConfigError> {
+        if text.len() > RESOLVED_BYTES_MAX {
+            return Err(ConfigError::TooLong { path: path.to_owned(), bytes: text.len() });
+        }
+        let parse = |line: &str| match option(line) {
+            Some((name, value)) => Ok((name.to_owned(), value.to_owned())),
+            None => Err(ConfigError::Option { path: path.to_owned(), found: line.to_owned() }),
+        };
+        let lines = text.lines().filter(|line| !line.is_empty() && !line.starts_with('#'));
+        Ok(Self { lines: lines.map(parse).collect::<Result<_, _>>()? })
+    }
+
+    /// Text of the file in the repository.
+    pub(crate) fn text(&self) -> String {
+        let mut text = HEADER.to_owned();
+        for (name, value) in &self.lines {
+            let _infallible = writeln!(text, "CONFIG_{name}={value}");
+        }
+        text
+    }
+
+    pub(super) fn values(&self) -> BTreeMap<&str, &str> {
+        self.lines.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect()
+    }
+
+    /// Checks that every option of the fragments really landed.
+    pub(crate) fn check_asked(&self, asked: &[Asked]) -> Result<(), ConfigError> {
+        let values = self.values();
+        let dropped = |one: &Asked| {
+            let got = values.get(one.option.as_str()).copied().unwrap_or("n");
+            (got != one.value).then(|| format!("{}: asked {}, got {got}", one.option, one.value))
+        };
+        let lines: Vec<String> = asked.iter().filter_map(dropped).collect();
+        if lines.is_empty() { Ok(()) } else { Err(ConfigError::Dropped { lines }) }
+    }
+
+    /// Checks that this is the configuration that was agreed to.
+    pub(crate) fn check_same(&self, agreed: &Self) -> Result<(), ConfigError> {
+        let (found, expected) = (self.values(), agreed.values());
+        let names: std::collections::BTreeSet<&str> =
+            found.keys().chain(expected.keys()).copied().collect();
+        let value = |values: &BTreeMap<&str, &str>, name: &str| -> String {
+            values.get(name).copied().unwrap_or("n").to_owned()
+        };
+        let lines: Vec<String> = names
+            .into_iter()
+            .map(|name| (name, value(&expected, name), value(&found, name)))
+            .filter(|(_, expected, found)| expected != found)
+            .map(|(name, expected, found)| format!("{name}: expected {expected}, found {found}"))
+            .collect();
+        if lines.is_empty() { Ok(()) } else { Err(ConfigError::Changed { lines }) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// This repository.
+    fn source() -> PathBuf {
+        Path::new(env!("CARGO_MANIFEST_DIR")).join("../..")
+    }
+
+    fn resolved() -> Resolved {
+        Resolved::read(&source().join(RESOLVED_FILE)).unwrap()
+    }
+
+    fn folder(files: &[(&str, &str)]) -> tempfile::TempDir {
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::create_dir(folder.path().join(FOLDER)).unwrap();
+        for (name, text) in files {
+            std::fs::write(folder.path().join(FOLDER).join(name), text).unwrap();
+        }
+        folder
+    }
+
+    #[test]
+    fn every_option_of_the_fragments_landed() {
+        resolved().check_asked(&fragments(&source()).unwrap()).unwrap();
+    }
+
+    #[test]
+    fn fragments_are_numbered_and_say_what_they_are_for() {
+        for path in fragment_files(&source()).unwrap() {
+            let name = path.file_name().unwrap().to_string_lossy().into_owned();
+            let (number, rest) = name.split_at(2);
+            assert!(number.parse::<u8>().is_ok() && rest.starts_with('-'), "{name}");
+            let text = std::fs::read_to_string(&path).unwrap();
+            assert!(text.starts_with("# "), "{name} does not begin with what it is for");
+        }
+    }
+
+    #[test]
+    fn an_option_that_kconfig_dropped_is_named() {
+        let files = folder(&[
+            ("10-a.config", "# a\nCONFIG_A=y # first\n"),
+            ("20-b.config", "# b\nCONFIG_B=n # second\nCONFIG_C=7 # third\n"),
+        ]);
+        let asked = fragments(files.path()).unwrap();
+        assert_eq!(input(&asked), "CONFIG_A=y\nCONFIG_C=7\n");
+        let config = |text: &str| Resolved::parse(Path::new("x"), text).unwrap();
+        config("# CONFIG_B is not set\nCONFIG_A=y\nCONFIG_C=7\n").check_asked(&asked).unwrap();
+        let error = config("CONFIG_B=y\nCONFIG_C=7\n").check_asked(&asked).unwrap_err();
+        let text = error.to_string();
+        assert!(text.contains("A: asked y, got n") && text.contains("B: asked n, got y"), "{text}");
+        assert!(!text.contains("C:"), "{text}");
+    }
+
+    #[test]
+    fn a_fragment_without_reason_or_name_or_with_a_second_value_is_refused() {
+        let error = |first: &str, second: &str| {
+            let files = folder(&[("10-a.config", first), ("20-b.config", second)]);
+            fragments(files.path()).unwrap_err()
+        };
+        assert!(matches!(error("CONFIG_A=y\n", ""), ConfigError::List(_)));
+        assert!(matches!(error("A=y # reason\n", ""), ConfigError::Option { .. }));
+        assert!(matches!(error("CONFIG_A= # reason\n", ""), ConfigError::Option { .. }));
+        assert!(matches!(error("CONFIG_A=y # 1\n", "CONFIG_A=n # 2\n"), ConfigError::Twice { .. }));
+        assert!(matches!(error("", ""), ConfigError::NoFragments));
+    }
+
+    #[test]
+    fn a_changed_configuration_is_shown_by_option() {
+        let config = |text: &str| Resolved::parse(Path::new("x"), text).unwrap();
+        let agreed = config("CONFIG_A=y\nCONFIG_B=1\n");
+        agreed.check_same(&config(&agreed.text())).unwrap();
+        let error = config("CONFIG_A=y\nCONFIG_B=2\nCONFIG_D=y\n").check_same(&agreed).unwrap_err();
+        let text = error.to_string();
+        for expected in ["B: expected 1, found 2", "D: expected n, found y", "--update"] {
+            assert!(text.contains(expected), "{expected:?} is not in: {text}");
+        }
+    }
+}
