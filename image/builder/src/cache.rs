@@ -34,7 +34,7 @@ pub(crate) fn entry<E: From<std::io::Error>>(
     key: Key,
     fill: impl FnOnce(&Path) -> Result<(), E>,
 ) -> Result<(PathBuf, bool), E> {
-    let entry = cache.join(format!("{kind}-{}", key.name()));
+    let entry = path(cache, kind, key);
     if entry.try_exists()? {
         return Ok((entry, true));
     }
@@ -51,6 +51,11 @@ pub(crate) fn entry<E: From<std::io::Error>>(
         }
         Err(error) => Err(error.into()),
     }
+}
+
+/// Where an entry is, if it is there.
+pub(crate) fn path(cache: &Path, kind: &str, key: Key) -> PathBuf {
+    cache.join(format!("{kind}-{}", key.name()))
 }
 
 /// Removes a folder that may not be there.

@@ -21,6 +21,8 @@ use config::{ConfigError, RESOLVED_FILE, Resolved};
 const SOURCE_PACKAGE: &str = "linux-source-6.12";
 /// The archive in it.
 const SOURCE_ARCHIVE: &str = "/usr/src/linux-source-6.12.tar.xz";
+/// Its entries in the cache.
+const KIND: &str = "kernel";
 /// Change when the steps below change, so that no kernel of older steps is used.
 const STEPS_VERSION: &[u8] = b"kernel-1";
 /// Where the work folder is mounted in the compiler's tree. Paths of the source are in the kernel's messages.
@@ -116,27 +118,40 @@ pub(crate) struct OwnKernel {
     pub(crate) package: Locked,
 }
 
+/// What a kernel is made of, read and checked as far as that goes without a compiler.
+struct Recipe {
+    asked: Vec<config::Asked>,
+    agreed: Resolved,
+    lock: Lock,
+    lock_text: String,
+}
+
+impl Recipe {
+    fn read(inputs: &bootstrap::Inputs<'_>) -> Result<Self> {
+        let asked = config::fragments(inputs.source)?;
+        let agreed = Resolved::read(&inputs.source.join(RESOLVED_FILE))?;
+        agreed.check_asked(&asked)?;
+        let (lock, lock_text) = inputs.lock(Target::Kernel)?;
+        Ok(Self { asked, agreed, lock, lock_text })
+    }
+
+    fn key(&self, source_date_s: u32) -> Key {
+        let (input, agreed) = (config::input(&self.asked), self.agreed.text());
+        [STEPS_VERSION, self.lock_text.as_bytes(), input.as_bytes(), agreed.as_bytes()]
+            .into_iter()
+            .fold(Key::default(), Key::input)
+            .input(&source_date_s.to_le_bytes())
+    }
+}
+
 /// Returns our own kernel, building it if the cache has none; and whether it had.
 pub(crate) fn own(inputs: &bootstrap::Inputs<'_>) -> Result<(OwnKernel, bool)> {
-    let asked = config::fragments(inputs.source)?;
-    let agreed = Resolved::read(&inputs.source.join(RESOLVED_FILE))?;
-    let (lock, lock_text) = inputs.lock(Target::Kernel)?;
-    let package = lock.named(SOURCE_PACKAGE).ok_or(KernelError::NoSource)?.clone();
-    let (input, agreed_text) = (config::input(&asked), agreed.text());
-    let key = [
-        STEPS_VERSION,
-        lock_text.as_bytes(),
-        input.as_bytes(),
-        agreed_text.as_bytes(),
-        &inputs.source_date_s.to_le_bytes(),
-    ]
-    .into_iter()
-    .fold(Key::default(), Key::input);
-    // Before the compiler is asked: what the fragments say against the agreed configuration is known without it.
-    agreed.check_asked(&asked)?;
-    let (folder, cached) = cache::entry(inputs.cache, "kernel", key, |aside| {
-        let workshop = Workshop::open(inputs, &lock, aside.join("work"))?;
-        workshop.configure(&asked)?.check_same(&agreed)?;
+    let recipe = Recipe::read(inputs)?;
+    let package = recipe.lock.named(SOURCE_PACKAGE).ok_or(KernelError::NoSource)?.clone();
+    let key = recipe.key(inputs.source_date_s);
+    let (folder, cached) = cache::entry(inputs.cache, KIND, key, |aside| {
+        let workshop = Workshop::open(inputs, &recipe.lock, aside.join("work"))?;
+        workshop.configure(&recipe.asked)?.check_same(&recipe.agreed)?;
         workshop.compile()?;
         workshop.deliver(aside)?;
         Ok::<_, KernelError>(cache::remove(&workshop.work)?)
@@ -145,21 +160,69 @@ pub(crate) fn own(inputs: &bootstrap::Inputs<'_>) -> Result<(OwnKernel, bool)> {
     Ok((OwnKernel { folder, version, package }, cached))
 }
 
-/// Makes the configuration of the fragments and writes it into the repository as the agreed one.
-pub fn agree(source: &Path, mirror: &str, debs: &Path, cache: &Path) -> Result<PathBuf> {
-    let logs = cache.join("kernel-logs");
-    fs::create_dir_all(&logs)?;
-    let inputs = bootstrap::Inputs { source, mirror, debs, cache, source_date_s: 0, logs: &logs };
-    let (lock, _) = inputs.lock(Target::Kernel)?;
-    let work = cache.join(format!(".kernel-config-{}.partial", std::process::id()));
-    cache::remove(&work)?;
-    let workshop = Workshop::open(&inputs, &lock, work)?;
-    let resolved = workshop.configure(&config::fragments(source)?);
-    cache::remove(&workshop.work)?;
-    let (path, aside) = (source.join(RESOLVED_FILE), source.join("kernel-config/.resolved.new"));
-    write(&aside, resolved?.text().as_bytes())?;
-    fs::rename(&aside, &path).map_err(|source| KernelError::File { path: path.clone(), source })?;
-    Ok(path)
+/// Where a kernel is made, and from what.
+#[derive(Clone, Debug)]
+pub struct KernelPlace {
+    /// Repository with kernel-config.
+    pub source: PathBuf,
+    /// Debian mirror, asked for what `debs` lacks.
+    pub mirror: String,
+    /// Folder with Debian packages, each named for its SHA-256.
+    pub debs: PathBuf,
+    /// Folder for what is kept between builds.
+    pub cache: PathBuf,
+    /// Date in the kernel's banner, seconds since 1970.
+    pub source_date_s: u32,
+}
+
+impl KernelPlace {
+    /// Returns the folder of our own kernel, building it if the cache has none.
+    pub fn build(&self) -> Result<PathBuf> {
+        let logs = self.logs()?;
+        Ok(own(&self.inputs(&logs))?.0.folder)
+    }
+
+    /// Returns the folder of our own kernel if the cache has it.
+    pub fn cached(&self) -> Result<Option<PathBuf>> {
+        let logs = self.logs()?;
+        let key = Recipe::read(&self.inputs(&logs))?.key(self.source_date_s);
+        let folder = cache::path(&self.cache, KIND, key);
+        Ok(folder.try_exists()?.then_some(folder))
+    }
+
+    /// Lets Kconfig resolve the fragments and writes the result into the repository as the agreed one.
+    pub fn agree(&self) -> Result<PathBuf> {
+        let logs = self.logs()?;
+        let inputs = self.inputs(&logs);
+        let work = self.cache.join(format!(".kernel-config-{}.partial", std::process::id()));
+        cache::remove(&work)?;
+        let workshop = Workshop::open(&inputs, &inputs.lock(Target::Kernel)?.0, work)?;
+        let resolved = workshop.configure(&config::fragments(&self.source)?);
+        cache::remove(&workshop.work)?;
+        let path = self.source.join(RESOLVED_FILE);
+        let aside = path.with_extension("new");
+        write(&aside, resolved?.text().as_bytes())?;
+        fs::rename(&aside, &path)
+            .map_err(|source| KernelError::File { path: path.clone(), source })?;
+        Ok(path)
+    }
+
+    fn logs(&self) -> Result<PathBuf> {
+        let logs = self.cache.join("kernel-logs");
+        fs::create_dir_all(&logs)?;
+        Ok(logs)
+    }
+
+    fn inputs<'a>(&'a self, logs: &'a Path) -> bootstrap::Inputs<'a> {
+        bootstrap::Inputs {
+            source: &self.source,
+            mirror: &self.mirror,
+            debs: &self.debs,
+            cache: &self.cache,
+            source_date_s: self.source_date_s,
+            logs,
+        }
+    }
 }
 
 /// The compiler's tree, and a folder with the source in `src`.
@@ -190,7 +253,8 @@ impl<'a> Workshop<'a> {
     /// A command in the tree, with the work folder at /build and nothing of this machine's environment.
     fn enter(&self, job: &str, program: &str) -> Tool {
         Tool::new("unshare", job, self.logs)
-            .args(["--mount", "--pid", "--fork", "--kill-child", "sh", "-euc", ENTER, "enter"])
+            .args(["--mount", "--propagation=unchanged", "--pid", "--fork", "--kill-child"])
+            .args(["sh", "-euc", ENTER, "enter"])
             .args([&self.tree, &self.work])
             .args(BUILDER)
             .arg(format!("KBUILD_BUILD_TIMESTAMP=@{}", self.source_date_s))
@@ -254,6 +318,8 @@ impl<'a> Workshop<'a> {
 /// `$1` tree, `$2` work folder, then variables and the command. make speaks on standard output; its last line is progress.
 const ENTER: &str = r#"
 tree=$1 work=$2; shift 2
+# In the tools tree / is no mount point, and what is mounted stays within already.
+if mountpoint --quiet /; then mount --make-rprivate /; fi
 mount --bind "$work" "$tree/build"
 mount -t proc proc "$tree/proc"
 mount --rbind /dev "$tree/dev"

@@ -53,7 +53,7 @@ pub use fetch::FetchError;
 pub use gpt::GptError;
 pub use initrd::InitrdError;
 pub use inventory::InventoryError;
-pub use kernel::{Kernel, KernelError, agree, config::ConfigError};
+pub use kernel::{Kernel, KernelError, KernelPlace, config::ConfigError};
 pub use keys::{DEVELOPER_TOKEN, Guid, KeySet, KeysError, Profile, SECURE_BOOT, Signers};
 pub use lock::{Lock, LockError, Locked, Target as LockTarget};
 pub use modules::ModulesError;

@@ -99,7 +99,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn source_date_s(argument: Option<u32>) -> anyhow::Result<u32> {
+pub(crate) fn source_date_s(argument: Option<u32>) -> anyhow::Result<u32> {
     match (argument, std::env::var("SOURCE_DATE_EPOCH")) {
         (Some(seconds), _) => Ok(seconds),
         (None, Ok(text)) => text.parse().with_context(|| format!("SOURCE_DATE_EPOCH={text}")),

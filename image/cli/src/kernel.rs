@@ -1,17 +1,21 @@
-//! `casemate kernel`: the configuration of our own kernel.
+//! `casemate kernel`: our own kernel, without an image around it.
 
 use std::path::PathBuf;
 
 use anyhow::Context as _;
+use builder::KernelPlace;
 
 use crate::build;
 
-/// Arguments.
+/// Arguments. Without one, the kernel is built if the cache has none.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
-    /// Resolve the fragments of kernel-config and write kernel-config/resolved.config
-    #[arg(long, required = true)]
+    /// Only resolve the fragments of kernel-config, and write kernel-config/resolved.config
+    #[arg(long, conflicts_with = "cached")]
     update: bool,
+    /// Build nothing: fail if the cache has no kernel of these fragments
+    #[arg(long)]
+    cached: bool,
     /// What is kept between builds [default: casemate/build in the user's cache folder]
     #[arg(long, value_name = "DIR")]
     cache: Option<PathBuf>,
@@ -30,9 +34,25 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     let cache = build::cache_folder(args.cache.as_deref())?;
     let debs = args.debs.clone().unwrap_or_else(|| cache.join("debs"));
     std::fs::create_dir_all(&debs).with_context(|| debs.display().to_string())?;
-    let source = build::absolute(&args.source)?;
-    let mirror = build::mirror(&args.mirror);
-    let written = builder::agree(&source, mirror, &build::absolute(&debs)?, &cache)?;
-    println!("{} is written; look at the difference, build, test and commit it", written.display());
+    let place = KernelPlace {
+        source: build::absolute(&args.source)?,
+        mirror: build::mirror(&args.mirror).to_owned(),
+        debs: build::absolute(&debs)?,
+        cache,
+        source_date_s: build::source_date_s(None)?,
+    };
+    if args.update {
+        let file = place.agree()?;
+        println!("{} is written; look at what changed, build, test and commit it", file.display());
+        return Ok(());
+    }
+    let folder = if args.cached {
+        place
+            .cached()?
+            .context("the cache has no kernel of these fragments; `casemate kernel` builds it")?
+    } else {
+        place.build()?
+    };
+    println!("{}", folder.display());
     Ok(())
 }

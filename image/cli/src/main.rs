@@ -32,7 +32,7 @@ enum Command {
     Keys(Box<keys::Args>),
     /// Lock the Debian packages of image and kernel to exact versions.
     Lock(lock::Args),
-    /// Resolve the configuration of our own kernel.
+    /// Build our own kernel ahead of an image, or resolve its configuration.
     Kernel(kernel::Args),
     /// Build the signed image and its reference values.
     Build(build::Args),

@@ -45,6 +45,8 @@ pub struct Inputs {
     pub keys: PathBuf,
     /// Folder made by `casemate build`, with a version below `image`.
     pub image_older: Option<PathBuf>,
+    /// The same with our own kernel.
+    pub image_own_kernel: Option<PathBuf>,
     /// Bundle media, by name.
     pub bundles: Bundles,
     /// Python with the `openai` package.
@@ -217,8 +219,21 @@ impl Bench {
         ak_name: &str,
         limit: Duration,
     ) -> anyhow::Result<PathBuf> {
+        self.pin_of(&self.inputs.image, machine, folder, ak_name, limit)
+    }
+
+    /// The same for a machine with another image, made by the same keys.
+    pub fn pin_of(
+        &self,
+        image: &Path,
+        machine: &Machine,
+        folder: &Path,
+        ak_name: &str,
+        limit: Duration,
+    ) -> anyhow::Result<PathBuf> {
         let gateway = Gateway { port: machine.port(), site: &self.site() };
-        self.auditor().pin(folder, gateway, ak_name, limit)
+        let auditor = Auditor { reference: image.join("reference.json"), ..self.auditor() };
+        auditor.pin(folder, gateway, ak_name, limit)
     }
 
     /// Folder with the certificates of clients.

@@ -2,9 +2,9 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use sha2::{Digest, Sha256};
 
 use crate::steps::{Steps, sh};
@@ -95,6 +95,45 @@ pub(crate) fn older_image(tree: &Tree, material: &Material) -> Result<PathBuf> {
     let mut command = build(tree, &material.binaries, &material.keys, &out);
     sh(command.arg("--cache").arg(tree.cache()).args(["--version-index", "0"]))?;
     Ok(out)
+}
+
+/// Builds the image with our own kernel, signed by the same keys; `None` where that kernel would have to be compiled
+/// first, unless `compile`.
+pub(crate) fn own_kernel_image(
+    tree: &Tree,
+    material: &Material,
+    compile: bool,
+) -> Result<Option<PathBuf>> {
+    let mut kernel = tree.enter(material.binaries.join("casemate"));
+    kernel.arg("kernel").arg("--cache").arg(tree.cache()).arg("--mirror").arg(tree.mirror());
+    if compile {
+        sh(&mut kernel)?;
+    } else if !kernel.arg("--cached").output()?.status.success() {
+        eprintln!("    SKIPPED: the cache has no such kernel (--long builds it)");
+        return Ok(None);
+    }
+    let out = tree.cache().join("development/image-own-kernel");
+    let mut command = build(tree, &material.binaries, &material.keys, &out);
+    sh(command.arg("--cache").arg(tree.cache()).args(["--kernel", "own"]))?;
+    Ok(Some(out))
+}
+
+/// Compiles our own kernel once more in another folder, with a compiler's tree of its own; fails unless every file of it
+/// comes out the same.
+pub(crate) fn reproduce_kernel(tree: &Tree, material: &Material) -> Result<()> {
+    let again = tree.cache().join("kernel-again");
+    let remove = || sh(tree.enter("rm").args(["-rf", "--one-file-system"]).arg(&again));
+    remove()?;
+    let folder = |cache: &Path| -> Result<PathBuf> {
+        let mut kernel = tree.enter(material.binaries.join("casemate"));
+        kernel.arg("kernel").arg("--cache").arg(cache).arg("--debs").arg(tree.cache().join("debs"));
+        let output = kernel.arg("--mirror").arg(tree.mirror()).stderr(Stdio::inherit()).output()?;
+        ensure!(output.status.success(), "casemate kernel: {}", output.status);
+        Ok(PathBuf::from(String::from_utf8(output.stdout)?.trim()))
+    };
+    let (first, second) = (folder(tree.cache())?, folder(&again.join("other folder"))?);
+    sh(tree.enter("diff").args(["--recursive", "--brief"]).args([first, second]))?;
+    remove()
 }
 
 /// Builds the image once more in other folders, from a bootstrap of its own and the same packages; fails unless it

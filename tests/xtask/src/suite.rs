@@ -16,6 +16,9 @@ const CARGO_DENY: &str = "0.20.2";
 /// Seconds for each fuzz target with `--long`.
 const FUZZ_SECONDS: &str = "60";
 
+/// The scenario that boots an image with our own kernel.
+const OWN_KERNEL: &str = "own-kernel";
+
 /// Runs the whole suite, or only the boot scenarios called `only`.
 pub(crate) fn run(tree: &Tree, steps: &mut Steps, long: bool, only: &[String]) -> Result<()> {
     if !only.is_empty() {
@@ -34,6 +37,7 @@ pub(crate) fn run(tree: &Tree, steps: &mut Steps, long: bool, only: &[String]) -
     steps.run("reproducible image", || material::reproduce(tree, &material))?;
     if long {
         peer::agrees(tree, steps)?;
+        steps.show("reproducible kernel", || material::reproduce_kernel(tree, &material))?;
         steps.show("fuzzing", || fuzz(tree))?;
     }
     scenarios(tree, steps, &material, long, &[])
@@ -85,6 +89,12 @@ fn scenarios(
     only: &[String],
 ) -> Result<()> {
     let older = steps.run("older image", || material::older_image(tree, material))?;
+    let wanted = only.is_empty() || only.iter().any(|name| name == OWN_KERNEL);
+    let own_kernel = match wanted {
+        true => steps
+            .run("image with own kernel", || material::own_kernel_image(tree, material, long))?,
+        false => None,
+    };
     let mut command = tree.enter(material.binaries.join("scenarios"));
     command.arg("--image").arg(&material.image).arg("--keys").arg(&material.keys);
     command.arg("--image-older").arg(older);
@@ -95,6 +105,9 @@ fn scenarios(
     command.arg("--bundle-older").arg(&material.bundles.older);
     command.arg("--python").arg(&material.python);
     command.arg("--results").arg(tree.cache().join("scenarios"));
+    if let Some(image) = own_kernel {
+        command.arg("--image-own-kernel").arg(image);
+    }
     if long {
         command.arg("--long");
     }

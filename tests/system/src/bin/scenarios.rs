@@ -27,6 +27,9 @@ struct Cli {
     /// The same with a version below.
     #[arg(long)]
     image_older: Option<PathBuf>,
+    /// The same with our own kernel.
+    #[arg(long)]
+    image_own_kernel: Option<PathBuf>,
     /// Folder made by `casemate keys`.
     #[arg(long, required_unless_present = "list")]
     keys: Option<PathBuf>,
@@ -153,6 +156,7 @@ fn inputs(cli: Cli) -> anyhow::Result<Inputs> {
     Ok(Inputs {
         image,
         image_older: optional(cli.image_older)?,
+        image_own_kernel: optional(cli.image_own_kernel)?,
         keys: absolute(&cli.keys.context("no --keys")?)?,
         bundles,
         // Not resolved: a virtual environment is found by the path of its link.

@@ -9,6 +9,7 @@ mod enrolment;
 mod evidence;
 mod flash;
 mod injection;
+mod own_kernel;
 mod requests;
 mod reseal;
 mod rollback;
@@ -36,6 +37,14 @@ pub const ALL: &[Scenario] = &[
         long_factor: 1,
         needs: Nothing,
         run: flash::flashed_disk,
+    },
+    Scenario {
+        name: "own-kernel",
+        about: "with our own kernel evidence is ESTABLISHED, and the state opens to the next boot",
+        limit_s: 900,
+        long_factor: 1,
+        needs: Nothing,
+        run: own_kernel::boots,
     },
     Scenario {
         name: "uki-flipped-byte",
