@@ -9,7 +9,8 @@ mod system;
 use std::path::{Path, PathBuf};
 
 use crate::bootstrap::Bootstrap;
-use crate::lock::{Lock, LockError, Target};
+use crate::kernel::config::{self, ConfigError};
+use crate::lock::{Lock, LockError, Role, Target};
 use crate::reasoned::{self, ListError};
 use crate::tool::ToolError;
 
@@ -20,6 +21,9 @@ pub(crate) use system::{Program, Unit, User};
 /// Why there is no inventory.
 #[derive(Debug, thiserror::Error)]
 pub enum InventoryError {
+    /// The kernel's fragments are wrong.
+    #[error(transparent)]
+    Kernel(#[from] ConfigError),
     /// A configuration list is wrong.
     #[error(transparent)]
     List(#[from] ListError),
@@ -82,6 +86,8 @@ pub(crate) struct Inventory {
     pub(crate) users: Vec<User>,
     /// Words of the kernel command line.
     pub(crate) kernel_options: Vec<Reasoned>,
+    /// What the fragments of our own kernel ask for; empty where the kernel is Debian's.
+    pub(crate) kernel_config: Vec<Reasoned>,
     /// Kernel modules that are named; their dependencies follow.
     pub(crate) modules: Vec<Reasoned>,
     /// Bytes of all files of the root tree.
@@ -106,6 +112,7 @@ impl Inputs<'_> {
     pub(crate) fn inventory(&self) -> Result<Inventory> {
         let lock = Lock::read(self.source, Target::Image)?;
         let files = system::walk(self.tree)?;
+        let own = self.bootstrap.kernel_package.role != Role::Kernel;
         Ok(Inventory {
             packages: packages::read(self, &lock, &files)?,
             crates: if self.agent { crates::read(self.source, self.logs)? } else { Vec::new() },
@@ -115,7 +122,13 @@ impl Inputs<'_> {
             setid: system::setid(&files),
             users: system::users(&read_text(&self.tree.join("etc/passwd"))?),
             kernel_options: self.reasons("kernel-config/cmdline", "word")?,
-            modules: self.reasons("kernel-config/modules.list", "module stage")?,
+            kernel_config: if own { kernel_config(self.source)? } else { Vec::new() },
+            // Our own kernel has all of them built in.
+            modules: if own {
+                Vec::new()
+            } else {
+                self.reasons("kernel-config/modules.list", "module stage")?
+            },
             root_bytes: files.iter().map(|file| file.bytes).sum(),
         })
     }
@@ -128,6 +141,14 @@ impl Inputs<'_> {
         };
         Ok(entries.into_iter().map(reasoned).collect())
     }
+}
+
+fn kernel_config(source: &Path) -> Result<Vec<Reasoned>> {
+    let reasoned = |one: config::Asked| Reasoned {
+        entry: format!("CONFIG_{}={}", one.option, one.value),
+        reason: one.reason,
+    };
+    Ok(config::fragments(source)?.into_iter().map(reasoned).collect())
 }
 
 fn read_text(path: &Path) -> Result<String> {

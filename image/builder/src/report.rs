@@ -45,6 +45,9 @@ pub(crate) fn page(heading: &Heading<'_>, inventory: &Inventory) -> String {
         inventory.programs.iter().map(|p| [code(&p.path), number(&p.bytes.to_string())]),
     );
     page.reasons("Kernel command line", &inventory.kernel_options);
+    if !inventory.kernel_config.is_empty() {
+        page.reasons("Kernel configuration", &inventory.kernel_config);
+    }
     page.reasons("Kernel modules (their dependencies follow)", &inventory.modules);
     page.table(
         "Debian packages of which files are in the image",
@@ -171,6 +174,7 @@ mod tests {
                 shell: String::new(),
             }],
             kernel_options: Vec::new(),
+            kernel_config: Vec::new(),
             modules: Vec::new(),
             root_bytes: 0,
         };
