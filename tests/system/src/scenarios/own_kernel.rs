@@ -5,12 +5,11 @@ use qemu::Machine;
 
 use crate::bench::{HEALTH_LIMIT, Scene, wait_ready};
 
-/// The kernel's banner ends its release with this.
-const RELEASE: &str = "-casemate";
 /// A kernel that misbehaved says one of these.
 const TROUBLE: &[&str] = &["BUG:", "WARNING:", "Oops", "Call Trace", "UBSAN", "KFENCE"];
 
-/// From power-on to evidence that an auditor establishes: PCRs as predicted, state made and opened again.
+/// From power-on to evidence that an auditor establishes, by the reference values of this image, so of this kernel; the
+/// state is made and opened again.
 pub(super) fn boots(scene: &Scene<'_>) -> anyhow::Result<()> {
     let Some(image) = &scene.bench.inputs.image_own_kernel else {
         println!("  (skipped: the cache has no such kernel; --long builds it)");
