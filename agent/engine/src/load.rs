@@ -309,12 +309,11 @@ pub(crate) mod tests {
 
     pub(crate) fn message(files: &[(&str, usize)]) -> Load {
         let files = files.iter();
-        let file =
-            |(name, bytes): &(&str, usize)| LoadFile {
-                name: (*name).into(),
-                bytes: *bytes as u64,
-                sha256: "cd".repeat(32),
-            };
+        let file = |(name, bytes): &(&str, usize)| LoadFile {
+            name: (*name).into(),
+            bytes: *bytes as u64,
+            sha256: "cd".repeat(32),
+        };
         Load {
             model_id: "tiny".to_owned(),
             bundle_digest: "ab".repeat(32),

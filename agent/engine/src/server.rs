@@ -227,7 +227,8 @@ fn relay(
                 }
             }
             Ok(Event::Done { shown, finish, tokens: completion_tokens, cached }) => {
-                let receipt = receipt.take().map(|question| Box::new(answered(question, take(&mut tokens))));
+                let receipt =
+                    receipt.take().map(|question| Box::new(answered(question, take(&mut tokens))));
                 let held = telling.shown(shown).map_or(Ok(()), |delta| send(stream, &delta));
                 let cached_tokens = u32::try_from(cached).unwrap_or(u32::MAX);
                 let done = EngineReply::Done {

@@ -89,8 +89,7 @@ pub fn model_sha256(files: &[LoadFile]) -> String {
     let mut lines: Vec<(String, &str)> =
         files.iter().map(|file| (name(file), file.sha256.as_str())).collect();
     lines.sort();
-    let lines: String =
-        lines.iter().map(|(name, sha256)| format!("{sha256}  {name}\n")).collect();
+    let lines: String = lines.iter().map(|(name, sha256)| format!("{sha256}  {name}\n")).collect();
     hex::encode(Sha256::digest(lines))
 }
 

@@ -11,7 +11,8 @@ use std::time::Duration;
 
 use ipc::{
     Chat, Confinement, EngineReply, EngineRequest, FRAME_BYTES_MAX, Finish, Load, LoadFile,
-    LoadReply, Message, Receipt, Role, Sampling, TokenLogprobs, read_frame, send_with_fds, write_frame,
+    LoadReply, Message, Receipt, Role, Sampling, TokenLogprobs, read_frame, send_with_fds,
+    write_frame,
 };
 use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, memfd_create};
 
@@ -85,13 +86,11 @@ impl Engine {
 
     pub(crate) fn load_files(&self, files: &[(&str, &[u8])], seals: SealFlags) -> LoadReply {
         let memfds: Vec<OwnedFd> = files.iter().map(|(_, bytes)| memfd(bytes, seals)).collect();
-        let files = files
-            .iter()
-            .map(|(name, bytes)| LoadFile {
-                name: (*name).to_owned(),
-                bytes: bytes.len() as u64,
-                sha256: "5b".repeat(32),
-            });
+        let files = files.iter().map(|(name, bytes)| LoadFile {
+            name: (*name).to_owned(),
+            bytes: bytes.len() as u64,
+            sha256: "5b".repeat(32),
+        });
         let load = Load {
             model_id: "tiny".to_owned(),
             bundle_digest: "5a".repeat(32),
