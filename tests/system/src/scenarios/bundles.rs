@@ -92,7 +92,7 @@ pub(super) fn sealed(scene: &Scene<'_>) -> anyhow::Result<()> {
 }
 
 /// What is on a medium, in a folder.
-fn unpack(scene: &Scene<'_>, medium: &Path) -> anyhow::Result<PathBuf> {
+pub(super) fn unpack(scene: &Scene<'_>, medium: &Path) -> anyhow::Result<PathBuf> {
     let image = File::open(medium).with_context(|| medium.display().to_string())?;
     let partitions = disk::partitions(|offset, length| {
         let mut bytes = vec![0; length];

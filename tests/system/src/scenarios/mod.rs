@@ -9,6 +9,7 @@ mod enrolment;
 mod evidence;
 mod flash;
 mod injection;
+mod receipts;
 mod requests;
 mod reseal;
 mod rollback;
@@ -132,6 +133,14 @@ pub const ALL: &[Scenario] = &[
         long_factor: 1,
         needs: Serving,
         run: evidence::established,
+    },
+    Scenario {
+        name: "receipt-replayed",
+        about: "casemate-engine gives the appliance's answer again from its receipt, which the ledger names",
+        limit_s: 300,
+        long_factor: 1,
+        needs: Serving,
+        run: receipts::replayed,
     },
     Scenario {
         name: "evidence-tpm2-tools",
