@@ -6,10 +6,9 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
 use evidence::fixture::log::{authenticated, signature_list};
-use evidence::fixture::{Appliance, Says, SoftTpm, Vendor, pinned, reference};
+use evidence::fixture::{Appliance, reference, sealed_key};
 use evidence::forecast::{DatabaseName, Measured};
 use evidence::format::Reference;
-use evidence::sealed::{Draw, SealedKey};
 use evidence::sigdb::CERT_SHA256;
 
 /// The files of whoever foresees an update of the fixture's machine.
@@ -35,11 +34,9 @@ impl Desk {
 
     /// `sealed/key.json` of a medium for the machine made of `seed`, in the boot that `reference` predicts.
     fn seal(&self, medium: &str, seed: u8, reference: &Reference) {
-        let identity = Vendor::new(1).identity(&SoftTpm::new(seed), &Says::default());
-        let draw = Draw::new(|bytes| Ok::<_, std::convert::Infallible>(bytes.fill(7))).unwrap();
-        let sealed = SealedKey::seal(&identity, &pinned(&identity), reference, &draw).unwrap();
+        let key = sealed_key(seed, reference).to_json().unwrap();
         fs::create_dir_all(self.0.join(medium).join("sealed")).unwrap();
-        self.write(&format!("{medium}/sealed/key.json"), sealed.0.to_json().unwrap().as_bytes());
+        self.write(&format!("{medium}/sealed/key.json"), key.as_bytes());
     }
 
     fn write(&self, name: &str, bytes: &[u8]) {

@@ -5,10 +5,9 @@ use crate::corpus;
 use crate::fixture::log::{
     authenticated, event, measured, signature_list, spec_id, variable as global, variable_of,
 };
-use crate::fixture::{Appliance, Says, SoftTpm, Vendor, pinned, reference};
+use crate::fixture::{Appliance, SoftTpm, reference, sealed_key};
 use crate::format::Measurement;
 use crate::pcr::Pcr;
-use crate::sealed::Draw;
 use crate::sigdb::CERT_SHA256;
 
 const OWNER: [u8; 16] = [0x22; 16];
@@ -265,12 +264,9 @@ fn an_image_that_another_key_signed_changes_pcr_7() {
     assert_eq!(forecast.pcrs[&7].why, [Why::AuthorityUnsaid]);
 }
 
-/// A bundle's key for the machine of [`Appliance::booted`], in the boot that `reference` predicts.
+/// A bundle's key for the machine of [`Appliance::booted`].
 fn sealed_to(reference: &Reference) -> SealedKey {
-    let tpm = SoftTpm::new(1);
-    let identity = Vendor::new(1).identity(&tpm, &Says::default());
-    let draw = Draw::new(|bytes| Ok::<_, std::convert::Infallible>(bytes.fill(7))).unwrap();
-    SealedKey::seal(&identity, &pinned(&identity), reference, &draw).unwrap().0
+    sealed_key(1, reference)
 }
 
 /// The machine, and the second seal after `changes`, that of `key`.
