@@ -327,7 +327,7 @@ pub const ALL: &[Scenario] = &[
     },
     Scenario {
         name: "dbx-update-forecast",
-        about: "a dbx update is foreseen to the bit, and a signed order keeps the state open",
+        about: "a dbx update is foreseen to the bit; a signed order keeps the state open, a new packing the sealed bundle",
         limit_s: 900,
         long_factor: 1,
         needs: Ready,
