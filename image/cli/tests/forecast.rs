@@ -96,10 +96,10 @@ fn a_sealed_bundle_is_listed_with_what_to_do() {
     let sealed = ["--sealed", "medium"];
     let english = desk.said(&[&update[..], &sealed, &prepare].concat());
     assert!(english.contains("seal of the state partition: BREAKS, by PCRs [7]"), "{english}");
-    assert!(english.contains("seal of the sealed bundle medium: BREAKS, by PCRs [7]"), "{english}");
+    assert!(english.contains("seal of the bundle medium: BREAKS, by PCRs [7]"), "{english}");
     assert!(english.contains("-> pack the bundle again"), "{english}");
     let french = desk.said(&[&update[..], &["--lang", "fr"], &sealed].concat());
-    assert!(french.contains("scellé (bundle scellé medium) : SE BRISE"), "{french}");
+    assert!(french.contains("scellé (bundle medium) : SE BRISE"), "{french}");
     assert!(french.contains("-> empaquetez à nouveau le bundle"), "{french}");
 
     // What the advice says mends it; each way to name the file.
@@ -118,7 +118,7 @@ fn a_sealed_bundle_is_listed_with_what_to_do() {
         assert_eq!(again["closed_now_by"], serde_json::json!([7]));
     }
     let english = desk.said(&[&update[..], &["--sealed", "again"]].concat());
-    let waits = "seal of the sealed bundle again: opens; it does not open now, by PCRs [7]";
+    let waits = "seal of the bundle again: opens; it does not open now, by PCRs [7]";
     assert!(english.contains(waits) && !english.contains("pack the bundle again"), "{english}");
 
     desk.seal("others", 2, &reference());
@@ -144,7 +144,7 @@ fn an_image_update_is_foreseen_with_what_it_seals() {
     let image = ["evidence.json", "--image", "next.json", "--sealed", "medium"];
     let english = desk.said(&image);
     assert!(english.contains("seal of the state partition: opens if the image was"), "{english}");
-    assert!(english.contains("sealed bundle medium: BREAKS, by PCRs [4, 11]"), "{english}");
+    assert!(english.contains("seal of the bundle medium: BREAKS, by PCRs [4, 11]"), "{english}");
     // Before such an image, the machine took a dbx update: its present values are no builder's.
     let update = ["evidence.json", "--image", "next.json", "--dbx-append", "update.auth"];
     let said = desk.said(&[&update[..], &["--new-reference", "new.json"]].concat());

@@ -2,13 +2,14 @@ use std::fs;
 
 use super::*;
 use crate::corpus;
+use crate::eventlog::EventKind;
 use crate::fixture::log::{
     authenticated, event, measured, signature_list, spec_id, variable as global, variable_of,
 };
 use crate::fixture::{Appliance, SoftTpm, reference, sealed_key};
 use crate::format::Measurement;
 use crate::pcr::Pcr;
-use crate::sigdb::CERT_SHA256;
+use crate::sigdb::{CERT_SHA256, CERT_X509, EFI_IMAGE_SECURITY_DATABASE};
 
 const OWNER: [u8; 16] = [0x22; 16];
 const CERTIFICATE: &[u8] = &[0x30, 6, 0x30, 2, 5, 0, 5, 0];

@@ -107,9 +107,7 @@ impl Language {
     pub(super) fn seal(self, seal: &Seal) -> String {
         let name = match &seal.sealed {
             Sealed::State => self.pick("state partition", "partition d'état").to_owned(),
-            Sealed::Bundle { medium, .. } => {
-                says!(self, "sealed bundle {medium}", "bundle scellé {medium}")
-            }
+            Sealed::Bundle { medium, .. } => format!("bundle {medium}"),
         };
         let fate = self.fate(&name, &seal.fate);
         if seal.closed_by.is_empty() {
