@@ -30,6 +30,8 @@ const PCR_SECURE_BOOT: u32 = 7;
 const PCR_7: u8 = 7;
 /// PCR of the UKI's sections and the boot phases.
 const PCR_IMAGE: u32 = 11;
+/// PCR of the partition table, in which an image's partitions have identifiers of their own.
+const PCR_PARTITIONS: u8 = 5;
 /// PCR of the initrd, as the kernel got it.
 const PCR_INITRD: u8 = 9;
 /// Firmware code and configuration, option ROMs and their configuration: TCG PC Client Platform Firmware Profile,
@@ -348,6 +350,7 @@ impl<'a> Future<'a> {
             }
         }
         self.set(PCR_INITRD, After::Unknown, Why::Initrd);
+        self.set(PCR_PARTITIONS, After::Unknown, Why::Partitions);
         self.authority(reference)
     }
 

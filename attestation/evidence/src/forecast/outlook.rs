@@ -47,6 +47,8 @@ pub enum Why {
     AuthorityUnsaid,
     /// The builder predicted it for the image.
     Image,
+    /// The firmware measures the partition table, and the image's partitions have other identifiers in it.
+    Partitions,
     /// The kernel measures the initrd with what systemd-stub adds to it.
     Initrd,
     /// The firmware measures itself, its settings and option ROMs.

@@ -165,6 +165,7 @@ fn a_new_image_gives_what_its_builder_predicted() {
     let four = Pcr::ZERO.measure(&[0; 4]).extend([0x99; 32]);
     assert_eq!(value(4), After::Exactly(four.value()));
     assert_eq!(value(11), After::Exactly([0x11; 32]));
+    assert_eq!((value(5), value(0)), (After::Unknown, After::Exactly(log.pcr(0).unwrap())));
     assert_eq!(forecast.pcrs[&7].stays(), Some(true));
     assert_eq!(forecast.obstacles, [Obstacle::ImageForbidden { authenticode: [0x99; 32] }]);
 }

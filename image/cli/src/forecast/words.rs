@@ -76,6 +76,11 @@ impl Language {
                 "predicted by the image's builder, for a complete boot",
                 "prédit par le constructeur de l'image, pour un démarrage complet"
             ),
+            Why::Partitions => says!(
+                self,
+                "identifiers of the image's partitions in the partition table: unpredictable until measured",
+                "identifiants des partitions de l'image dans la table de partitions : imprévisible avant la mesure"
+            ),
             Why::Initrd => says!(
                 self,
                 "the initrd of the image and what systemd-stub adds: unpredictable until measured",

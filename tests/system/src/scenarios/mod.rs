@@ -295,7 +295,7 @@ pub const ALL: &[Scenario] = &[
     },
     Scenario {
         name: "image-rolled-back",
-        about: "an older image, correctly signed, is refused until a quorum allows it",
+        about: "an older image, correctly signed, is refused until a quorum allows it; its PCRs are those foreseen",
         limit_s: 600,
         long_factor: 1,
         needs: Serving,

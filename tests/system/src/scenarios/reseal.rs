@@ -177,7 +177,7 @@ pub(super) fn reseal_order_refused(scene: &Scene<'_>) -> anyhow::Result<()> {
     refused(&mut machine, &other, "the order is for the machine")
 }
 
-fn evidence(scene: &Scene<'_>, machine: &Machine) -> anyhow::Result<Evidence> {
+pub(super) fn evidence(scene: &Scene<'_>, machine: &Machine) -> anyhow::Result<Evidence> {
     let api = scene.api(machine)?;
     api.wait_health(503, scene.within(HEALTH_LIMIT)?)?;
     Ok(serde_json::from_str(&api.evidence(&auditor::nonce()?)?)?)
