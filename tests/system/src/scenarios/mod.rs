@@ -2,6 +2,7 @@
 //!
 //! Nothing passes that was not seen: a refusal is a line that says so, never only silence.
 
+mod attacks;
 mod attested_tls;
 mod boot;
 mod bundles;
@@ -140,6 +141,14 @@ pub const ALL: &[Scenario] = &[
         long_factor: 1,
         needs: Serving,
         run: evidence::tpm2_tools,
+    },
+    Scenario {
+        name: "evidence-attacked",
+        about: "evidence of a real boot, attacked 29 ways: each refuted by the claim that it concerns and by no other",
+        limit_s: 300,
+        long_factor: 1,
+        needs: Serving,
+        run: attacks::on_evidence,
     },
     Scenario {
         name: "evidence-edited-ledger",
