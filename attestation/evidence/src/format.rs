@@ -225,6 +225,9 @@ pub struct Site {
     pub client_ca_sha256: String,
 }
 
+/// [`Measurement::what`] of the certificate in db that verifies the UKI: the last that firmware measures into PCR 7.
+pub const AUTHORITY_OF_UKI: &str = "authority of the UKI: db";
+
 /// One measurement that a boot of the image makes.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]

@@ -2,6 +2,7 @@
 //!
 //! Nothing passes that was not seen: a refusal is a line that says so, never only silence.
 
+mod attacks;
 mod attested_tls;
 mod boot;
 mod bundles;
@@ -149,6 +150,14 @@ pub const ALL: &[Scenario] = &[
         long_factor: 1,
         needs: Serving,
         run: evidence::tpm2_tools,
+    },
+    Scenario {
+        name: "evidence-attacked",
+        about: "evidence of a real boot, attacked 29 ways: each refuted by the claim that it concerns and by no other",
+        limit_s: 300,
+        long_factor: 1,
+        needs: Serving,
+        run: attacks::on_evidence,
     },
     Scenario {
         name: "evidence-edited-ledger",
@@ -304,7 +313,7 @@ pub const ALL: &[Scenario] = &[
     },
     Scenario {
         name: "image-rolled-back",
-        about: "an older image, correctly signed, is refused until a quorum allows it",
+        about: "an older image, correctly signed, is refused until a quorum allows it; its PCRs are those foreseen",
         limit_s: 600,
         long_factor: 1,
         needs: Serving,
@@ -336,7 +345,7 @@ pub const ALL: &[Scenario] = &[
     },
     Scenario {
         name: "dbx-update-forecast",
-        about: "a dbx update is foreseen to the bit, and a signed order keeps the state open",
+        about: "a dbx update is foreseen to the bit; a signed order keeps the state open, a new packing the sealed bundle",
         limit_s: 900,
         long_factor: 1,
         needs: Ready,
