@@ -22,6 +22,7 @@ mod mutations;
 pub mod nv;
 pub mod pcr;
 pub mod quote;
+pub mod recovery;
 pub mod reseal;
 pub mod sealed;
 pub mod sigdb;

@@ -96,6 +96,7 @@ impl Appliance {
             version: 1,
             server_names: vec!["casemate".to_owned(), "127.0.0.1".to_owned()],
             client_ca_sha256: hex::encode(Sha256::digest(CLIENT_CA)),
+            recovery_escrow: None,
         };
         fs::write(path("site/site.json"), serde_json::to_string(&site).unwrap()).unwrap();
         fs::create_dir(path("bundle")).unwrap();

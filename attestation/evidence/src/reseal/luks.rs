@@ -1,7 +1,8 @@
 //! The key slots in a LUKS2 header: LUKS2 On-Disk Format Specification 1.1.1, "Binary Header", "JSON Area"; the
 //! tokens are systemd's (systemd 257, `cryptsetup-tokens/luks2-tpm2.c`).
 //!
-//! Invariant: a [`Slots`] exists only if the header's checksum held and every TPM token is one that we made.
+//! Invariant: a [`Slots`] exists only if the header's checksum held and every token is one that we made: of a key slot
+//! that the TPM opens, or of one for a recovery key.
 
 use std::collections::BTreeMap;
 
@@ -22,7 +23,13 @@ const CHECKSUM: std::ops::Range<usize> = 448..512;
 /// Bytes between `seqid` and `csum_alg`: the label.
 const LABEL_BYTES: usize = 48;
 const ALGORITHM_BYTES: usize = 32;
+/// Bytes of the salt, between `csum_alg` and `uuid`.
+const SALT_BYTES: usize = 64;
+const UUID_BYTES: usize = 40;
 const TOKEN_TPM2: &str = "systemd-tpm2";
+const TOKEN_RECOVERY: &str = "systemd-recovery";
+/// Most slots of recovery keys: one, and the one before if the power was cut between.
+const RECOVERY_MAX: usize = 2;
 
 /// Why a header is not one of ours.
 #[derive(Debug, thiserror::Error)]
@@ -50,6 +57,12 @@ pub enum HeaderError {
         /// Its algorithm.
         algorithm: String,
     },
+    /// The partition has no UUID.
+    #[error("the LUKS2 header's UUID is none: {found}")]
+    Uuid {
+        /// The field, hex.
+        found: String,
+    },
     /// The JSON is not what it should be.
     #[error("the LUKS2 header's tokens: {reason}")]
     Tokens {
@@ -69,7 +82,17 @@ pub struct Slot {
 
 /// All key slots of a state partition.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Slots(Vec<Slot>);
+pub struct Slots {
+    uuid: String,
+    tpm: Vec<Slot>,
+    recovery: Vec<u32>,
+}
+
+/// What the binary header and the JSON area say.
+struct Header<'a> {
+    uuid: &'a [u8],
+    json: &'a [u8],
+}
 
 #[derive(Deserialize)]
 struct Area {
@@ -79,9 +102,17 @@ struct Area {
 
 #[derive(Deserialize)]
 struct Token {
+    #[serde(rename = "type")]
+    kind: String,
     keyslots: Vec<String>,
     #[serde(rename = "tpm2-policy-hash")]
-    policy: String,
+    policy: Option<String>,
+}
+
+/// What opens a key slot.
+enum Opens {
+    Tpm(Slot),
+    RecoveryKey(u32),
 }
 
 impl Slots {
@@ -90,32 +121,51 @@ impl Slots {
     /// # Errors
     /// [`HeaderError`] if it is damaged, or has a token or a key slot that an appliance does not make.
     pub fn parse(bytes: &[u8]) -> Result<Self, HeaderError> {
-        let area: Area = serde_json::from_slice(json(bytes)?)
+        let header = header(bytes)?;
+        let area: Area = serde_json::from_slice(header.json)
             .map_err(|error| tokens(error.to_string().chars().take(200).collect()))?;
         if area.tokens.len() > TOKENS_MAX {
             return Err(tokens(format!("{}; at most {TOKENS_MAX}", area.tokens.len())));
         }
-        let mut slots = Vec::new();
+        let (mut tpm, mut recovery) = (Vec::new(), Vec::new());
         for (id, token) in area.tokens {
-            slots.push(slot(token).map_err(|reason| tokens(format!("token {id}: {reason}")))?);
+            match slot(token).map_err(|reason| tokens(format!("token {id}: {reason}")))? {
+                Opens::Tpm(slot) => tpm.push(slot),
+                Opens::RecoveryKey(keyslot) => recovery.push(keyslot),
+            }
         }
-        if slots.len() != area.keyslots.len() {
-            let (found, expected) = (area.keyslots.len(), slots.len());
-            return Err(tokens(format!("{found} key slots, of which {expected} are the TPM's")));
+        let (found, known) = (area.keyslots.len(), tpm.len().saturating_add(recovery.len()));
+        if known != found || recovery.len() > RECOVERY_MAX {
+            let (tpm, recovery) = (tpm.len(), recovery.len());
+            return Err(tokens(format!(
+                "{found} key slots, of which {tpm} are the TPM's and {recovery} for a recovery key"
+            )));
         }
-        Ok(Self(slots))
+        Ok(Self { uuid: uuid(header.uuid)?, tpm, recovery })
     }
 
-    /// The slots, in order of their tokens' names.
+    /// UUID of the partition's encryption, by which a state is told from the one that it replaced.
+    #[must_use]
+    pub fn uuid(&self) -> &str {
+        &self.uuid
+    }
+
+    /// The slots that the TPM opens, in order of their tokens' names.
     #[must_use]
     pub fn slots(&self) -> &[Slot] {
-        &self.0
+        &self.tpm
+    }
+
+    /// Numbers of the slots that a recovery key opens: no order touches them.
+    #[must_use]
+    pub fn recovery(&self) -> &[u32] {
+        &self.recovery
     }
 
     /// Whether a slot is sealed to this policy.
     #[must_use]
     pub fn has(&self, policy: &[u8; 32]) -> bool {
-        self.0.iter().any(|slot| slot.policy == *policy)
+        self.tpm.iter().any(|slot| slot.policy == *policy)
     }
 }
 
@@ -123,8 +173,8 @@ fn tokens(reason: String) -> HeaderError {
     HeaderError::Tokens { reason }
 }
 
-/// The JSON area of a header whose checksum holds, up to its first NUL.
-fn json(bytes: &[u8]) -> Result<&[u8], HeaderError> {
+/// A header whose checksum holds; its JSON area up to the first NUL.
+fn header(bytes: &[u8]) -> Result<Header<'_>, HeaderError> {
     let mut cursor = Cursor::new(bytes);
     let magic = cursor.take(MAGIC.len())?;
     // version, big-endian as everything here.
@@ -139,6 +189,8 @@ fn json(bytes: &[u8]) -> Result<&[u8], HeaderError> {
     cursor.u64_be()?;
     cursor.take(LABEL_BYTES)?;
     let algorithm = cursor.take(ALGORITHM_BYTES)?;
+    cursor.take(SALT_BYTES)?;
+    let uuid = cursor.take(UUID_BYTES)?;
     let algorithm = algorithm.split(|&byte| byte == 0).next().unwrap_or_default();
     let (Some(before), Some(sum), Some(after)) =
         (header.get(..CHECKSUM.start), header.get(CHECKSUM), header.get(CHECKSUM.end..))
@@ -152,23 +204,35 @@ fn json(bytes: &[u8]) -> Result<&[u8], HeaderError> {
         return Err(HeaderError::Checksum { algorithm });
     }
     let area = header.get(BINARY_BYTES..).unwrap_or_default();
-    Ok(area.split(|&byte| byte == 0).next().unwrap_or_default())
+    Ok(Header { uuid, json: area.split(|&byte| byte == 0).next().unwrap_or_default() })
 }
 
-fn slot(token: serde_json::Value) -> Result<Slot, String> {
+fn uuid(field: &[u8]) -> Result<String, HeaderError> {
+    let text = field.split(|&byte| byte == 0).next().unwrap_or_default();
+    let part = |byte: &u8| matches!(byte, b'0'..=b'9' | b'a'..=b'f' | b'-');
+    match std::str::from_utf8(text) {
+        Ok(text) if text.len() == 36 && text.as_bytes().iter().all(part) => Ok(text.to_owned()),
+        _ => Err(HeaderError::Uuid { found: hex::encode(field) }),
+    }
+}
+
+fn slot(token: serde_json::Value) -> Result<Opens, String> {
     let kind = token.get("type").and_then(serde_json::Value::as_str).unwrap_or_default();
-    if kind != TOKEN_TPM2 {
-        return Err(format!("type {kind:.40?}; {TOKEN_TPM2:?} is expected"));
+    if kind != TOKEN_TPM2 && kind != TOKEN_RECOVERY {
+        return Err(format!("type {kind:.40?}; {TOKEN_TPM2:?} or {TOKEN_RECOVERY:?} is expected"));
     }
     let token: Token = serde_json::from_value(token).map_err(|error| error.to_string())?;
     let [keyslot] = token.keyslots.as_slice() else {
         return Err(format!("{} key slots; 1 is expected", token.keyslots.len()));
     };
     let keyslot = keyslot.parse().map_err(|_| format!("key slot {keyslot:.40?}"))?;
+    if token.kind == TOKEN_RECOVERY {
+        return Ok(Opens::RecoveryKey(keyslot));
+    }
     let mut policy = [0; 32];
-    hex::decode_to_slice(&token.policy, &mut policy)
+    hex::decode_to_slice(token.policy.unwrap_or_default(), &mut policy)
         .map_err(|_| "its policy hash is not 64 hex digits".to_owned())?;
-    Ok(Slot { keyslot, policy })
+    Ok(Opens::Tpm(Slot { keyslot, policy }))
 }
 
 #[cfg(test)]
@@ -176,16 +240,28 @@ fn slot(token: serde_json::Value) -> Result<Slot, String> {
 pub(super) mod tests {
     use super::*;
 
+    pub(crate) const UUID: &str = "01234567-89ab-cdef-0123-456789abcdef";
+
     /// A header with these slots, as far as this module reads it.
     pub(crate) fn header(slots: &[Slot]) -> Vec<u8> {
+        header_with(slots, &[])
+    }
+
+    /// The same, with slots of recovery keys.
+    pub(crate) fn header_with(slots: &[Slot], recovery: &[u32]) -> Vec<u8> {
         let token = |slot: &Slot| {
             let (keyslot, policy) = (slot.keyslot.to_string(), hex::encode(slot.policy));
             serde_json::json!({"type": TOKEN_TPM2, "keyslots": [keyslot], "tpm2-policy-hash": policy})
         };
-        let tokens: serde_json::Map<_, _> =
+        let mut tokens: serde_json::Map<_, _> =
             slots.iter().map(|slot| (slot.keyslot.to_string(), token(slot))).collect();
+        tokens.extend(recovery.iter().map(|keyslot| {
+            let keyslots = [keyslot.to_string()];
+            let token = serde_json::json!({"type": TOKEN_RECOVERY, "keyslots": keyslots});
+            (keyslot.to_string(), token)
+        }));
         let keyslots: serde_json::Map<_, _> =
-            slots.iter().map(|slot| (slot.keyslot.to_string(), serde_json::json!({}))).collect();
+            tokens.keys().map(|name| (name.clone(), serde_json::json!({}))).collect();
         with_json(&serde_json::json!({"tokens": tokens, "keyslots": keyslots}).to_string())
     }
 
@@ -195,6 +271,7 @@ pub(super) mod tests {
         header[7] = 2;
         header[8..16].copy_from_slice(&16384_u64.to_be_bytes());
         header[72..78].copy_from_slice(b"sha256");
+        header[168..168 + UUID.len()].copy_from_slice(UUID.as_bytes());
         header[4096..4096 + json.len()].copy_from_slice(json.as_bytes());
         let sum = Sha256::digest(&header);
         header[448..480].copy_from_slice(&sum);
@@ -209,6 +286,11 @@ pub(super) mod tests {
         let read = Slots::parse(&bytes).unwrap();
         assert_eq!(read.slots(), slots);
         assert!(read.has(&[2; 32]) && !read.has(&[3; 32]));
+        assert_eq!((read.uuid(), read.recovery()), (UUID, &[][..]));
+        let with = Slots::parse(&header_with(&slots, &[1, 5])).unwrap();
+        assert_eq!((with.slots(), with.recovery()), (&slots[..], &[1, 5][..]));
+        let three = Slots::parse(&header_with(&slots, &[1, 5, 6])).unwrap_err();
+        assert!(matches!(three, HeaderError::Tokens { .. }), "{three}");
     }
 
     #[test]
@@ -227,6 +309,12 @@ pub(super) mod tests {
         assert!(matches!(edited(8, 1), HeaderError::Size { .. }));
         assert!(matches!(edited(72, 1), HeaderError::Checksum { .. }));
         assert!(matches!(edited(5000, 1), HeaderError::Checksum { .. }));
+        let mut nameless = good.clone();
+        nameless[168..208].fill(b'/');
+        nameless[448..512].fill(0);
+        let sum = Sha256::digest(&nameless);
+        nameless[448..480].copy_from_slice(&sum);
+        assert!(matches!(Slots::parse(&nameless), Err(HeaderError::Uuid { .. })));
         for json in [
             "{}",
             r#"{"tokens":{},"keyslots":{"0":{}}}"#,
