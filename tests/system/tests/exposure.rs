@@ -38,6 +38,14 @@ const EXPOSED: &[(&str, &str, &str)] = &[
         "RestrictAddressFamilies_AF_UNIX",
         "engine and gateway are reached by Unix sockets",
     ),
+    ("casemate-recovery.service", "UserOrDynamicUser", "root owns the partition's device and locks"),
+    ("casemate-recovery.service", "PrivateDevices", "the TPM and the partition are devices"),
+    (
+        "casemate-recovery.service",
+        "RestrictAddressFamilies_OTHER",
+        "AF_ALG: libcryptsetup encrypts a key slot by the kernel's ciphers",
+    ),
+    ("casemate-recovery.service", "PrivateUsers", "the device's owner is the system's root"),
     ("casemate-reseal-accept.service", "SupplementaryGroups", "group tss opens the TPM"),
     ("casemate-reseal-accept.service", "PrivateDevices", "the TPM is a device"),
     (

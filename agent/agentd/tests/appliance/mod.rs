@@ -27,6 +27,10 @@ const CLIENT_CA: &str = "authority of the clients";
 const START: &str = r#"
 exec 3<&0 4<"$FIRMWARE_LOG" 5<"$USERSPACE_LOG" 0</dev/null
 export LISTEN_PID=$$ LISTEN_FDS=3 LISTEN_FDNAMES=gateway:firmware-log:userspace-log
+if [ -e "$RECOVERY" ]; then
+    exec 6<"$RECOVERY"
+    export LISTEN_FDS=4 LISTEN_FDNAMES=$LISTEN_FDNAMES:recovery
+fi
 exec "$@"
 "#;
 
@@ -195,6 +199,7 @@ impl Appliance {
             .env("FIRMWARE_LOG", &self.firmware_log)
             .env("LD_LIBRARY_PATH", self.swtpm.libraries())
             .env("USERSPACE_LOG", self.path("userspace-log"))
+            .env("RECOVERY", self.path("recovery/recovery.json"))
             .stdin(Stdio::from(listener))
             .stderr(File::create(&console).unwrap())
             .spawn()

@@ -15,6 +15,8 @@ mod files;
 #[path = "../../journal.rs"]
 mod journal;
 mod keep;
+#[path = "../../luks.rs"]
+mod luks;
 mod medium;
 mod options;
 mod slots;
