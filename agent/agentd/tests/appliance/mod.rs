@@ -113,6 +113,12 @@ impl Appliance {
         self.folder.path().join(name)
     }
 
+    /// Lets a program that takes `--tcti` talk to this TPM; agentd must not run meanwhile.
+    pub(crate) fn reach_tpm(&self, command: &mut Command) {
+        command.args(["--tcti", &self.swtpm.tcti()]);
+        command.env("LD_LIBRARY_PATH", self.swtpm.libraries());
+    }
+
     pub(crate) fn policy_text(&self) -> String {
         fs::read_to_string(self.path("policy.json")).unwrap()
     }

@@ -9,6 +9,7 @@ mod enrolment;
 mod evidence;
 mod flash;
 mod injection;
+mod recovery;
 mod requests;
 mod reseal;
 mod rollback;
@@ -324,6 +325,14 @@ pub const ALL: &[Scenario] = &[
         long_factor: 1,
         needs: Ready,
         run: tamper::other_tpm_does_not_unlock,
+    },
+    Scenario {
+        name: "recovery-key",
+        about: "the escrowed recovery key is on no console, and opens the state on another computer",
+        limit_s: 300,
+        long_factor: 1,
+        needs: Ready,
+        run: recovery::escrowed_key,
     },
     Scenario {
         name: "dbx-update-forecast",
