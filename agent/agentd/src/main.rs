@@ -215,7 +215,8 @@ fn read_site(options: &Options) -> anyhow::Result<(String, Site)> {
 
 /// What became of the state partition's recovery key: `state` keeps it, and a medium takes it along.
 fn read_recovery(file: OwnedFd) -> anyhow::Result<String> {
-    let text = files::read_all(File::from(file), recovery::BYTES_MAX as u64).context(recovery::FILE)?;
+    let text =
+        files::read_all(File::from(file), recovery::BYTES_MAX as u64).context(recovery::FILE)?;
     Ok(Recovery::parse(&text)?.to_json()?)
 }
 

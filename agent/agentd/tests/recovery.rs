@@ -67,7 +67,10 @@ impl Volume {
             "ab".repeat(32)
         );
         let mut import = Command::new(CRYPTSETUP);
-        check(import.args(["token", "import", "--token-id", "0"]).arg(volume.path("volume")), &token);
+        check(
+            import.args(["token", "import", "--token-id", "0"]).arg(volume.path("volume")),
+            &token,
+        );
         Some(volume)
     }
 
@@ -96,7 +99,8 @@ impl Volume {
 
     fn boot_ok(&self) -> (String, String) {
         let Output { status, stdout, stderr } = self.boot();
-        let (shown, said) = (String::from_utf8(stdout).unwrap(), String::from_utf8(stderr).unwrap());
+        let (shown, said) =
+            (String::from_utf8(stdout).unwrap(), String::from_utf8(stderr).unwrap());
         assert!(status.success(), "{said}");
         (shown, said)
     }
@@ -170,7 +174,10 @@ fn an_escrowed_key_opens_the_volume_and_is_on_no_console() {
     let line = &journal[journal.find('{').unwrap()..];
     assert_eq!(Recovery::parse(line.trim_end().as_bytes()).unwrap(), volume.kept());
     assert_eq!(volume.slots().recovery(), [1]);
-    assert_eq!((volume.kept().state.as_str(), volume.slots().slots().len()), (volume.slots().uuid(), 1));
+    assert_eq!(
+        (volume.kept().state.as_str(), volume.slots().slots().len()),
+        (volume.slots().uuid(), 1)
+    );
 
     let header = fs::read(volume.path("volume")).unwrap();
     assert_eq!(volume.boot_ok(), (String::new(), String::new()), "once");
@@ -214,7 +221,8 @@ fn a_key_whose_fate_is_not_known_is_made_anew() {
     // Spoiled, and of another partition.
     fs::write(volume.appliance.path("recovery").join(FILE), "{}").unwrap();
     let third = shown(&volume.boot_ok().0);
-    let other = Recovery { state: volume.kept().state.replace(|c: char| c != '-', "0"), ..volume.kept() };
+    let other =
+        Recovery { state: volume.kept().state.replace(|c: char| c != '-', "0"), ..volume.kept() };
     fs::write(volume.appliance.path("recovery").join(FILE), other.to_json().unwrap()).unwrap();
     assert!(volume.opens(&third) && volume.opens(&shown(&volume.boot_ok().0)));
     assert!(!volume.opens(&third));
@@ -234,7 +242,8 @@ fn what_fails_leaves_the_header_and_keeps_nothing() {
     };
     fails("#!/bin/sh\necho no TPM >&2\nexit 1\n", "no TPM");
     fails("#!/bin/sh\necho something\n", "printed something else");
-    let lying = "#!/bin/sh\necho cbdefghi-cbdefghi-cbdefghi-cbdefghi-cbdefghi-cbdefghi-cbdefghi-cbdefghi\n";
+    let lying =
+        "#!/bin/sh\necho cbdefghi-cbdefghi-cbdefghi-cbdefghi-cbdefghi-cbdefghi-cbdefghi-cbdefghi\n";
     fails(lying, "not the only one in the header");
     assert!(header == fs::read(volume.path("volume")).unwrap());
 }

@@ -24,6 +24,7 @@ pub mod pcr;
 pub mod quote;
 pub mod recovery;
 pub mod reseal;
+pub mod reset;
 pub mod sealed;
 pub mod sigdb;
 pub mod signature;

@@ -185,8 +185,7 @@ impl Recovery {
         ephemeral: &[u8; 32],
     ) -> Result<Self, RecoveryError> {
         let mut file = Self::shown(machine, state);
-        let (secret, enc) =
-            hpke::encapsulate(&escrow.key, ephemeral).ok_or(RecoveryError::Draw)?;
+        let (secret, enc) = hpke::encapsulate(&escrow.key, ephemeral).ok_or(RecoveryError::Draw)?;
         let sealed = hpke::seal(&secret, INFO, &file.bound(), key.expose().as_bytes())
             .ok_or(RecoveryError::Draw)?;
         file.escrow = Some(Escrowed {

@@ -10,6 +10,7 @@ mod keys;
 mod lock;
 mod recovery;
 mod reseal;
+mod reset;
 mod tool;
 mod verify_build;
 mod vm;
@@ -48,6 +49,8 @@ enum Command {
     Recovery(recovery::Args),
     /// Pack a signed reseal order.
     Reseal(reseal::Args),
+    /// Order the state of a machine destroyed, its keys first.
+    Reset(reset::Args),
     /// Run an image in QEMU with OVMF and a software TPM.
     Vm(vm::Args),
     /// Show the whole appliance at work, refusals included.
@@ -76,6 +79,7 @@ fn run(command: Command) -> anyhow::Result<()> {
         Command::Forecast(args) => forecast::run(&args),
         Command::Recovery(args) => recovery::run(&args),
         Command::Reseal(args) => reseal::run(&args),
+        Command::Reset(args) => reset::run(&args),
         Command::Vm(args) => vm::run(&args),
         Command::Demo(args) => demo::run(&args),
     }

@@ -115,7 +115,8 @@ enum OpenError {
     File(#[from] RecoveryError),
 }
 
-fn read(path: &Path) -> anyhow::Result<Recovery> {
+/// Reads the file, or the line of a console that holds it.
+pub(crate) fn read(path: &Path) -> anyhow::Result<Recovery> {
     // A line of the console begins with who printed it.
     let text = bundle::read(path, BYTES_MAX)?;
     let begin = text.iter().position(|&byte| byte == b'{').unwrap_or_default();
@@ -127,5 +128,8 @@ fn describe(file: &Recovery) -> String {
         Some(escrowed) => format!("encrypted to the escrow key {}", escrowed.key_sha256),
         None => "shown on the console at the first boot".to_owned(),
     };
-    format!("recovery key of the partition {} of the machine {}: {opened}", file.state, file.machine)
+    format!(
+        "recovery key of the partition {} of the machine {}: {opened}",
+        file.state, file.machine
+    )
 }

@@ -28,6 +28,8 @@ const SALT_BYTES: usize = 64;
 const UUID_BYTES: usize = 40;
 const TOKEN_TPM2: &str = "systemd-tpm2";
 const TOKEN_RECOVERY: &str = "systemd-recovery";
+/// The key slots' areas are at most 128 MiB, behind two headers of 4 MiB.
+const DATA_OFFSET_MAX: u64 = 136 << 20;
 /// Most slots of recovery keys: one, and the one before if the power was cut between.
 const RECOVERY_MAX: usize = 2;
 
@@ -64,7 +66,7 @@ pub enum HeaderError {
         found: String,
     },
     /// The JSON is not what it should be.
-    #[error("the LUKS2 header's tokens: {reason}")]
+    #[error("the LUKS2 header's JSON area: {reason}")]
     Tokens {
         /// What was found.
         reason: String,
@@ -86,10 +88,13 @@ pub struct Slots {
     uuid: String,
     tpm: Vec<Slot>,
     recovery: Vec<u32>,
+    copies_bytes: u64,
+    data_offset: u64,
 }
 
 /// What the binary header and the JSON area say.
 struct Header<'a> {
+    bytes: u64,
     uuid: &'a [u8],
     json: &'a [u8],
 }
@@ -98,6 +103,13 @@ struct Header<'a> {
 struct Area {
     tokens: BTreeMap<String, serde_json::Value>,
     keyslots: BTreeMap<String, serde::de::IgnoredAny>,
+    segments: BTreeMap<String, Segment>,
+}
+
+#[derive(Deserialize)]
+struct Segment {
+    /// A number in decimal.
+    offset: String,
 }
 
 #[derive(Deserialize)]
@@ -141,7 +153,9 @@ impl Slots {
                 "{found} key slots, of which {tpm} are the TPM's and {recovery} for a recovery key"
             )));
         }
-        Ok(Self { uuid: uuid(header.uuid)?, tpm, recovery })
+        let data_offset = data_offset(&area.segments, header.bytes)?;
+        let copies_bytes = header.bytes.saturating_mul(2);
+        Ok(Self { uuid: uuid(header.uuid)?, tpm, recovery, copies_bytes, data_offset })
     }
 
     /// UUID of the partition's encryption, by which a state is told from the one that it replaced.
@@ -160,6 +174,18 @@ impl Slots {
     #[must_use]
     pub fn recovery(&self) -> &[u32] {
         &self.recovery
+    }
+
+    /// Bytes of the header's two copies, which begin the partition; the key slots' areas follow.
+    #[must_use]
+    pub fn copies_bytes(&self) -> u64 {
+        self.copies_bytes
+    }
+
+    /// Where the key slots' areas end, and the encrypted data begin.
+    #[must_use]
+    pub fn data_offset(&self) -> u64 {
+        self.data_offset
     }
 
     /// Whether a slot is sealed to this policy.
@@ -204,7 +230,18 @@ fn header(bytes: &[u8]) -> Result<Header<'_>, HeaderError> {
         return Err(HeaderError::Checksum { algorithm });
     }
     let area = header.get(BINARY_BYTES..).unwrap_or_default();
-    Ok(Header { uuid, json: area.split(|&byte| byte == 0).next().unwrap_or_default() })
+    Ok(Header { bytes: size, uuid, json: area.split(|&byte| byte == 0).next().unwrap_or_default() })
+}
+
+/// One segment, of data, behind both copies of the header and not further than any header reaches.
+fn data_offset(segments: &BTreeMap<String, Segment>, bytes: u64) -> Result<u64, HeaderError> {
+    let offsets: Vec<_> = segments.values().map(|segment| segment.offset.as_str()).collect();
+    let behind = bytes.saturating_mul(2)..=DATA_OFFSET_MAX;
+    match offsets.as_slice() {
+        [offset] => offset.parse().ok().filter(|offset| behind.contains(offset)),
+        _ => None,
+    }
+    .ok_or_else(|| tokens(format!("segments at {offsets:.80?}; 1 behind the header is expected")))
 }
 
 fn uuid(field: &[u8]) -> Result<String, HeaderError> {
@@ -262,7 +299,10 @@ pub(super) mod tests {
         }));
         let keyslots: serde_json::Map<_, _> =
             tokens.keys().map(|name| (name.clone(), serde_json::json!({}))).collect();
-        with_json(&serde_json::json!({"tokens": tokens, "keyslots": keyslots}).to_string())
+        let segments = serde_json::json!({"0": {"offset": "16777216"}});
+        let area =
+            serde_json::json!({"tokens": tokens, "keyslots": keyslots, "segments": segments});
+        with_json(&area.to_string())
     }
 
     fn with_json(json: &str) -> Vec<u8> {
@@ -287,6 +327,7 @@ pub(super) mod tests {
         assert_eq!(read.slots(), slots);
         assert!(read.has(&[2; 32]) && !read.has(&[3; 32]));
         assert_eq!((read.uuid(), read.recovery()), (UUID, &[][..]));
+        assert_eq!((read.copies_bytes(), read.data_offset()), (32 << 10, 16 << 20));
         let with = Slots::parse(&header_with(&slots, &[1, 5])).unwrap();
         assert_eq!((with.slots(), with.recovery()), (&slots[..], &[1, 5][..]));
         let three = Slots::parse(&header_with(&slots, &[1, 5, 6])).unwrap_err();
@@ -315,11 +356,18 @@ pub(super) mod tests {
         let sum = Sha256::digest(&nameless);
         nameless[448..480].copy_from_slice(&sum);
         assert!(matches!(Slots::parse(&nameless), Err(HeaderError::Uuid { .. })));
+        for offset in ["0", "16384", "x", "999999999999"] {
+            let json = format!(
+                r#"{{"tokens":{{}},"keyslots":{{}},"segments":{{"0":{{"offset":"{offset}"}}}}}}"#
+            );
+            let error = Slots::parse(&with_json(&json)).unwrap_err();
+            assert!(error.to_string().contains("segments at"), "{error}");
+        }
         for json in [
             "{}",
-            r#"{"tokens":{},"keyslots":{"0":{}}}"#,
-            r#"{"tokens":{"0":{"type":"luks2-keyring","keyslots":["0"]}},"keyslots":{"0":{}}}"#,
-            r#"{"tokens":{"0":{"type":"systemd-tpm2","keyslots":[],"tpm2-policy-hash":""}},"keyslots":{}}"#,
+            r#"{"tokens":{},"keyslots":{"0":{}},"segments":{}}"#,
+            r#"{"tokens":{"0":{"type":"luks2-keyring","keyslots":["0"]}},"keyslots":{"0":{}},"segments":{}}"#,
+            r#"{"tokens":{"0":{"type":"systemd-tpm2","keyslots":[],"tpm2-policy-hash":""}},"keyslots":{},"segments":{}}"#,
         ] {
             let error = Slots::parse(&with_json(json)).unwrap_err();
             assert!(matches!(error, HeaderError::Tokens { .. }), "{json}: {error}");

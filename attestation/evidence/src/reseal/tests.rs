@@ -2,6 +2,7 @@ use super::luks::tests::{header, header_with};
 use super::*;
 use crate::bundle::SignedFile;
 use crate::fixture::{policy, sign_files};
+use crate::pcr::HashAlg;
 
 const AK: &str = "000b1111111111111111111111111111111111111111111111111111111111111111";
 const NOW: [u8; 32] = [1; 32];

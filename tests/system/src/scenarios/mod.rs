@@ -12,6 +12,7 @@ mod injection;
 mod recovery;
 mod requests;
 mod reseal;
+mod reset;
 mod rollback;
 mod setup_mode;
 mod tamper;
@@ -357,6 +358,22 @@ pub const ALL: &[Scenario] = &[
         long_factor: 1,
         needs: Ready,
         run: reseal::reseal_order_refused,
+    },
+    Scenario {
+        name: "factory-reset",
+        about: "a signed order destroys the state across a power cut; neither disk nor copy opens, and a new state begins",
+        limit_s: 900,
+        long_factor: 1,
+        needs: Ready,
+        run: reset::factory_reset,
+    },
+    Scenario {
+        name: "reset-order-refused",
+        about: "an order with one signature, or for another state, destroys nothing",
+        limit_s: 300,
+        long_factor: 1,
+        needs: Ready,
+        run: reset::order_refused,
     },
     Scenario {
         name: "smbios-cmdline-injected",

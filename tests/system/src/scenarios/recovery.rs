@@ -20,13 +20,12 @@ const CHUNK_BYTES: usize = 4 << 20;
 pub(super) fn escrowed_key(scene: &Scene<'_>) -> anyhow::Result<()> {
     let ready = scene.bench.ready()?;
     let console = ready.snapshot.console();
-    let line = console.lines().find_map(|line| Some(line.split_once(ESCROWED)?.1));
-    let line = line.with_context(|| format!("no escrowed key on the console:\n{console}"))?;
+    let said = escrowed_line(console)?;
+    let line = said.to_json()?;
     let word = |word: &&str| RecoveryKey::parse(word).is_ok();
     ensure!(!console.split_whitespace().any(|text| word(&text)), "the key is on the console");
     let file = scene.path("line.txt");
-    std::fs::write(&file, format!("[    7.000000] {ESCROWED}{line}\n"))?;
-    let said = Recovery::parse(line.trim().as_bytes())?;
+    std::fs::write(&file, format!("[    7.000000] {ESCROWED}{line}"))?;
     ensure!(said.machine == ready.ak_name, "of another machine: {said:?}");
 
     let volume = state_partition(scene)?;
@@ -43,6 +42,13 @@ pub(super) fn escrowed_key(scene: &Scene<'_>) -> anyhow::Result<()> {
     // The partition holds the very file.
     ensure!(holds(&volume, line.trim().as_bytes())?, "what was opened is not this machine's state");
     Ok(())
+}
+
+/// What the console said of the recovery key.
+pub(super) fn escrowed_line(console: &str) -> anyhow::Result<Recovery> {
+    let line = console.lines().find_map(|line| Some(line.split_once(ESCROWED)?.1));
+    let line = line.with_context(|| format!("no escrowed key on the console:\n{console}"))?;
+    Ok(Recovery::parse(line.trim().as_bytes())?)
 }
 
 fn open(scene: &Scene<'_>, file: &Path) -> anyhow::Result<String> {
@@ -72,7 +78,7 @@ fn cryptsetup(action: &str) -> std::process::Command {
 }
 
 /// Whether a file holds these bytes.
-fn holds(path: &Path, wanted: &[u8]) -> anyhow::Result<bool> {
+pub(super) fn holds(path: &Path, wanted: &[u8]) -> anyhow::Result<bool> {
     let mut file = File::open(path)?;
     let mut window = Vec::new();
     loop {

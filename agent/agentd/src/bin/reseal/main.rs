@@ -17,8 +17,9 @@ mod journal;
 mod keep;
 #[path = "../../luks.rs"]
 mod luks;
-mod medium;
 mod options;
+#[path = "../../signed.rs"]
+mod signed;
 mod slots;
 
 use std::process::ExitCode;

@@ -22,6 +22,8 @@ pub(crate) struct Options {
 pub(crate) enum Command {
     /// Give the partition a recovery key, unless it has one whose fate is known.
     Recovery(Recovery),
+    /// Destroy the state that the signed order on a medium names.
+    Reset(Reset),
 }
 
 #[derive(Clone, Debug, clap::Args)]
@@ -37,11 +39,31 @@ pub(crate) struct Recovery {
     pub(crate) cryptenroll: PathBuf,
 }
 
+#[derive(Clone, Debug, clap::Args)]
+pub(crate) struct Reset {
+    /// Where the medium is mounted.
+    #[arg(long, default_value = "/run/casemate/reset")]
+    pub(crate) medium: PathBuf,
+    /// Quorum policy in the signed image.
+    #[arg(long, default_value = "/usr/lib/casemate/policy.json")]
+    pub(crate) policy: PathBuf,
+    /// Label of the partition.
+    #[arg(long, default_value = "casemate-state")]
+    pub(crate) label: String,
+    /// Where the kernel tells of block devices.
+    #[arg(long, default_value = "/sys/class/block")]
+    pub(crate) sysfs: PathBuf,
+    /// Where block devices are.
+    #[arg(long, default_value = "/dev")]
+    pub(crate) devices: PathBuf,
+}
+
 impl Command {
     /// What has failed if it fails.
     pub(crate) fn failed(&self) -> &'static str {
         match self {
             Self::Recovery(_) => "no recovery key",
+            Self::Reset(_) => "factory reset refused or not finished",
         }
     }
 }
