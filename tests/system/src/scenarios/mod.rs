@@ -14,6 +14,7 @@ mod requests;
 mod reseal;
 mod reset;
 mod rollback;
+mod secure_boot;
 mod setup_mode;
 mod tamper;
 
@@ -326,6 +327,22 @@ pub const ALL: &[Scenario] = &[
         long_factor: 1,
         needs: Ready,
         run: tamper::other_tpm_does_not_unlock,
+    },
+    Scenario {
+        name: "secure-boot-off",
+        about: "with Secure Boot switched off the state stays closed",
+        limit_s: 420,
+        long_factor: 1,
+        needs: Ready,
+        run: secure_boot::off,
+    },
+    Scenario {
+        name: "db-key-added",
+        about: "with another key in db beside ours the state stays closed",
+        limit_s: 420,
+        long_factor: 1,
+        needs: Ready,
+        run: secure_boot::db_key_added,
     },
     Scenario {
         name: "recovery-key",
