@@ -28,6 +28,8 @@ mod sealed;
 mod tls;
 mod versions;
 
+use std::fs::File;
+use std::os::fd::OwnedFd;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -40,6 +42,7 @@ use evidence::bundle::Quorum;
 use evidence::exception::Granted;
 use evidence::format::{ConfinementEvent, Policy, Site, agent_event};
 use evidence::ledger::Count;
+use evidence::recovery::{self, Recovery};
 use evidence::site;
 use ipc::Activated;
 use sandbox::Confined;
@@ -74,6 +77,7 @@ fn run(options: &Options) -> anyhow::Result<()> {
     let listener = UnixListener::from(passed.descriptor("gateway")?);
     let logs =
         EventLogs::new(passed.descriptor("firmware-log")?, passed.descriptor("userspace-log")?);
+    let recovery = passed.optional("recovery").map(read_recovery).transpose()?;
     // Made now: a confined agent makes sockets to peers only.
     let (stop, stopper) = UnixStream::pair().context("cannot make a socket pair")?;
     // Asked now as well: a confined agent cannot.
@@ -95,7 +99,7 @@ fn run(options: &Options) -> anyhow::Result<()> {
             }
         })
         .context("cannot start a thread")?;
-    let exchange = Exchange::new(Arc::clone(&agent), options.exchange.clone(), user);
+    let exchange = Exchange::new(Arc::clone(&agent), options.exchange.clone(), recovery, user);
     thread::Builder::new()
         .name("exchange".to_owned())
         .spawn(move || exchange.watch())
@@ -207,6 +211,13 @@ fn read_site(options: &Options) -> anyhow::Result<(String, Site)> {
         .with_context(|| format!("{shown}/site.json is not UTF-8"))?;
     let site = Site::parse(&text, &read("client-ca.pem")?).with_context(|| shown.to_string())?;
     Ok((text, site))
+}
+
+/// What became of the state partition's recovery key: `state` keeps it, and a medium takes it along.
+fn read_recovery(file: OwnedFd) -> anyhow::Result<String> {
+    let text =
+        files::read_all(File::from(file), recovery::BYTES_MAX as u64).context(recovery::FILE)?;
+    Ok(Recovery::parse(&text)?.to_json()?)
 }
 
 /// What agentd measures of itself.

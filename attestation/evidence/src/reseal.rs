@@ -14,8 +14,7 @@ mod seal;
 
 use serde::{Deserialize, Serialize};
 
-use crate::bundle::{BundleError, Differences, Found, Quorum, Verified};
-use crate::pcr::HashAlg;
+use crate::bundle::{BundleError, Differences, Quorum};
 
 pub use luks::{HEADER_BYTES_MAX, HeaderError, Slot, Slots};
 pub use seal::{SealError, SealingKey, tpm2_pcrs};
@@ -181,11 +180,7 @@ pub fn approve(
     signatures: &[Vec<u8>],
     file: &[u8],
 ) -> Result<Approved, ResealError> {
-    let verified: Verified = quorum.admit(signatures)?;
-    let mut sha256 = [0; 32];
-    sha256.copy_from_slice(HashAlg::Sha256.hash(&[file]).as_bytes());
-    let bytes = file.len() as u64;
-    verified.compare(&[Found { name: ORDER_FILE.to_owned(), sha256, bytes }])?;
+    let verified = quorum.admit_file::<ResealError>(signatures, ORDER_FILE, file)?;
     let order = Order::parse(file)?;
     Ok(Approved {
         present: bytes32(&order.pcr7_present)?,

@@ -8,7 +8,9 @@ mod flash;
 mod forecast;
 mod keys;
 mod lock;
+mod recovery;
 mod reseal;
+mod reset;
 mod tool;
 mod verify_build;
 mod vm;
@@ -43,8 +45,12 @@ enum Command {
     Flash(flash::Args),
     /// Say what an update of firmware, dbx, db or image will do to a machine, and prepare the reseal.
     Forecast(Box<forecast::Args>),
+    /// Open the recovery key of a machine's state partition by the escrow key.
+    Recovery(recovery::Args),
     /// Pack a signed reseal order.
     Reseal(reseal::Args),
+    /// Order the state of a machine destroyed, its keys first.
+    Reset(reset::Args),
     /// Run an image in QEMU with OVMF and a software TPM.
     Vm(vm::Args),
     /// Show the whole appliance at work, refusals included.
@@ -71,7 +77,9 @@ fn run(command: Command) -> anyhow::Result<()> {
         Command::Exception(args) => exception::run(&args),
         Command::Flash(args) => flash::run(&args),
         Command::Forecast(args) => forecast::run(&args),
+        Command::Recovery(args) => recovery::run(&args),
         Command::Reseal(args) => reseal::run(&args),
+        Command::Reset(args) => reset::run(&args),
         Command::Vm(args) => vm::run(&args),
         Command::Demo(args) => demo::run(&args),
     }

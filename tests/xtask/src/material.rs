@@ -75,8 +75,8 @@ pub(crate) fn binaries(tree: &Tree, steps: &mut Steps) -> Result<PathBuf> {
 }
 
 fn keys(tree: &Tree, binaries: &Path, folder: &Path) -> Result<PathBuf> {
-    // Named after its form: earlier ones have private keys in files.
-    let keys = folder.join("keys-3");
+    // Named after its form: earlier ones have private keys in files, or no escrow key.
+    let keys = folder.join("keys-4");
     if !keys.join("profile").exists() {
         sh(tree.enter(binaries.join("casemate")).arg("keys").arg(&keys))?;
     }

@@ -11,9 +11,12 @@ mod evidence;
 mod flash;
 mod injection;
 mod receipts;
+mod recovery;
 mod requests;
 mod reseal;
+mod reset;
 mod rollback;
+mod secure_boot;
 mod setup_mode;
 mod tamper;
 
@@ -344,6 +347,30 @@ pub const ALL: &[Scenario] = &[
         run: tamper::other_tpm_does_not_unlock,
     },
     Scenario {
+        name: "secure-boot-off",
+        about: "with Secure Boot switched off the state stays closed",
+        limit_s: 420,
+        long_factor: 1,
+        needs: Ready,
+        run: secure_boot::off,
+    },
+    Scenario {
+        name: "db-key-added",
+        about: "with another key in db beside ours the state stays closed",
+        limit_s: 420,
+        long_factor: 1,
+        needs: Ready,
+        run: secure_boot::db_key_added,
+    },
+    Scenario {
+        name: "recovery-key",
+        about: "the escrowed recovery key is on no console, and opens the state on another computer",
+        limit_s: 300,
+        long_factor: 1,
+        needs: Ready,
+        run: recovery::escrowed_key,
+    },
+    Scenario {
         name: "dbx-update-forecast",
         about: "a dbx update is foreseen to the bit; a signed order keeps the state open, a new packing the sealed bundle",
         limit_s: 900,
@@ -366,6 +393,22 @@ pub const ALL: &[Scenario] = &[
         long_factor: 1,
         needs: Ready,
         run: reseal::reseal_order_refused,
+    },
+    Scenario {
+        name: "factory-reset",
+        about: "a signed order destroys the state across a power cut; neither disk nor copy opens, and a new state begins",
+        limit_s: 900,
+        long_factor: 1,
+        needs: Ready,
+        run: reset::factory_reset,
+    },
+    Scenario {
+        name: "reset-order-refused",
+        about: "an order with one signature, or for another state, destroys nothing",
+        limit_s: 300,
+        long_factor: 1,
+        needs: Ready,
+        run: reset::order_refused,
     },
     Scenario {
         name: "smbios-cmdline-injected",

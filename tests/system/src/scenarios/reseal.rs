@@ -9,7 +9,7 @@ use evidence::format::{Evidence, Machine as Pin};
 use qemu::{Config, Machine};
 use serde_json::Value;
 
-use super::tamper::state_stays_closed;
+use super::tamper::{set_variables, state_stays_closed};
 use super::{bundles, enrolment};
 use crate::auditor::{self, Auditor, Gateway};
 use crate::bench::{BOOT_LIMIT, HEALTH_LIMIT, Ready, Scene, wait_admitted, wait_ready};
@@ -236,11 +236,5 @@ fn signed(scene: &Scene<'_>, folder: &Path, keys: &[&str]) -> anyhow::Result<Pat
 
 /// What a dbx update leaves in the variable store of a machine that is off.
 fn set_dbx(scene: &Scene<'_>, config: &Config, update: &Path) -> anyhow::Result<()> {
-    let vars = config.state.join("vars.qcow2");
-    let (old, new) = (scene.path("vars.fd"), scene.path("vars.fd"));
-    scene.convert(["qcow2", "raw"], &vars, &old)?;
-    let mut command = tool::command("virt-fw-vars");
-    command.arg("--input").arg(&old).arg("--output").arg(&new).arg("--set-dbx").arg(update);
-    scene.run(&mut command)?;
-    scene.convert(["raw", "qcow2"], &new, &vars)
+    set_variables(scene, config, &["--set-dbx".as_ref(), update.as_os_str()])
 }

@@ -15,8 +15,11 @@ mod files;
 #[path = "../../journal.rs"]
 mod journal;
 mod keep;
-mod medium;
+#[path = "../../luks.rs"]
+mod luks;
 mod options;
+#[path = "../../signed.rs"]
+mod signed;
 mod slots;
 
 use std::process::ExitCode;
