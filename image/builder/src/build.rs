@@ -16,7 +16,8 @@ use crate::lock::{Lock, LockError};
 use crate::provenance::{self, Digests, Materials};
 use crate::reference::{self, Identity, ReferenceError};
 use crate::report::{self, Heading};
-use crate::sbom::sbom;
+use crate::sbom;
+use crate::size;
 use crate::steps::{Done, Steps};
 use crate::tree::{self, TreeError};
 use crate::uki::{self, UkiBuildError};
@@ -144,10 +145,10 @@ pub fn build(options: &Options) -> Result<Built> {
     let inventory = build.inventory(&bootstrap)?;
     let initrd = build.initrd(&bootstrap)?;
     let root_hash = build.root_file_system()?;
-    build.describe(&bootstrap, &inventory, &root_hash)?;
     let cmdline = uki::cmdline(&options.source, &root_hash)?;
     build.uki(&bootstrap, &initrd, &cmdline, &signers)?;
     build.disk()?;
+    build.describe(&bootstrap, &inventory, &root_hash)?;
     build.firmware_variables()?;
     build.reference_values(&root_hash, &cmdline)?;
     build.seal(&bootstrap, &signers)?;
@@ -324,9 +325,18 @@ impl<'a> Build<'a> {
         let (options, work) = (self.options, self.work.clone());
         let created = Timestamp::from_unix(options.source_date_s.into()).to_string();
         self.steps.step("SBOM, report", || {
-            let bill = sbom(found, IMAGE_VERSION, root_hash, &created);
-            write_json(&work.join("sbom.cdx.json"), &bill)?;
+            let disk = work.join("casemate.raw");
+            let content_bytes = size::content_bytes(&disk)
+                .map_err(|source| BuildError::File { path: disk.clone(), source })?;
+            let identity = sbom::Identity {
+                version: IMAGE_VERSION,
+                root_hash,
+                created: &created,
+                content_bytes,
+            };
+            write_json(&work.join("sbom.cdx.json"), &sbom::bill(found, &identity))?;
             let heading = Heading {
+                content_bytes,
                 version: IMAGE_VERSION,
                 profile: options.profile.name(),
                 root_hash,

@@ -32,6 +32,7 @@ mod repository;
 mod resolve;
 mod sbom;
 mod sign;
+mod size;
 mod steps;
 mod tool;
 mod tree;

@@ -13,6 +13,7 @@ mod requests;
 mod reseal;
 mod rollback;
 mod setup_mode;
+mod size;
 mod tamper;
 
 use crate::bench::Needs::{Nothing, Ready, Serving};
@@ -28,6 +29,14 @@ pub const ALL: &[Scenario] = &[
         long_factor: 1,
         needs: Ready,
         run: boot::boots_and_measures,
+    },
+    Scenario {
+        name: "small-image",
+        about: "the disk image's content and the programs in PATH are as few as the SBOM says, and below our bounds",
+        limit_s: 60,
+        long_factor: 1,
+        needs: Nothing,
+        run: size::small_image,
     },
     Scenario {
         name: "flashed-disk",
