@@ -20,6 +20,9 @@ pub(crate) const MODEL_ID: &str = "smollm2-135m-instruct";
 /// A byte in the middle of the weights, flipped for the bundle that must be refused.
 const FLIPPED_AT: u64 = 50_000_000;
 
+/// Programs of the appliance.
+pub(crate) const AGENT: &[&str] = &["agentd", "engine", "gateway", "reseal"];
+
 /// Paths of everything that a machine is started with and judged by.
 #[derive(Debug)]
 pub(crate) struct Material {
