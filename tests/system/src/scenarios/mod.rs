@@ -9,6 +9,7 @@ mod enrolment;
 mod evidence;
 mod flash;
 mod injection;
+mod installer;
 mod requests;
 mod reseal;
 mod rollback;
@@ -77,6 +78,14 @@ pub const ALL: &[Scenario] = &[
         long_factor: 1,
         needs: Nothing,
         run: setup_mode::enrols,
+    },
+    Scenario {
+        name: "installed-from-stick",
+        about: "the installer stick writes the disk whose serial number is typed, enrols the keys, and evidence is ESTABLISHED",
+        limit_s: 900,
+        long_factor: 1,
+        needs: Nothing,
+        run: installer::from_stick,
     },
     Scenario {
         name: "credentials-injected",
