@@ -179,7 +179,14 @@ fn short_names(copyright: &str) -> Vec<Licence> {
         .lines()
         .filter_map(name)
         .filter(|name| !name.is_empty() && name.len() <= NAME_BYTES_MAX)
-        .map(|name| translate(&name).unwrap_or(Licence::Name(name)))
+        .flat_map(|name| match translate(&name) {
+            // Each of them holds anyway: the file's licences are all joined.
+            Some(Licence::Expression(text)) if !text.contains(" OR ") => {
+                text.split(" AND ").map(one).collect()
+            }
+            Some(licence) => vec![licence],
+            None => vec![Licence::Name(name)],
+        })
         .collect();
     licences.sort();
     licences.dedup();
@@ -197,7 +204,12 @@ fn translate(synopsis: &str) -> Option<Licence> {
     };
     let parts: Vec<String> = synopsis.split(" or ").map(conjunction).collect::<Option<_>>()?;
     let text = parts.join(" OR ");
-    Some(if text.contains(' ') { Licence::Expression(text) } else { Licence::Identifier(text) })
+    Some(one(&text))
+}
+
+fn one(text: &str) -> Licence {
+    let text = text.to_owned();
+    if text.contains(' ') { Licence::Expression(text) } else { Licence::Identifier(text) }
 }
 
 fn single(name: &str) -> Option<String> {
@@ -300,8 +312,10 @@ mod tests {
     fn short_names_come_from_the_machine_readable_format_only() {
         let text = "Format: https://www.debian.org/doc/packaging-manuals/copyright-format/1.0/\n\
                     Files: *\nLicense: LGPL-2.1+\n text\n\nFiles: x\nLicense: custom\n\n\
+                    License: ISC and LGPL-2.1+\n\n\
                     License: LGPL-2.1+\n the text\n";
         let expected = [
+            Licence::Identifier("ISC".to_owned()),
             Licence::Identifier("LGPL-2.1-or-later".to_owned()),
             Licence::Name("custom".to_owned()),
         ];
