@@ -19,8 +19,8 @@ use crate::tool::{Tool, ToolError};
 pub(crate) const STICK: &str = "installer.raw";
 /// The program, in the folder of the agent's.
 pub(crate) const PROGRAM: &str = "installer";
-/// Where the program looks for the rest: `flash::install::MATERIAL`.
-const MATERIAL: &str = "usr/lib/casemate/install";
+/// Where the program finds the rest, below the root of its initrd.
+pub const MATERIAL: &str = "usr/lib/casemate/install";
 const UNITS: &str = "usr/lib/systemd/system";
 const PROGRAM_PATH: &str = "usr/lib/casemate/bin/installer";
 /// Units of image/config/installer.
@@ -29,7 +29,7 @@ const UNIT_FILES: &[&str] = &["casemate-installer.service", "casemate-installer.
 const START: &str = "rd.systemd.unit=casemate-installer.target";
 const VARIABLES: &[&str] = &["PK", "KEK", "db", "dbx"];
 /// Label of the stick's partition, by which the program knows its own stick.
-const LABEL: &str = "casemate-installer";
+pub const LABEL: &str = "casemate-installer";
 /// Room in the file system beside the program.
 const SPARE_BYTES: u64 = 8 << 20;
 const MIB: u64 = 1 << 20;
@@ -220,7 +220,7 @@ impl Inputs<'_> {
     }
 }
 
-/// `flash::install` reads it.
+/// What the program is to do; it reads this.
 fn order(image_sha256: &str, serials: &[String]) -> Result<Vec<u8>> {
     if serials.len() > SERIALS_MAX || serials.iter().any(String::is_empty) {
         return Err(InstallerError::Serials { found: serials.len() });

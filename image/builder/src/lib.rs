@@ -55,7 +55,7 @@ pub use extents::{ExtentsError, pack, unpack};
 pub use fetch::FetchError;
 pub use gpt::GptError;
 pub use initrd::InitrdError;
-pub use installer::InstallerError;
+pub use installer::{InstallerError, LABEL as INSTALLER_LABEL, MATERIAL as INSTALLER_MATERIAL};
 pub use inventory::InventoryError;
 pub use keys::{DEVELOPER_TOKEN, Guid, KeySet, KeysError, Profile, SECURE_BOOT, Signers};
 pub use lock::{LOCK_FILE, Lock, LockError, Locked};

@@ -16,6 +16,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, ensure};
+use builder::INSTALLER_MATERIAL;
 use serde::Deserialize;
 
 use crate::copy::{self, Phase, SIZES, Watch};
@@ -26,8 +27,6 @@ use choice::{Choice, choose};
 use console::Console;
 use firmware::{Firmware, State};
 
-/// Where the initrd has what is installed.
-pub const MATERIAL: &str = "/usr/lib/casemate/install";
 /// Where the image is unpacked: in memory.
 const UNPACKED: &str = "/run/casemate-install";
 const EFIVARS: &str = "/sys/firmware/efi/efivars";
@@ -59,7 +58,7 @@ struct Order {
 pub fn run() -> bool {
     let mut console = Console::open(Path::new(CONSOLES));
     console.say(&words::HELLO);
-    match install(&mut console, Path::new(MATERIAL), Path::new(UNPACKED)) {
+    match install(&mut console, &Path::new("/").join(INSTALLER_MATERIAL), Path::new(UNPACKED)) {
         Ok(()) => {
             console.say(&words::DONE);
             true
@@ -174,7 +173,11 @@ fn name_one(
     if !order.serials.is_empty() {
         return match choose(inventory, image.needs(), &order.serials) {
             Choice::Disk(disk) => Ok(disk.clone()),
-            refused => anyhow::bail!("{}", refused.words(&order.serials)),
+            refused => {
+                let words = refused.words(&order.serials);
+                console.say(&words);
+                anyhow::bail!("{}", words.english)
+            }
         };
     }
     for _ in 0..ATTEMPTS_MAX {
@@ -182,7 +185,7 @@ fn name_one(
         let typed = console.read_line()?;
         match choose(inventory, image.needs(), std::slice::from_ref(&typed)) {
             Choice::Disk(disk) => return Ok(disk.clone()),
-            refused => console.say(&words::not_this(&refused.words(&[typed]))),
+            refused => console.say(&refused.words(&[typed])),
         }
     }
     anyhow::bail!("no disk was named in {ATTEMPTS_MAX} attempts; nothing was written")

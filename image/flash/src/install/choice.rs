@@ -1,10 +1,8 @@
 //! Which disk is overwritten: the one whose serial number was given, and only if it is one.
 
+use super::words::{Words, made};
 use crate::device;
 use crate::disks::{Disk, Inventory, Needs, Refusal};
-
-/// Label of the stick's own partition.
-const STICK: &str = "casemate-installer";
 
 /// What the given serial numbers stand for.
 #[derive(Debug)]
@@ -38,7 +36,8 @@ pub(super) fn choose<'a>(inventory: &'a Inventory, needs: Needs, names: &[String
             return Choice::Several(paths.collect());
         }
     };
-    if disk.content.iter().any(|content| content.label.as_deref() == Some(STICK)) {
+    if disk.content.iter().any(|content| content.label.as_deref() == Some(builder::INSTALLER_LABEL))
+    {
         return Choice::Stick;
     }
     let refusals = inventory.refusals(disk, Some(needs));
@@ -49,23 +48,47 @@ pub(super) fn choose<'a>(inventory: &'a Inventory, needs: Needs, names: &[String
 }
 
 impl Choice<'_> {
-    /// Why nothing is overwritten.
-    pub(super) fn words(&self, names: &[String]) -> String {
+    /// Why nothing is overwritten. What this machine's disks forbid is said in English, as `casemate flash` says it.
+    pub(super) fn words(&self, names: &[String]) -> Words {
         let names = names.join(", ");
         match self {
-            Self::Disk(disk) => format!("{} is {names}", disk.path().display()),
-            Self::None => format!("no disk has the serial number {names:?}; nothing was written"),
-            Self::Several(paths) => format!(
-                "{names} are the serial numbers of several disks, {}; nothing was written: \
-                 leave one of them in the machine, or make a stick for one",
-                paths.join(", ")
+            Self::Disk(disk) => {
+                let path = disk.path().display().to_string();
+                made(format!("{path} is {names}"), format!("{path} est {names}"))
+            }
+            Self::None => made(
+                format!("no disk has the serial number {names:?}; nothing was written"),
+                format!("aucun disque n'a le numéro de série {names:?} ; rien n'a été écrit"),
             ),
-            Self::Stick => format!("{names} is this stick; nothing was written"),
+            Self::Several(paths) => {
+                let paths = paths.join(", ");
+                made(
+                    format!(
+                        "{names} are the serial numbers of several disks, {paths}; nothing was \
+                         written: leave one of them in the machine, or make a stick for one"
+                    ),
+                    format!(
+                        "{names} sont les numéros de série de plusieurs disques, {paths} ; rien n'a \
+                         été écrit : n'en laissez qu'un dans la machine, ou faites une clé pour un seul"
+                    ),
+                )
+            }
+            Self::Stick => made(
+                format!("{names} is this stick; nothing was written"),
+                format!("{names} est cette clé ; rien n'a été écrit"),
+            ),
             Self::Refused(refusals) => {
                 let reasons: Vec<String> = refusals.iter().map(Refusal::to_string).collect();
-                format!("{names} is not overwritten: {}", reasons.join("; "))
+                let reasons = reasons.join("; ");
+                made(
+                    format!("{names} is not overwritten: {reasons}"),
+                    format!("{names} n'est pas écrasé : {reasons}"),
+                )
             }
-            Self::Busy => format!("{names} {}", device::BUSY),
+            Self::Busy => made(
+                format!("{names} {}", device::BUSY),
+                format!("{names} est utilisé ; rien n'a été écrit"),
+            ),
         }
     }
 }
@@ -104,7 +127,7 @@ mod tests {
         let root = tempfile::tempdir().unwrap();
         let inventory = machine(root.path(), disks);
         let names: Vec<String> = names.iter().map(|&name| name.to_owned()).collect();
-        let words = choose(&inventory, NEEDS, &names).words(&names);
+        let words = choose(&inventory, NEEDS, &names).words(&names).english;
         assert!(words.contains(expected), "{words:?} does not say {expected:?}");
     }
 

@@ -17,7 +17,7 @@ const fn fixed(english: &'static str, french: &'static str) -> Words {
     Words { english: Cow::Borrowed(english), french: Cow::Borrowed(french) }
 }
 
-fn made(english: String, french: String) -> Words {
+pub(super) fn made(english: String, french: String) -> Words {
     Words { english: Cow::Owned(english), french: Cow::Owned(french) }
 }
 
@@ -47,11 +47,6 @@ pub(super) const DONE: Words = fixed(
 /// Installation ended before its end.
 pub(super) fn stopped(reason: &str) -> Words {
     made(format!("STOPPED: {reason}"), format!("ARRÊT : {reason}"))
-}
-
-/// A disk that was named and is not taken.
-pub(super) fn not_this(reason: &str) -> Words {
-    made(reason.to_owned(), format!("ce disque n'est pas pris : {reason}"))
 }
 
 pub(super) fn firmware(state: State) -> Words {
