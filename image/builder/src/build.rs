@@ -10,13 +10,15 @@ use crate::cache;
 use crate::delivery::{self, DeliveryError, ENVELOPE, LOGS, digest_file};
 use crate::disk::{Disk, DiskError};
 use crate::initrd::{self, InitrdError};
+use crate::installer::{self, InstallerError, STICK};
 use crate::inventory::{self, Inventory, InventoryError};
 use crate::keys::{KeySet, KeysError, Profile, Signers};
 use crate::lock::{Lock, LockError};
 use crate::provenance::{self, Digests, Materials};
 use crate::reference::{self, Identity, ReferenceError};
 use crate::report::{self, Heading};
-use crate::sbom::sbom;
+use crate::sbom;
+use crate::size;
 use crate::steps::{Done, Steps};
 use crate::tree::{self, TreeError};
 use crate::uki::{self, UkiBuildError};
@@ -57,6 +59,8 @@ pub struct Options {
     pub mirror: String,
     /// Repository with image/config, kernel-config and systemd.
     pub source: PathBuf,
+    /// Also makes an installer stick; with serial numbers it overwrites the disk that has one of them, without a question.
+    pub installer: Option<Vec<String>>,
     /// Date of every file of the image, seconds since 1970.
     pub source_date_s: u32,
 }
@@ -99,6 +103,9 @@ pub enum BuildError {
     /// The reference values.
     #[error(transparent)]
     Reference(#[from] ReferenceError),
+    /// The installer stick.
+    #[error(transparent)]
+    Installer(#[from] InstallerError),
     /// What is in the image.
     #[error(transparent)]
     Inventory(#[from] InventoryError),
@@ -144,14 +151,21 @@ pub fn build(options: &Options) -> Result<Built> {
     let inventory = build.inventory(&bootstrap)?;
     let initrd = build.initrd(&bootstrap)?;
     let root_hash = build.root_file_system()?;
-    build.describe(&bootstrap, &inventory, &root_hash)?;
     let cmdline = uki::cmdline(&options.source, &root_hash)?;
     build.uki(&bootstrap, &initrd, &cmdline, &signers)?;
     build.disk()?;
+    build.describe(&bootstrap, &inventory, &root_hash)?;
     build.firmware_variables()?;
     build.reference_values(&root_hash, &cmdline)?;
-    build.seal(&bootstrap, &signers)?;
-    let outputs = publish(&build.work, &options.out)?;
+    build.seal(&bootstrap, &signers, OUTPUTS)?;
+    let mut names = OUTPUTS.to_vec();
+    if let Some(serials) = &options.installer {
+        build.installer(&bootstrap, &initrd, &signers, serials)?;
+        names.push(STICK);
+        // The stick holds the envelope over the image; this one is over the stick, too.
+        build.seal(&bootstrap, &signers, &names)?;
+    }
+    let outputs = publish(&build.work, &options.out, &names)?;
     Ok(Built { steps: build.steps, root_hash, outputs })
 }
 
@@ -324,9 +338,18 @@ impl<'a> Build<'a> {
         let (options, work) = (self.options, self.work.clone());
         let created = Timestamp::from_unix(options.source_date_s.into()).to_string();
         self.steps.step("SBOM, report", || {
-            let bill = sbom(found, IMAGE_VERSION, root_hash, &created);
-            write_json(&work.join("sbom.cdx.json"), &bill)?;
+            let disk = work.join("casemate.raw");
+            let content_bytes = size::content_bytes(&disk)
+                .map_err(|source| BuildError::File { path: disk.clone(), source })?;
+            let identity = sbom::Identity {
+                version: IMAGE_VERSION,
+                root_hash,
+                created: &created,
+                content_bytes,
+            };
+            write_json(&work.join("sbom.cdx.json"), &sbom::bill(found, &identity))?;
             let heading = Heading {
+                content_bytes,
                 version: IMAGE_VERSION,
                 profile: options.profile.name(),
                 root_hash,
@@ -338,18 +361,47 @@ impl<'a> Build<'a> {
         })
     }
 
+    fn installer(
+        &mut self,
+        bootstrap: &Bootstrap,
+        initrd: &Path,
+        signers: &Signers,
+        serials: &[String],
+    ) -> Result<()> {
+        let inputs = installer::Inputs {
+            tree: &self.root(),
+            agent: self.options.agent.as_deref(),
+            kernel: &bootstrap.kernel_image(),
+            kernel_version: &bootstrap.kernel_version,
+            initrd,
+            keys: &self.keys,
+            source: &self.options.source,
+            serials,
+            work: &self.work,
+            image_sha256: &digest_file(&self.work.join("casemate.raw"))?,
+            source_date_s: self.options.source_date_s,
+            logs: &self.logs,
+        };
+        self.steps.step("installer stick", || Ok(Done::fresh(inputs.make(signers)?)))
+    }
+
     /// Provenance over all other outputs, signed.
-    fn seal(&mut self, bootstrap: &Bootstrap, signers: &Signers) -> Result<()> {
+    fn seal(&mut self, bootstrap: &Bootstrap, signers: &Signers, names: &[&str]) -> Result<()> {
         let (options, work) = (self.options, &self.work);
         self.steps.step("signed provenance", || {
-            let statement = serde_json::to_vec(&provenance(options, bootstrap, work)?)?;
+            let statement = serde_json::to_vec(&provenance(options, bootstrap, work, names)?)?;
             let envelope = delivery::seal(&statement, &signers.build)?;
             write(&work.join(ENVELOPE), &envelope).map(Done::fresh)
         })
     }
 }
 
-fn provenance(options: &Options, bootstrap: &Bootstrap, work: &Path) -> Result<serde_json::Value> {
+fn provenance(
+    options: &Options,
+    bootstrap: &Bootstrap,
+    work: &Path,
+    names: &[&str],
+) -> Result<serde_json::Value> {
     let mut configuration = Digests::new();
     for folder in ["image/config", "kernel-config", "systemd"] {
         digest_folder(&options.source.join(folder), folder, &mut configuration)?;
@@ -357,11 +409,15 @@ fn provenance(options: &Options, bootstrap: &Bootstrap, work: &Path) -> Result<s
     let agent = match &options.agent {
         Some(folder) => {
             configuration.append(&mut digest_files(&options.source, &["Cargo.lock"])?);
-            digest_files(folder, tree::AGENT)?
+            let mut programs = digest_files(folder, tree::AGENT)?;
+            if names.contains(&STICK) {
+                programs.append(&mut digest_files(folder, &[installer::PROGRAM])?);
+            }
+            programs
         }
         None => Digests::new(),
     };
-    let others: Vec<&str> = OUTPUTS.iter().copied().filter(|name| *name != ENVELOPE).collect();
+    let others: Vec<&str> = names.iter().copied().filter(|name| *name != ENVELOPE).collect();
     let materials = Materials {
         lock: &Lock::read(&options.source)?,
         lock_sha256: &bootstrap.lock_sha256,
@@ -407,13 +463,23 @@ fn digest_folder(folder: &Path, name: &str, digests: &mut Digests) -> Result<()>
 }
 
 /// Moves the finished files into place and removes the work folder.
-fn publish(work: &Path, out: &Path) -> Result<Vec<PathBuf>> {
+fn publish(work: &Path, out: &Path, names: &[&str]) -> Result<Vec<PathBuf>> {
     let mut outputs = Vec::new();
-    for name in OUTPUTS {
+    for name in names {
         let target = out.join(name);
         fs::rename(work.join(name), &target)
             .map_err(|source| BuildError::File { path: target.clone(), source })?;
         outputs.push(target);
+    }
+    // An earlier stick would hold another image, and no signature is over it.
+    if !names.contains(&STICK) {
+        let stale = out.join(STICK);
+        match fs::remove_file(&stale) {
+            Err(source) if source.kind() != std::io::ErrorKind::NotFound => {
+                return Err(BuildError::File { path: stale, source });
+            }
+            _ => {}
+        }
     }
     cache::remove(work).map_err(|source| BuildError::File { path: work.to_owned(), source })?;
     Ok(outputs)

@@ -8,7 +8,7 @@ use crate::tool::{Tool, ToolError};
 /// Size of the disk file; what the fixed partitions leave is for the state partition, at first boot.
 const DISK_BYTES: u64 = 1280 << 20;
 /// Seed of every UUID on the disk, so that the same root gives the same disk.
-const SEED: &str = "5e0f6f1a-7a0f-4a53-9a5c-0c7f0b2c4d11";
+pub(crate) const SEED: &str = "5e0f6f1a-7a0f-4a53-9a5c-0c7f0b2c4d11";
 /// lz4hc: reads fastest, under emulation too; 64 KiB clusters.
 const EROFS: &str = "-zlz4hc,12 -C65536 --all-time";
 

@@ -4,7 +4,6 @@ mod build;
 mod bundle;
 mod demo;
 mod exception;
-mod flash;
 mod forecast;
 mod keys;
 mod lock;
@@ -75,7 +74,7 @@ fn run(command: Command) -> anyhow::Result<()> {
         Command::VerifyBuild(args) => verify_build::run(&args),
         Command::Bundle(args) => bundle::run(&args),
         Command::Exception(args) => exception::run(&args),
-        Command::Flash(args) => flash::run(&args),
+        Command::Flash(args) => flash::run(&args, verify_build::key),
         Command::Forecast(args) => forecast::run(&args),
         Command::Recovery(args) => recovery::run(&args),
         Command::Reseal(args) => reseal::run(&args),

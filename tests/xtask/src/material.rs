@@ -20,6 +20,9 @@ pub(crate) const MODEL_ID: &str = "smollm2-135m-instruct";
 /// A byte in the middle of the weights, flipped for the bundle that must be refused.
 const FLIPPED_AT: u64 = 50_000_000;
 
+/// Programs of the appliance.
+pub(crate) const AGENT: &[&str] = &["agentd", "engine", "gateway", "reseal"];
+
 /// Paths of everything that a machine is started with and judged by.
 #[derive(Debug)]
 pub(crate) struct Material {
@@ -64,9 +67,16 @@ pub(crate) fn binaries(tree: &Tree, steps: &mut Steps) -> Result<PathBuf> {
     steps.run("programs (release)", || {
         let mut command = tree.enter("cargo");
         command.args(["build", "--release", "--locked", "--offline"]);
-        for package in
-            ["agentd", "engine", "engine-cli", "gateway", "casemate", "verifier", "system-tests"]
-        {
+        for package in [
+            "agentd",
+            "engine",
+            "engine-cli",
+            "gateway",
+            "casemate",
+            "flash",
+            "verifier",
+            "system-tests",
+        ] {
             command.args(["--package", package]);
         }
         sh(&mut command)?;
@@ -85,7 +95,9 @@ fn keys(tree: &Tree, binaries: &Path, folder: &Path) -> Result<PathBuf> {
 
 fn image(tree: &Tree, binaries: &Path, keys: &Path, folder: &Path) -> Result<PathBuf> {
     let out = folder.join("image");
-    sh(build(tree, binaries, keys, &out).arg("--cache").arg(tree.cache()))?;
+    let mut command = build(tree, binaries, keys, &out);
+    // The stick is a scenario's.
+    sh(command.arg("--cache").arg(tree.cache()).arg("--installer"))?;
     Ok(out)
 }
 

@@ -10,6 +10,7 @@ mod enrolment;
 mod evidence;
 mod flash;
 mod injection;
+mod installer;
 mod receipts;
 mod recovery;
 mod requests;
@@ -18,6 +19,7 @@ mod reset;
 mod rollback;
 mod secure_boot;
 mod setup_mode;
+mod size;
 mod tamper;
 
 use crate::bench::Needs::{Nothing, Ready, Serving};
@@ -33,6 +35,14 @@ pub const ALL: &[Scenario] = &[
         long_factor: 1,
         needs: Ready,
         run: boot::boots_and_measures,
+    },
+    Scenario {
+        name: "small-image",
+        about: "the disk image's content and the programs in PATH are as few as the SBOM says, and below our bounds",
+        limit_s: 60,
+        long_factor: 1,
+        needs: Nothing,
+        run: size::small_image,
     },
     Scenario {
         name: "flashed-disk",
@@ -73,6 +83,14 @@ pub const ALL: &[Scenario] = &[
         long_factor: 1,
         needs: Nothing,
         run: setup_mode::enrols,
+    },
+    Scenario {
+        name: "installed-from-stick",
+        about: "the installer stick writes the disk whose serial number is typed, enrols the keys, and evidence is ESTABLISHED",
+        limit_s: 900,
+        long_factor: 1,
+        needs: Nothing,
+        run: installer::from_stick,
     },
     Scenario {
         name: "credentials-injected",
