@@ -91,7 +91,7 @@ fn an_agreement_key_agrees_and_signs_nothing() {
         let point = (public.to_projective() * *other.to_nonzero_scalar()).to_affine();
         let enc = other.public_key().to_encoded_point(false);
         let agreed = key.agree(enc.as_bytes()).unwrap();
-        assert_eq!(agreed.as_slice(), point.to_encoded_point(false).x().unwrap().as_slice());
+        assert_eq!(agreed[..], point.to_encoded_point(false).x().unwrap()[..]);
         key.agree(&[4; 65]).unwrap_err();
         module.signer(&uri).unwrap().sign(b"statement").unwrap_err();
 

@@ -13,7 +13,6 @@ use super::tamper::{set_variables, state_stays_closed};
 use super::{bundles, enrolment};
 use crate::auditor::{self, Auditor, Gateway};
 use crate::bench::{BOOT_LIMIT, HEALTH_LIMIT, Ready, Scene, wait_admitted, wait_ready};
-use crate::tool;
 
 /// Longest from plugging the order in to the word on it.
 const ORDER_LIMIT: Duration = Duration::from_secs(60);
