@@ -414,7 +414,7 @@ pub const ALL: &[Scenario] = &[
     },
     Scenario {
         name: "factory-reset",
-        about: "a signed order destroys the state across a power cut; neither disk nor copy opens, and a new state begins",
+        about: "a signed order destroys the state: neither disk nor copy opens afterwards, a new state begins",
         limit_s: 900,
         long_factor: 1,
         needs: Ready,
