@@ -22,9 +22,11 @@ mod ledger;
 mod measured;
 mod medium;
 mod options;
+mod policy;
 mod report;
 mod rollback;
 mod sealed;
+mod site;
 mod tls;
 mod versions;
 
@@ -40,10 +42,9 @@ use anyhow::Context as _;
 use clap::Parser as _;
 use evidence::bundle::Quorum;
 use evidence::exception::Granted;
-use evidence::format::{ConfinementEvent, Policy, Site, agent_event};
+use evidence::format::{ConfinementEvent, agent_event};
 use evidence::ledger::Count;
 use evidence::recovery::{self, Recovery};
-use evidence::site;
 use ipc::Activated;
 use sandbox::Confined;
 
@@ -58,9 +59,6 @@ use crate::ledger::Unjudged;
 use crate::options::Options;
 use crate::rollback::{Opening, Rollback};
 use crate::versions::Installed;
-
-/// Longest quorum policy.
-const POLICY_BYTES_MAX: u64 = 256 << 10;
 
 fn main() -> ExitCode {
     match run(&Options::parse()) {
@@ -115,9 +113,9 @@ fn run(options: &Options) -> anyhow::Result<()> {
 fn start(options: &Options, logs: EventLogs) -> anyhow::Result<(Agent, Route)> {
     logs.firmware()?;
     logs.userspace()?;
-    let (text, policy) = read_policy(options)?;
+    let (text, policy) = policy::read(&options.policy)?;
     let quorum = Quorum::parse(&policy)?;
-    let (site_text, site) = read_site(options)?;
+    let (site_text, site) = site::read(&options.site)?;
     let image = read_image(options)?;
     // Asks the system, which a confined process cannot.
     let bytes_max = options.bundle_bytes_max.unwrap_or_else(memory_share);
@@ -187,30 +185,6 @@ fn open_state(
     let Count { began, value } = rollback.count();
     say(&format!("counter {value}, state began at {began}"));
     Ok(rollback)
-}
-
-fn read_policy(options: &Options) -> anyhow::Result<(String, Policy)> {
-    let shown = options.policy.display();
-    let bytes = files::read_bounded(&options.policy, POLICY_BYTES_MAX)
-        .with_context(|| format!("cannot read the quorum policy {shown}"))?;
-    let text = String::from_utf8(bytes)
-        .with_context(|| format!("the quorum policy {shown} is not UTF-8"))?;
-    let policy =
-        serde_json::from_str(&text).with_context(|| format!("{shown} is no quorum policy"))?;
-    Ok((text, policy))
-}
-
-/// The site configuration, and that its authority is the one beside it.
-fn read_site(options: &Options) -> anyhow::Result<(String, Site)> {
-    let shown = options.site.display();
-    let read = |name: &str| {
-        files::read_bounded(&options.site.join(name), site::SITE_BYTES_MAX as u64)
-            .with_context(|| format!("cannot read {shown}/{name}"))
-    };
-    let text = String::from_utf8(read("site.json")?)
-        .with_context(|| format!("{shown}/site.json is not UTF-8"))?;
-    let site = Site::parse(&text, &read("client-ca.pem")?).with_context(|| shown.to_string())?;
-    Ok((text, site))
 }
 
 /// What became of the state partition's recovery key: `state` keeps it, and a medium takes it along.

@@ -18,10 +18,14 @@ mod journal;
 #[path = "../../luks.rs"]
 mod luks;
 mod options;
+#[path = "../../policy.rs"]
+mod policy;
 mod recovery;
 mod reset;
 #[path = "../../signed.rs"]
 mod signed;
+#[path = "../../site.rs"]
+mod site;
 
 use std::process::ExitCode;
 

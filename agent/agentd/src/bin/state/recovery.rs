@@ -4,22 +4,20 @@ use std::io::{self, Write as _};
 use std::path::Path;
 
 use anyhow::{Context as _, ensure};
-use evidence::format::Site;
 use evidence::recovery::{self, EscrowKey, FILE, Recovery, RecoveryError, RecoveryKey};
-use evidence::site::SITE_BYTES_MAX;
 use rustix::rand::{GetRandomFlags, getrandom};
 use tpm::{AttestationKey, Tpm};
 use zeroize::{Zeroize as _, Zeroizing};
 
 use crate::journal::say;
 use crate::options::{self, Options};
-use crate::{files, luks};
+use crate::{files, luks, site};
 
 /// Draws of an ephemeral key; one of them fails in four thousand million cases.
 const DRAWS_MAX: u32 = 3;
 
 pub(crate) fn run(options: &Options, paths: &options::Recovery) -> anyhow::Result<()> {
-    let escrow = site(&paths.site)?.escrow_key()?;
+    let escrow = site::read(&paths.site)?.1.escrow_key()?;
     let slots = luks::slots(&options.device)?;
     let kept = kept(&paths.kept)?;
     if slots.recovery().len() == 1 && kept.is_some_and(|it| it.fits(slots.uuid(), escrow.as_ref()))
@@ -46,15 +44,6 @@ pub(crate) fn run(options: &Options, paths: &options::Recovery) -> anyhow::Resul
         None => say("recovery key shown on the console; it is not shown again"),
     }
     Ok(())
-}
-
-fn site(folder: &Path) -> anyhow::Result<Site> {
-    let read = |name: &str| {
-        files::read_bounded(&folder.join(name), SITE_BYTES_MAX as u64)
-            .with_context(|| folder.join(name).display().to_string())
-    };
-    let text = String::from_utf8(read("site.json")?).context("site.json is not UTF-8")?;
-    Site::parse(&text, &read("client-ca.pem")?).with_context(|| folder.display().to_string())
 }
 
 /// What is known of a key made before. A file that is none is as good as no file: the key is made anew.

@@ -10,7 +10,6 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, ensure};
 use evidence::bundle::Quorum;
-use evidence::format::Policy;
 use evidence::reset::{Approved, ORDER_BYTES_MAX, ORDER_FILE, approve};
 use sandbox::{AGENTD, Access, PathRule, Profile};
 use tpm::{AttestationKey, Tpm};
@@ -18,10 +17,8 @@ use tpm::{AttestationKey, Tpm};
 use crate::gpt::Removal;
 use crate::journal::say;
 use crate::options::{self, Options};
-use crate::{files, luks, signed};
+use crate::{files, luks, policy, signed};
 
-/// Longest quorum policy.
-const POLICY_BYTES_MAX: u64 = 256 << 10;
 /// Bytes that are overwritten at once.
 const CHUNK_BYTES: usize = 1 << 20;
 /// Unit of the sizes in sysfs, whatever the disk's.
@@ -53,7 +50,7 @@ struct Partition {
 }
 
 pub(crate) fn run(options: &Options, paths: &options::Reset) -> anyhow::Result<()> {
-    let quorum = quorum(&paths.policy)?;
+    let quorum = Quorum::parse(&policy::read(&paths.policy)?.1)?;
     let partition = Partition::open(&options.device, paths)?;
     let mut tpm = Tpm::open(&options.tcti)?;
     let machine = hex::encode(AttestationKey::create(&mut tpm)?.name());
@@ -70,15 +67,6 @@ pub(crate) fn run(options: &Options, paths: &options::Reset) -> anyhow::Result<(
         "the TPM is cleared and the state opens no more, but not all of its disk is overwritten: start the machine \
          again with this medium",
     )
-}
-
-fn quorum(path: &Path) -> anyhow::Result<Quorum> {
-    let shown = path.display();
-    let bytes = files::read_bounded(path, POLICY_BYTES_MAX)
-        .with_context(|| format!("cannot read the quorum policy {shown}"))?;
-    let policy: Policy =
-        serde_json::from_slice(&bytes).with_context(|| format!("{shown} is no quorum policy"))?;
-    Ok(Quorum::parse(&policy)?)
 }
 
 fn announce(order: &Approved, state: &str) {
