@@ -6,12 +6,11 @@
 mod appliance;
 
 use std::fs::{self, Permissions};
-use std::io::Write as _;
 use std::os::unix::fs::PermissionsExt as _;
-use std::path::{Path, PathBuf};
-use std::process::{Command, Output, Stdio};
+use std::path::PathBuf;
+use std::process::{Command, Output};
 
-use appliance::Appliance;
+use appliance::{Appliance, volume};
 use evidence::format::Site;
 use evidence::recovery::{EscrowKey, FILE, Recovery, RecoveryError};
 use evidence::reseal::Slots;
@@ -19,8 +18,9 @@ use p256::elliptic_curve::sec1::ToEncodedPoint as _;
 use p256::pkcs8::{EncodePublicKey as _, LineEnding};
 use zeroize::Zeroizing;
 
-const CRYPTSETUP: &str = "/usr/sbin/cryptsetup";
-/// As systemd-cryptenroll does with these arguments: a new slot with its token, then the old ones are wiped.
+/// The secret of the slot that is the TPM's.
+const TPM_KEY: &str = "the TPM's";
+/// As systemd-cryptenroll does with these arguments: a new slot with its token, then the old one is wiped.
 const ENROLL: &str = r#"#!/bin/sh -e
 PATH=/usr/sbin:/usr/bin:/sbin:/bin
 here=${0%/*}
@@ -31,9 +31,11 @@ key=$(printf 'cbdefgh%s-cbdefghi-cbdefghi-cbdefghi-cbdefghi-cbdefghi-cbdefghi-cb
 printf %s "$key" > "$here/new"
 cryptsetup luksAddKey --batch-mode --key-file "$here/key" --key-slot "$n" --pbkdf pbkdf2 --pbkdf-force-iterations 1000 "$4" "$here/new"
 echo "{\"type\":\"systemd-recovery\",\"keyslots\":[\"$n\"]}" | cryptsetup token import --token-id "$n" "$4"
-for old in $(seq 1 $((n - 1))); do
-    cryptsetup luksKillSlot --batch-mode --key-file "$here/key" "$4" "$old" && cryptsetup token remove --token-id "$old" "$4" || true
-done
+old=$((n - 1))
+if [ "$old" -gt 0 ]; then
+    cryptsetup luksKillSlot --batch-mode --key-file "$here/key" "$4" "$old"
+    cryptsetup token remove --token-id "$old" "$4"
+fi
 echo "$key"
 echo "A secret recovery key has been generated for this volume" >&2
 "#;
@@ -47,30 +49,16 @@ impl Volume {
     /// A partition as the first boot leaves it: one slot, of the TPM's. `None` without the tools.
     fn new() -> Option<Self> {
         let appliance = Appliance::boot()?;
-        if !Path::new(CRYPTSETUP).exists() {
-            eprintln!("SKIPPED: no {CRYPTSETUP} (Debian package cryptsetup-bin)");
+        if !volume::can_be_made() {
             return None;
         }
         let volume = Self { appliance, folder: tempfile::tempdir().unwrap() };
-        fs::File::create(volume.path("volume")).unwrap().set_len(32 << 20).unwrap();
-        fs::write(volume.path("key"), "the TPM's").unwrap();
+        volume::make(&volume.path("volume"), 32 << 20, TPM_KEY);
+        fs::write(volume.path("key"), TPM_KEY).unwrap();
         fs::write(volume.path("count"), "0").unwrap();
         fs::write(volume.path("enroll"), ENROLL).unwrap();
         fs::set_permissions(volume.path("enroll"), Permissions::from_mode(0o755)).unwrap();
         fs::create_dir(volume.appliance.path("recovery")).unwrap();
-        let cheap = ["--pbkdf", "pbkdf2", "--pbkdf-force-iterations", "1000"];
-        let mut format = Command::new(CRYPTSETUP);
-        format.args(["luksFormat", "--batch-mode", "--type", "luks2"]).args(cheap);
-        check(format.arg(volume.path("volume")).arg(volume.path("key")), "");
-        let token = format!(
-            r#"{{"type":"systemd-tpm2","keyslots":["0"],"tpm2-policy-hash":"{}"}}"#,
-            "ab".repeat(32)
-        );
-        let mut import = Command::new(CRYPTSETUP);
-        check(
-            import.args(["token", "import", "--token-id", "0"]).arg(volume.path("volume")),
-            &token,
-        );
         Some(volume)
     }
 
@@ -115,26 +103,10 @@ impl Volume {
 
     /// Whether cryptsetup opens the volume by this passphrase, typed.
     fn opens(&self, passphrase: &str) -> bool {
-        let mut open = Command::new(CRYPTSETUP);
+        let mut open = Command::new(volume::CRYPTSETUP);
         open.args(["open", "--test-passphrase"]).arg(self.path("volume"));
-        run(&mut open, passphrase).status.success()
+        volume::run(&mut open, passphrase).status.success()
     }
-}
-
-fn run(command: &mut Command, typed: &str) -> Output {
-    let mut process = command
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .unwrap();
-    process.stdin.take().unwrap().write_all(typed.as_bytes()).unwrap();
-    process.wait_with_output().unwrap()
-}
-
-fn check(command: &mut Command, typed: &str) {
-    let output = run(command, typed);
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
 }
 
 /// An escrow key in software, as the officer's token has it.

@@ -5,19 +5,17 @@
 mod appliance;
 
 use std::fs;
-use std::io::Write as _;
 use std::os::unix::fs::{FileExt as _, symlink};
-use std::path::{Path, PathBuf};
-use std::process::{Command, Output, Stdio};
+use std::path::PathBuf;
+use std::process::{Command, Output};
 
-use appliance::Appliance;
+use appliance::{Appliance, volume};
 use evidence::bundle::SignedFile;
 use evidence::fixture::{policy, sign_files};
 use evidence::reseal::Slots;
 use evidence::reset::{ORDER_FILE, Order, RESET_SCHEMA};
 use sha2::{Digest as _, Sha256};
 
-const CRYPTSETUP: &str = "/usr/sbin/cryptsetup";
 /// Where the state partition begins and its data do, on the disk.
 const START: usize = 4 << 20;
 const DATA: usize = START + (16 << 20);
@@ -31,26 +29,15 @@ impl Machine {
     /// An appliance that has run once, and its disk; `None` without the tools.
     fn new() -> Option<Self> {
         let appliance = Appliance::boot()?;
-        if !Path::new(CRYPTSETUP).exists() {
-            eprintln!("SKIPPED: no {CRYPTSETUP} (Debian package cryptsetup-bin)");
+        if !volume::can_be_made() {
             return None;
         }
         let machine = Self { appliance, folder: tempfile::tempdir().unwrap() };
         machine.make_disk();
-        let volume = machine.path("dev/vda2");
-        fs::File::create(&volume).unwrap().set_len(24 << 20).unwrap();
-        let cheap = ["--pbkdf", "pbkdf2", "--pbkdf-force-iterations", "1000"];
-        let mut format = Command::new(CRYPTSETUP);
-        format.args(["luksFormat", "--batch-mode", "--type", "luks2"]).args(cheap);
-        run(format.arg(&volume).arg("-"), "key");
-        let token = format!(
-            r#"{{"type":"systemd-tpm2","keyslots":["0"],"tpm2-policy-hash":"{}"}}"#,
-            "ab".repeat(32)
-        );
-        let mut import = Command::new(CRYPTSETUP);
-        run(import.args(["token", "import", "--token-id", "0"]).arg(&volume), &token);
+        let partition = machine.path("dev/vda2");
+        volume::make(&partition, 24 << 20, "key");
         let disk = fs::File::options().write(true).open(machine.path("dev/vda")).unwrap();
-        disk.write_all_at(&fs::read(&volume).unwrap(), START as u64).unwrap();
+        disk.write_all_at(&fs::read(&partition).unwrap(), START as u64).unwrap();
         disk.write_all_at(b"ciphertext", DATA as u64).unwrap();
         fs::write(machine.path("policy.json"), serde_json::to_string(&policy()).unwrap()).unwrap();
         Some(machine)
@@ -70,7 +57,7 @@ impl Machine {
         repart.args(["--offline=yes", "--empty=create", "--size=64M", "--dry-run=no"]);
         let definitions = self.path("repart.d");
         repart.arg(format!("--definitions={}", definitions.display())).arg(self.path("dev/vda"));
-        run(&mut repart, "");
+        volume::check(&mut repart, "");
         fs::write(self.path("sys/vda/vda2/partition"), "2\n").unwrap();
         fs::write(self.path("sys/vda/vda2/start"), format!("{}\n", START / 512)).unwrap();
         fs::write(self.path("sys/vda/queue/logical_block_size"), "512\n").unwrap();
@@ -124,15 +111,6 @@ impl Machine {
         let Output { status, stderr, .. } = command.output().unwrap();
         (status.success(), String::from_utf8(stderr).unwrap())
     }
-}
-
-fn run(command: &mut Command, typed: &str) {
-    let process =
-        command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::piped()).spawn();
-    let mut process = process.unwrap();
-    process.stdin.take().unwrap().write_all(typed.as_bytes()).unwrap();
-    let output = process.wait_with_output().unwrap();
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
 }
 
 /// Starts agentd and stops it; Name of the key, and the count at which the state began.

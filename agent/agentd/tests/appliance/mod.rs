@@ -3,6 +3,7 @@
 pub(crate) mod engine;
 pub(crate) mod medium;
 mod swtpm;
+pub(crate) mod volume;
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
