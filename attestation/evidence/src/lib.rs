@@ -8,6 +8,7 @@ pub mod bundle;
 mod corpus;
 pub mod counter;
 mod cursor;
+mod document;
 pub mod enrol;
 pub mod eventlog;
 pub mod exception;

@@ -19,6 +19,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 use zeroize::Zeroizing;
 
+use crate::document;
 use hpke::ENC_BYTES;
 
 /// Schema name of [`Recovery`].
@@ -201,7 +202,7 @@ impl Recovery {
     /// # Errors
     /// [`RecoveryError::Malformed`] if it would not be read.
     pub fn to_json(&self) -> Result<String, RecoveryError> {
-        let text = serde_json::to_string(self).map_err(|e| malformed(&e.to_string()))?;
+        let text = serde_json::to_string(self).map_err(|e| malformed(e.to_string()))?;
         Self::parse(text.as_bytes())?;
         Ok(text + "\n")
     }
@@ -211,22 +212,11 @@ impl Recovery {
     /// # Errors
     /// [`RecoveryError::Malformed`] says what is wrong with it.
     pub fn parse(text: &[u8]) -> Result<Self, RecoveryError> {
-        if text.len() > BYTES_MAX {
-            let found = text.len();
-            return Err(malformed(&format!("{found} bytes; at most {BYTES_MAX} are read")));
-        }
-        let file: Self = serde_json::from_slice(text).map_err(|e| malformed(&e.to_string()))?;
-        if file.schema != RECOVERY_SCHEMA {
-            let schema = &file.schema;
-            return Err(malformed(&format!("schema {schema:?}; {RECOVERY_SCHEMA:?} is expected")));
-        }
-        let hex = |byte: u8| matches!(byte, b'0'..=b'9' | b'a'..=b'f');
-        if file.machine.len() != 68 || !file.machine.bytes().all(hex) {
-            return Err(malformed("machine is not 34 bytes in lower-case hex"));
-        }
-        if file.state.len() != 36 || !file.state.bytes().all(|byte| hex(byte) || byte == b'-') {
-            return Err(malformed("state is no UUID in lower case"));
-        }
+        let file: Self =
+            document::read(text, BYTES_MAX, RECOVERY_SCHEMA, |file: &Self| &file.schema)
+                .map_err(malformed)?;
+        document::check_hex("machine", &file.machine, 34).map_err(malformed)?;
+        document::check_uuid("state", &file.state).map_err(malformed)?;
         Ok(file)
     }
 
@@ -252,12 +242,13 @@ impl Recovery {
             let (named, found) = (escrowed.key_sha256.clone(), escrow.sha256.clone());
             return Err(RecoveryError::OtherKey { named, found }.into());
         }
-        let decode = |text: &str| STANDARD.decode(text).map_err(|e| malformed(&e.to_string()));
+        let decode = |text: &str| STANDARD.decode(text).map_err(|e| malformed(e.to_string()));
         let enc: [u8; ENC_BYTES] = decode(&escrowed.enc)?
             .try_into()
-            .map_err(|_| malformed("enc is not the 65 bytes of a point"))?;
+            .map_err(|_| malformed("enc is not the 65 bytes of a point".to_owned()))?;
         // On the curve, or a token would compute with a point of another one.
-        PublicKey::from_sec1_bytes(&enc).map_err(|_| malformed("enc is no point of P-256"))?;
+        PublicKey::from_sec1_bytes(&enc)
+            .map_err(|_| malformed("enc is no point of P-256".to_owned()))?;
         let secret = hpke::decapsulate(&escrow.key, &enc, &agree(&enc)?);
         let plain = hpke::open(&secret, INFO, &self.bound(), &decode(&escrowed.ciphertext)?)
             .ok_or(RecoveryError::Closed)?;
@@ -271,8 +262,8 @@ impl Recovery {
     }
 }
 
-fn malformed(reason: &str) -> RecoveryError {
-    RecoveryError::Malformed { reason: reason.chars().take(200).collect() }
+fn malformed(reason: String) -> RecoveryError {
+    RecoveryError::Malformed { reason }
 }
 
 #[cfg(test)]

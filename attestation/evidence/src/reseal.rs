@@ -15,6 +15,7 @@ mod seal;
 use serde::{Deserialize, Serialize};
 
 use crate::bundle::{BundleError, Differences, Quorum};
+use crate::document;
 
 pub use luks::{HEADER_BYTES_MAX, HeaderError, Slot, Slots};
 pub use seal::{SealError, SealingKey, tpm2_pcrs};
@@ -143,27 +144,17 @@ impl Order {
     /// # Errors
     /// [`ResealError::Malformed`] says what is wrong with it.
     pub fn parse(file: &[u8]) -> Result<Self, ResealError> {
-        if file.len() > ORDER_BYTES_MAX {
-            let found = file.len();
-            return Err(malformed(format!("{found} bytes; at most {ORDER_BYTES_MAX} are read")));
+        let order: Self =
+            document::read(file, ORDER_BYTES_MAX, RESEAL_SCHEMA, |order: &Self| &order.schema)
+                .map_err(malformed)?;
+        for (field, text, bytes) in [
+            ("ak_name", &order.ak_name, 34),
+            ("pcr7_present", &order.pcr7_present, 32),
+            ("pcr7_forecast", &order.pcr7_forecast, 32),
+            ("id", &order.id, 16),
+        ] {
+            document::check_hex(field, text, bytes).map_err(malformed)?;
         }
-        let order: Self = serde_json::from_slice(file)
-            .map_err(|error| malformed(error.to_string().chars().take(200).collect()))?;
-        if order.schema != RESEAL_SCHEMA {
-            let found: String = order.schema.chars().take(80).collect();
-            return Err(malformed(format!("schema {found:?}; {RESEAL_SCHEMA:?} is expected")));
-        }
-        let hex = |field: &str, text: &str, bytes: usize| {
-            let lower = text.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'));
-            if lower && text.len() == bytes.saturating_mul(2) {
-                return Ok(());
-            }
-            Err(malformed(format!("{field} is not {bytes} bytes in lower-case hex")))
-        };
-        hex("ak_name", &order.ak_name, 34)?;
-        hex("pcr7_present", &order.pcr7_present, 32)?;
-        hex("pcr7_forecast", &order.pcr7_forecast, 32)?;
-        hex("id", &order.id, 16)?;
         if order.pcr7_present == order.pcr7_forecast {
             return Err(malformed("PCR 7 stays as it is: nothing to reseal".to_owned()));
         }

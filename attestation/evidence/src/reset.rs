@@ -10,6 +10,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::bundle::{BundleError, Differences, Quorum};
+use crate::document;
 
 /// Schema name of [`Order`].
 pub const RESET_SCHEMA: &str = "casemate-reset-v1";
@@ -80,7 +81,7 @@ impl Order {
     /// # Errors
     /// [`ResetError::Malformed`] if it would not be read.
     pub fn to_json(&self) -> Result<Vec<u8>, ResetError> {
-        let mut text = serde_json::to_vec_pretty(self).map_err(|e| malformed(&e.to_string()))?;
+        let mut text = serde_json::to_vec_pretty(self).map_err(|e| malformed(e.to_string()))?;
         text.push(b'\n');
         Self::parse(&text)?;
         Ok(text)
@@ -91,26 +92,15 @@ impl Order {
     /// # Errors
     /// [`ResetError::Malformed`] says what is wrong with it.
     pub fn parse(file: &[u8]) -> Result<Self, ResetError> {
-        if file.len() > ORDER_BYTES_MAX {
-            let found = file.len();
-            return Err(malformed(&format!("{found} bytes; at most {ORDER_BYTES_MAX} are read")));
-        }
-        let order: Self = serde_json::from_slice(file).map_err(|e| malformed(&e.to_string()))?;
-        if order.schema != RESET_SCHEMA {
-            let found: String = order.schema.chars().take(80).collect();
-            return Err(malformed(&format!("schema {found:?}; {RESET_SCHEMA:?} is expected")));
-        }
-        let hex = |byte: u8| matches!(byte, b'0'..=b'9' | b'a'..=b'f');
-        if order.machine.len() != 68 || !order.machine.bytes().all(hex) {
-            return Err(malformed("machine is not 34 bytes in lower-case hex"));
-        }
-        if order.state.len() != 36 || !order.state.bytes().all(|byte| hex(byte) || byte == b'-') {
-            return Err(malformed("state is no UUID in lower case"));
-        }
+        let order: Self =
+            document::read(file, ORDER_BYTES_MAX, RESET_SCHEMA, |order: &Self| &order.schema)
+                .map_err(malformed)?;
+        document::check_hex("machine", &order.machine, 34).map_err(malformed)?;
+        document::check_uuid("state", &order.state).map_err(malformed)?;
         let reason = order.reason.trim().chars().count();
         if !(1..=REASON_CHARS_MAX).contains(&reason) {
             let expected = format!("1 to {REASON_CHARS_MAX} characters are expected");
-            return Err(malformed(&format!("the reason has {reason}; {expected}")));
+            return Err(malformed(format!("the reason has {reason}; {expected}")));
         }
         Ok(order)
     }
@@ -159,8 +149,8 @@ impl Approved {
     }
 }
 
-fn malformed(reason: &str) -> ResetError {
-    ResetError::Malformed { reason: reason.chars().take(200).collect() }
+fn malformed(reason: String) -> ResetError {
+    ResetError::Malformed { reason }
 }
 
 #[cfg(test)]
