@@ -4,13 +4,12 @@
 
 use std::path::PathBuf;
 
-use anyhow::{Context as _, bail};
+use anyhow::Context as _;
 use clap::Subcommand;
-use evidence::bundle::Quorum;
 use evidence::reset::{ORDER_BYTES_MAX, ORDER_FILE, Order, RESET_SCHEMA, approve};
 
-use crate::bundle::medium::{self, Medium};
-use crate::bundle::{self, folder, verify};
+use crate::bundle::medium::Medium;
+use crate::bundle::{self, order::Pack};
 use crate::recovery;
 
 /// Arguments.
@@ -40,21 +39,6 @@ struct Create {
     out: PathBuf,
 }
 
-#[derive(Debug, clap::Args)]
-struct Pack {
-    /// The folder with the order
-    dir: PathBuf,
-    /// Signature files to put on the medium
-    #[arg(long)]
-    signature: Vec<PathBuf>,
-    /// Disk image to make
-    #[arg(long)]
-    out: PathBuf,
-    /// Fail if the signatures do not meet this quorum policy
-    #[arg(long)]
-    policy: Option<PathBuf>,
-}
-
 pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     match &args.command {
         Command::Create(args) => create(args),
@@ -81,15 +65,10 @@ fn pack(args: &Pack) -> anyhow::Result<()> {
     let path = args.dir.join(ORDER_FILE);
     let file = bundle::read(&path, ORDER_BYTES_MAX)?;
     let order = Order::parse(&file).with_context(|| path.display().to_string())?;
-    if let Some(path) = &args.policy {
-        let quorum = Quorum::parse(&verify::policy(path)?)?;
-        approve(&quorum, &bundle::read_signatures(&args.signature)?, &file)?;
+    if let Some((quorum, signatures)) = args.quorum()? {
+        approve(&quorum, &signatures, &file)?;
     }
-    let found = folder::read(&args.dir)?;
-    if found.len() != 1 {
-        bail!("{} holds {} files; an order is one", args.dir.display(), found.len());
-    }
-    medium::pack(&Medium::RESET, (&args.dir, &found), &args.signature, &args.out)?;
+    args.pack(&Medium::RESET)?;
     println!("{}: {}", args.out.display(), describe(&order));
     Ok(())
 }
