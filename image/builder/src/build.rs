@@ -8,7 +8,7 @@ use evidence::time::Timestamp;
 use crate::bootstrap::{self, Bootstrap, BootstrapError};
 use crate::cache;
 use crate::delivery::{self, DeliveryError, ENVELOPE, LOGS, digest_file};
-use crate::disk::{Disk, DiskError};
+use crate::disk::{Disk, DiskError, IMAGE};
 use crate::initrd::{self, InitrdError};
 use crate::installer::{self, InstallerError, STICK};
 use crate::inventory::{self, Inventory, InventoryError};
@@ -25,16 +25,9 @@ use crate::uki::{self, UkiBuildError};
 
 const IMAGE_ID: &str = "casemate";
 const IMAGE_VERSION: &str = env!("CARGO_PKG_VERSION");
-/// Files of a finished build.
-const OUTPUTS: &[&str] = &[
-    "casemate.raw",
-    "casemate.efi",
-    "OVMF_VARS.fd",
-    "reference.json",
-    "sbom.cdx.json",
-    "report.html",
-    ENVELOPE,
-];
+/// Files of a finished build, but for the envelope over them.
+const OUTPUTS: &[&str] =
+    &[IMAGE, "casemate.efi", "OVMF_VARS.fd", "reference.json", "sbom.cdx.json", "report.html"];
 
 /// What to build.
 #[derive(Clone, Debug)]
@@ -157,15 +150,16 @@ pub fn build(options: &Options) -> Result<Built> {
     build.describe(&bootstrap, &inventory, &root_hash)?;
     build.firmware_variables()?;
     build.reference_values(&root_hash, &cmdline)?;
-    build.seal(&bootstrap, &signers, OUTPUTS)?;
-    let mut names = OUTPUTS.to_vec();
+    let mut digests = build.digests(OUTPUTS)?;
+    build.seal(&bootstrap, &signers, &digests)?;
     if let Some(serials) = &options.installer {
-        build.installer(&bootstrap, &initrd, &signers, serials)?;
-        names.push(STICK);
+        build.installer(&bootstrap, &initrd, &signers, serials, &digests[IMAGE])?;
         // The stick holds the envelope over the image; this one is over the stick, too.
-        build.seal(&bootstrap, &signers, &names)?;
+        digests.append(&mut build.digests(&[STICK])?);
+        build.seal(&bootstrap, &signers, &digests)?;
     }
-    let outputs = publish(&build.work, &options.out, &names)?;
+    let names = digests.keys().map(String::as_str).chain([ENVELOPE]);
+    let outputs = publish(&build.work, &options.out, names)?;
     Ok(Built { steps: build.steps, root_hash, outputs })
 }
 
@@ -264,7 +258,7 @@ impl<'a> Build<'a> {
         let inputs = uki::Inputs {
             kernel: &bootstrap.kernel_image(),
             kernel_version: &bootstrap.kernel_version,
-            initrd,
+            initrds: &[initrd],
             os_release: &self.root().join("usr/lib/os-release"),
             cmdline,
             keys: &self.keys,
@@ -289,7 +283,7 @@ impl<'a> Build<'a> {
         work: impl FnOnce(&Disk<'_>) -> std::result::Result<T, DiskError>,
     ) -> Result<T> {
         let disk = Disk {
-            file: &self.work.join("casemate.raw"),
+            file: &self.work.join(IMAGE),
             definitions: &self.options.source.join("image/config/repart"),
             content: &self.content(),
             source_date_s: self.options.source_date_s,
@@ -338,7 +332,7 @@ impl<'a> Build<'a> {
         let (options, work) = (self.options, self.work.clone());
         let created = Timestamp::from_unix(options.source_date_s.into()).to_string();
         self.steps.step("SBOM, report", || {
-            let disk = work.join("casemate.raw");
+            let disk = work.join(IMAGE);
             let content_bytes = size::content_bytes(&disk)
                 .map_err(|source| BuildError::File { path: disk.clone(), source })?;
             let identity = sbom::Identity {
@@ -367,6 +361,7 @@ impl<'a> Build<'a> {
         initrd: &Path,
         signers: &Signers,
         serials: &[String],
+        image_sha256: &str,
     ) -> Result<()> {
         let inputs = installer::Inputs {
             tree: &self.root(),
@@ -378,18 +373,22 @@ impl<'a> Build<'a> {
             source: &self.options.source,
             serials,
             work: &self.work,
-            image_sha256: &digest_file(&self.work.join("casemate.raw"))?,
+            image_sha256,
             source_date_s: self.options.source_date_s,
             logs: &self.logs,
         };
         self.steps.step("installer stick", || Ok(Done::fresh(inputs.make(signers)?)))
     }
 
-    /// Provenance over all other outputs, signed.
-    fn seal(&mut self, bootstrap: &Bootstrap, signers: &Signers, names: &[&str]) -> Result<()> {
+    fn digests(&mut self, names: &[&str]) -> Result<Digests> {
+        self.steps.step("digests", || digest_files(&self.work, names).map(Done::fresh))
+    }
+
+    /// Provenance over these outputs, signed.
+    fn seal(&mut self, bootstrap: &Bootstrap, signers: &Signers, outputs: &Digests) -> Result<()> {
         let (options, work) = (self.options, &self.work);
         self.steps.step("signed provenance", || {
-            let statement = serde_json::to_vec(&provenance(options, bootstrap, work, names)?)?;
+            let statement = serde_json::to_vec(&provenance(options, bootstrap, outputs)?)?;
             let envelope = delivery::seal(&statement, &signers.build)?;
             write(&work.join(ENVELOPE), &envelope).map(Done::fresh)
         })
@@ -399,8 +398,7 @@ impl<'a> Build<'a> {
 fn provenance(
     options: &Options,
     bootstrap: &Bootstrap,
-    work: &Path,
-    names: &[&str],
+    outputs: &Digests,
 ) -> Result<serde_json::Value> {
     let mut configuration = Digests::new();
     for folder in ["image/config", "kernel-config", "systemd"] {
@@ -410,22 +408,20 @@ fn provenance(
         Some(folder) => {
             configuration.append(&mut digest_files(&options.source, &["Cargo.lock"])?);
             let mut programs = digest_files(folder, tree::AGENT)?;
-            if names.contains(&STICK) {
+            if outputs.contains_key(STICK) {
                 programs.append(&mut digest_files(folder, &[installer::PROGRAM])?);
             }
             programs
         }
         None => Digests::new(),
     };
-    let others: Vec<&str> = names.iter().copied().filter(|name| *name != ENVELOPE).collect();
     let materials = Materials {
         lock: &Lock::read(&options.source)?,
         lock_sha256: &bootstrap.lock_sha256,
         configuration: &configuration,
         agent: &agent,
     };
-    let outputs = digest_files(work, &others)?;
-    Ok(provenance::statement(&outputs, &materials, options.profile.name(), options.source_date_s))
+    Ok(provenance::statement(outputs, &materials, options.profile.name(), options.source_date_s))
 }
 
 fn os_release(profile: Profile, version_index: u64) -> String {
@@ -463,7 +459,11 @@ fn digest_folder(folder: &Path, name: &str, digests: &mut Digests) -> Result<()>
 }
 
 /// Moves the finished files into place and removes the work folder.
-fn publish(work: &Path, out: &Path, names: &[&str]) -> Result<Vec<PathBuf>> {
+fn publish<'a>(
+    work: &Path,
+    out: &Path,
+    names: impl Iterator<Item = &'a str>,
+) -> Result<Vec<PathBuf>> {
     let mut outputs = Vec::new();
     for name in names {
         let target = out.join(name);
@@ -472,8 +472,8 @@ fn publish(work: &Path, out: &Path, names: &[&str]) -> Result<Vec<PathBuf>> {
         outputs.push(target);
     }
     // An earlier stick would hold another image, and no signature is over it.
-    if !names.contains(&STICK) {
-        let stale = out.join(STICK);
+    let stale = out.join(STICK);
+    if !outputs.contains(&stale) {
         match fs::remove_file(&stale) {
             Err(source) if source.kind() != std::io::ErrorKind::NotFound => {
                 return Err(BuildError::File { path: stale, source });

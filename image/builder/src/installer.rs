@@ -8,12 +8,12 @@ use std::path::{Path, PathBuf};
 
 use crate::cpio::{Archive, CpioError, Node};
 use crate::delivery::ENVELOPE;
+use crate::disk;
 use crate::elf::{self, ElfError};
 use crate::extents::{self, ExtentsError};
-use crate::keys::{KeySet, KeysError, SECURE_BOOT, Signers};
-use crate::reasoned::{self, ListError};
-use crate::sign::{SignError, authenticode};
-use crate::tool::{Tool, ToolError};
+use crate::keys::{KeySet, SECURE_BOOT, Signers};
+use crate::tool::ToolError;
+use crate::uki::{self, UkiBuildError};
 
 /// The stick.
 pub(crate) const STICK: &str = "installer.raw";
@@ -41,18 +41,12 @@ const SERIALS_MAX: usize = 1024;
 /// Why there is no stick.
 #[derive(Debug, thiserror::Error)]
 pub enum InstallerError {
-    /// The command line's list is wrong.
+    /// The UKI.
     #[error(transparent)]
-    List(#[from] ListError),
+    Uki(#[from] UkiBuildError),
     /// A tool failed.
     #[error(transparent)]
     Tool(#[from] ToolError),
-    /// A key.
-    #[error(transparent)]
-    Keys(#[from] KeysError),
-    /// The program is not signed.
-    #[error(transparent)]
-    Sign(#[from] SignError),
     /// The initrd.
     #[error(transparent)]
     Cpio(#[from] CpioError),
@@ -114,10 +108,7 @@ impl Inputs<'_> {
         let (cpio, efi) = (self.at("installer.cpio"), self.at("installer.efi"));
         write(&cpio, &self.archive()?.write(self.source_date_s)?)?;
         self.ukify(&cpio, &efi)?;
-        let certificate = self.keys.db_certificate()?;
-        let signed =
-            authenticode::sign(&read(&efi)?, &certificate, &|message| signers.db.sign(message))?;
-        self.disk(&signed)?;
+        self.disk(&uki::admit(&read(&efi)?, self.keys, signers)?)?;
         for done in [&cpio, &efi] {
             fs::remove_file(done).map_err(|source| error(done, source))?;
         }
@@ -154,7 +145,7 @@ impl Inputs<'_> {
             }
         }
         let mut packed = Vec::new();
-        extents::pack(&self.at("casemate.raw"), &mut packed)?;
+        extents::pack(&self.at(disk::IMAGE), &mut packed)?;
         material("image.extents", packed);
         self.libraries(&program, &mut archive)?;
         Ok(archive)
@@ -180,20 +171,17 @@ impl Inputs<'_> {
     }
 
     fn ukify(&self, cpio: &Path, output: &Path) -> Result<()> {
-        let entries = reasoned::read(&self.source.join("kernel-config/cmdline"), "word")?;
-        let mut words: Vec<String> = entries.into_iter().flat_map(|entry| entry.fields).collect();
-        words.push(START.to_owned());
-        Tool::new("ukify", "ukify-installer", self.logs)
-            .arg("build")
-            .path_arg("--linux=", self.kernel)
-            .path_arg("--initrd=", self.initrd)
-            .path_arg("--initrd=", cpio)
-            .arg(format!("--uname={}", self.kernel_version))
-            .path_arg("--os-release=@", &self.tree.join("usr/lib/os-release"))
-            .arg(format!("--cmdline={}", words.join(" ")))
-            .path_arg("--output=", output)
-            .env("SOURCE_DATE_EPOCH", self.source_date_s.to_string())
-            .run()?;
+        let inputs = uki::Inputs {
+            kernel: self.kernel,
+            kernel_version: self.kernel_version,
+            initrds: &[self.initrd, cpio],
+            os_release: &self.tree.join("usr/lib/os-release"),
+            cmdline: &uki::words(self.source, START.to_owned())?,
+            keys: self.keys,
+            source_date_s: self.source_date_s,
+            logs: self.logs,
+        };
+        uki::ukify(&inputs, "ukify-installer", output).run()?;
         Ok(())
     }
 
@@ -205,12 +193,10 @@ impl Inputs<'_> {
         }
         write(&boot.join("BOOTX64.EFI"), program)?;
         write(&definitions.join("10-esp.conf"), partition(program.len() as u64).as_bytes())?;
-        Tool::new("systemd-repart", "repart-installer", self.logs)
-            .args(["--offline=yes", "--dry-run=no", "--no-pager", "--empty=create", "--size=auto"])
-            .args(["--sector-size=512", &format!("--seed={}", crate::disk::SEED)])
+        disk::repart("repart-installer", self.logs, self.source_date_s)
+            .args(["--empty=create", "--size=auto"])
             .path_arg("--definitions=", &definitions)
             .path_arg("--copy-source=", &content)
-            .env("SOURCE_DATE_EPOCH", self.source_date_s.to_string())
             .arg(self.at(STICK))
             .run()?;
         for folder in [&definitions, &content] {
