@@ -109,26 +109,19 @@ fn closure(metadata: &Metadata, programs: &[&str]) -> Result<Vec<Crate>> {
             open.extend(node.deps.iter().filter(normal).map(|dependency| dependency.pkg.as_str()));
         }
     }
-    let found: Vec<&&Package> = seen.into_iter().filter_map(|id| packages.get(id)).collect();
-    let unlicensed: Vec<String> = found
-        .iter()
-        .filter(|package| package.license.is_none())
-        .map(|package| {
-            format!("crate {} {}: its manifest names none", package.name, package.version)
-        })
-        .collect();
+    let (mut crates, mut unlicensed) = (Vec::new(), Vec::new());
+    for package in seen.into_iter().filter_map(|id| packages.get(id)) {
+        let (name, version) = (package.name.clone(), package.version.clone());
+        match package.license.as_deref().map(of_crate) {
+            Some(licence) => {
+                crates.push(Crate { name, version, licence, ours: package.source.is_none() });
+            }
+            None => unlicensed.push(format!("crate {name} {version}: its manifest names none")),
+        }
+    }
     if !unlicensed.is_empty() {
         return Err(InventoryError::Licences { unlicensed });
     }
-    let mut crates: Vec<Crate> = found
-        .into_iter()
-        .map(|package| Crate {
-            name: package.name.clone(),
-            version: package.version.clone(),
-            licence: of_crate(package.license.as_deref().unwrap_or_default()),
-            ours: package.source.is_none(),
-        })
-        .collect();
     crates.sort_by(|a, b| (&a.name, &a.version).cmp(&(&b.name, &b.version)));
     Ok(crates)
 }
