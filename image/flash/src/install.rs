@@ -17,7 +17,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, ensure};
 use builder::INSTALLER_MATERIAL;
-use serde::Deserialize;
+use serde::de::Error as _;
+use serde::{Deserialize, Deserializer};
 
 use crate::copy::{self, Phase, SIZES, Watch};
 use crate::device::Device;
@@ -47,8 +48,9 @@ const EVERY: Duration = Duration::from_secs(5);
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Order {
-    /// Of the image, in lower-case hex: no other image is installed by this stick, however well it is signed.
-    image_sha256: String,
+    /// Of the image: no other one is installed by this stick, however well it is signed.
+    #[serde(deserialize_with = "sha256")]
+    image_sha256: [u8; 32],
     /// Serial numbers of disks that are overwritten without a question; empty: the operator types one.
     serials: Vec<String>,
 }
@@ -79,15 +81,15 @@ fn install(console: &mut Console, material: &Path, unpacked: &Path) -> anyhow::R
     let inventory = disks(console, &order)?;
     let disk = name_one(console, &inventory, &image, &order)?;
     let device = Device::open(&disk.path())?;
-    unchanged(&disk, &device)?;
+    // Between the list and now somebody read and typed.
+    crate::unchanged(&disk, &device)?;
     if state == State::Setup {
         firmware.enrol()?;
         console.say(&words::ENROLLED);
     }
     console.say(&words::writing(&disk.path().display().to_string()));
-    let sha256 = sha256(&order)?;
     let mut watch = Spoken { console, phase: None, said: None };
-    copy::copy(&image, &device, &sha256, SIZES, &mut watch)
+    copy::copy(&image, &device, &order.image_sha256, SIZES, &mut watch)
         .context(disk.path().display().to_string())
 }
 
@@ -95,16 +97,18 @@ fn order(path: &Path) -> anyhow::Result<Order> {
     let shown = path.display().to_string();
     let length = std::fs::metadata(path).with_context(|| shown.clone())?.len();
     ensure!(length <= ORDER_BYTES_MAX, "{shown} has {length} bytes, more than {ORDER_BYTES_MAX}");
-    let order: Order = serde_json::from_slice(&std::fs::read(path).with_context(|| shown.clone())?)
-        .with_context(|| shown.clone())?;
-    sha256(&order).map(|_| order)
+    let text = std::fs::read(path).with_context(|| shown.clone())?;
+    serde_json::from_slice(&text).with_context(|| shown)
 }
 
-fn sha256(order: &Order) -> anyhow::Result<[u8; 32]> {
-    let bytes = hex::decode(&order.image_sha256).ok();
-    bytes.and_then(|bytes| bytes.try_into().ok()).with_context(|| {
-        format!("image_sha256 is {:?}; expected 64 hex digits", order.image_sha256)
-    })
+/// Reads 32 bytes in hex.
+fn sha256<'de, D: Deserializer<'de>>(from: D) -> Result<[u8; 32], D::Error> {
+    let text = String::deserialize(from)?;
+    let mut bytes = [0; 32];
+    hex::decode_to_slice(&text, &mut bytes).map_err(|_| {
+        D::Error::custom(format!("image_sha256 is {text:?}; expected 64 hex digits"))
+    })?;
+    Ok(bytes)
 }
 
 /// Unpacks the image and compares it with what the build key signed, and with the order.
@@ -128,10 +132,10 @@ fn image(
     let image = Image::open(&path)?;
     let found = image.check(&pem, &mut Spoken { console, phase: None, said: None })?;
     ensure!(
-        found == sha256(order)?,
+        found == order.image_sha256,
         "the build key signed another image, {}, than this stick was made for, {}",
         hex::encode(found),
-        order.image_sha256
+        hex::encode(order.image_sha256)
     );
     Ok(image)
 }
@@ -189,11 +193,6 @@ fn name_one(
         }
     }
     anyhow::bail!("no disk was named in {ATTEMPTS_MAX} attempts; nothing was written")
-}
-
-/// Between the list and now somebody read and typed: it must still be the same disk.
-fn unchanged(disk: &Disk, device: &Device) -> anyhow::Result<()> {
-    crate::unchanged(disk, device)
 }
 
 /// Says how far it is, now and then. Nobody interrupts: who pulls the plug gets a disk that does not boot.
