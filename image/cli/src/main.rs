@@ -4,12 +4,13 @@ mod build;
 mod bundle;
 mod demo;
 mod exception;
-mod flash;
 mod forecast;
 mod kernel;
 mod keys;
 mod lock;
+mod recovery;
 mod reseal;
+mod reset;
 mod tool;
 mod verify_build;
 mod vm;
@@ -46,8 +47,12 @@ enum Command {
     Flash(flash::Args),
     /// Say what an update of firmware, dbx, db or image will do to a machine, and prepare the reseal.
     Forecast(Box<forecast::Args>),
+    /// Open the recovery key of a machine's state partition by the escrow key.
+    Recovery(recovery::Args),
     /// Pack a signed reseal order.
     Reseal(reseal::Args),
+    /// Order the state of a machine destroyed, its keys first.
+    Reset(reset::Args),
     /// Run an image in QEMU with OVMF and a software TPM.
     Vm(vm::Args),
     /// Show the whole appliance at work, refusals included.
@@ -73,9 +78,11 @@ fn run(command: Command) -> anyhow::Result<()> {
         Command::VerifyBuild(args) => verify_build::run(&args),
         Command::Bundle(args) => bundle::run(&args),
         Command::Exception(args) => exception::run(&args),
-        Command::Flash(args) => flash::run(&args),
+        Command::Flash(args) => flash::run(&args, verify_build::key),
         Command::Forecast(args) => forecast::run(&args),
+        Command::Recovery(args) => recovery::run(&args),
         Command::Reseal(args) => reseal::run(&args),
+        Command::Reset(args) => reset::run(&args),
         Command::Vm(args) => vm::run(&args),
         Command::Demo(args) => demo::run(&args),
     }

@@ -76,12 +76,33 @@ impl Module {
         session.init_pin(&pin).map_err(call("set the user's PIN"))
     }
 
-    /// Generates a key pair in the token, under the label that `uri` names. The private key cannot leave the
+    /// Generates a key pair that signs in the token, under the label that `uri` names. The private key cannot leave the
     /// token. Returns the URI completed by the key's identifier.
     ///
     /// # Errors
     /// [`Pkcs11Error::Exists`] if there is such a key.
     pub fn generate(&self, uri: &Uri, algorithm: Algorithm) -> Result<Uri, Pkcs11Error> {
+        self.generate_to(uri, algorithm, &[Attribute::Verify(true)], &[Attribute::Sign(true)])
+    }
+
+    /// The same for a key on P-256 that agrees on secrets, see [`crate::Agreement`].
+    ///
+    /// # Errors
+    /// As [`Module::generate`].
+    pub fn generate_agreement(&self, uri: &Uri) -> Result<Uri, Pkcs11Error> {
+        // Said, since tokens have defaults of their own.
+        let public = [Attribute::Derive(true), Attribute::Verify(false)];
+        let private = [Attribute::Derive(true), Attribute::Sign(false)];
+        self.generate_to(uri, Algorithm::P256, &public, &private)
+    }
+
+    fn generate_to(
+        &self,
+        uri: &Uri,
+        algorithm: Algorithm,
+        public_does: &[Attribute],
+        private_does: &[Attribute],
+    ) -> Result<Uri, Pkcs11Error> {
         let name = uri.object.as_deref().ok_or_else(|| incomplete(uri, "object"))?;
         let (slot, token) = self.find_token(uri)?;
         let session = self.context.open_rw_session(slot).map_err(call("open a session"))?;
@@ -97,20 +118,20 @@ impl Module {
         let mut public = vec![
             Attribute::Token(true),
             Attribute::Private(false),
-            Attribute::Verify(true),
             Attribute::Id(id.clone()),
             label.clone(),
         ];
         public.extend(kind);
-        let private = [
+        public.extend_from_slice(public_does);
+        let mut private = vec![
             Attribute::Token(true),
             Attribute::Private(true),
             Attribute::Sensitive(true),
             Attribute::Extractable(false),
-            Attribute::Sign(true),
             Attribute::Id(id.clone()),
             label,
         ];
+        private.extend_from_slice(private_does);
         session
             .generate_key_pair(&mechanism, &public, &private)
             .map_err(call("generate a key pair"))?;
@@ -122,10 +143,16 @@ impl Module {
     /// # Errors
     /// As [`Module::signer`], but for the key.
     pub fn has_key(&self, uri: &Uri) -> Result<bool, Pkcs11Error> {
+        let session = self.session(uri)?;
+        Ok(!find_keys(&session, uri, ObjectClass::PRIVATE_KEY)?.is_empty())
+    }
+
+    /// A session with the token that `uri` names, logged in.
+    pub(crate) fn session(&self, uri: &Uri) -> Result<Session, Pkcs11Error> {
         let (slot, token) = self.find_token(uri)?;
         let session = self.context.open_ro_session(slot).map_err(call("open a session"))?;
         log_in(&session, &token, uri)?;
-        Ok(!find_keys(&session, uri, ObjectClass::PRIVATE_KEY)?.is_empty())
+        Ok(session)
     }
 
     /// Opens the key that `uri` names.

@@ -18,15 +18,17 @@ const FUZZ_SECONDS: &str = "60";
 
 /// The scenario that boots an image with our own kernel.
 const OWN_KERNEL: &str = "own-kernel";
+/// A scenario installs from the stick that is built with the image.
+const STICK: &[&str] = &["--installer"];
 
 /// Runs the whole suite, or only the boot scenarios called `only`.
 pub(crate) fn run(tree: &Tree, steps: &mut Steps, long: bool, only: &[String]) -> Result<()> {
     if !only.is_empty() {
-        let material = material::prepare(tree, steps)?;
+        let material = material::prepare(tree, steps, STICK)?;
         return scenarios(tree, steps, &material, long, only);
     }
     static_checks(tree, steps)?;
-    let material = material::prepare(tree, steps)?;
+    let material = material::prepare(tree, steps, STICK)?;
     steps.run("unit and integration tests", || {
         let mut command = tree.enter("/usr/bin/env");
         command.arg(format!("CASEMATE_TEST_MODEL={}", material.model.display()));

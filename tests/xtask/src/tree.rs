@@ -13,7 +13,8 @@ use sha2::{Digest, Sha256};
 use crate::host::is_root;
 use crate::steps::{output, sh};
 
-const SUITE: &str = "trixie";
+/// Debian 13.
+pub(crate) const SUITE: &str = "trixie";
 const MIRROR_DEFAULT: &str = "http://deb.debian.org/debian";
 
 /// Packages of the tools tree, and why each is there.
@@ -106,6 +107,11 @@ impl Tree {
     /// The cache folder, at the same path inside and outside.
     pub(crate) fn cache(&self) -> &Path {
         &self.cache
+    }
+
+    /// Where a file of the tree is outside of it.
+    pub(crate) fn path(&self, inside: &str) -> PathBuf {
+        self.root.join(inside.trim_start_matches('/'))
     }
 
     /// The repository, at the same path inside and outside.
