@@ -13,7 +13,7 @@ pub(crate) struct Args {
     /// Only resolve the fragments of kernel-config, and write kernel-config/resolved.config
     #[arg(long, conflicts_with = "cached")]
     update: bool,
-    /// Build nothing: fail if the cache has no kernel of these fragments
+    /// Build nothing: print no folder if the cache has no kernel of these fragments
     #[arg(long)]
     cached: bool,
     /// What is kept between builds [default: casemate/build in the user's cache folder]
@@ -46,13 +46,9 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
         println!("{} is written; look at what changed, build, test and commit it", file.display());
         return Ok(());
     }
-    let folder = if args.cached {
-        place
-            .cached()?
-            .context("the cache has no kernel of these fragments; `casemate kernel` builds it")?
-    } else {
-        place.build()?
-    };
-    println!("{}", folder.display());
+    let folder = if args.cached { place.cached()? } else { Some(place.build()?) };
+    if let Some(folder) = folder {
+        println!("{}", folder.display());
+    }
     Ok(())
 }

@@ -45,8 +45,8 @@ pub struct Inputs {
     pub keys: PathBuf,
     /// Folder made by `casemate build`, with a version below `image`.
     pub image_older: Option<PathBuf>,
-    /// The same with our own kernel.
-    pub image_own_kernel: Option<PathBuf>,
+    /// The same as `image` with our own kernel.
+    pub own_kernel: Option<OwnKernel>,
     /// Bundle media, by name.
     pub bundles: Bundles,
     /// Python with the `openai` package.
@@ -61,6 +61,15 @@ pub struct Inputs {
     pub memory_mib: u32,
     /// Repetitions too.
     pub long: bool,
+}
+
+/// Our own kernel, and an image with it.
+#[derive(Debug)]
+pub struct OwnKernel {
+    /// Folder made by `casemate build --kernel own`.
+    pub image: PathBuf,
+    /// Folder that `casemate kernel` names.
+    pub kernel: PathBuf,
 }
 
 /// Bundle media, as `casemate bundle pack` makes them.

@@ -182,7 +182,7 @@ mod tests {
     fn bench(results: &Path) -> Bench {
         Bench::new(Inputs {
             image_older: None,
-            image_own_kernel: None,
+            own_kernel: None,
             image: results.join("no-image"),
             keys: results.join("no-keys"),
             bundles: Bundles::default(),

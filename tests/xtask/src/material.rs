@@ -110,25 +110,40 @@ pub(crate) fn older_image(tree: &Tree, material: &Material) -> Result<PathBuf> {
     Ok(out)
 }
 
-/// Builds the image with our own kernel, signed by the same keys; `None` where that kernel would have to be compiled
-/// first, unless `compile`.
+/// Our own kernel's folder, and the image with it, signed by the same keys; `None` where that kernel would have to be
+/// compiled first, unless `compile`.
 pub(crate) fn own_kernel_image(
     tree: &Tree,
     material: &Material,
     compile: bool,
-) -> Result<Option<PathBuf>> {
-    let mut kernel = tree.enter(material.binaries.join("casemate"));
-    kernel.arg("kernel").arg("--cache").arg(tree.cache()).arg("--mirror").arg(tree.mirror());
-    if compile {
-        sh(&mut kernel)?;
-    } else if !kernel.arg("--cached").output()?.status.success() {
+) -> Result<Option<[PathBuf; 2]>> {
+    let Some(kernel) = kernel(tree, material, tree.cache(), compile)? else {
         eprintln!("    SKIPPED: the cache has no such kernel (--long builds it)");
         return Ok(None);
-    }
+    };
     let out = tree.cache().join("development/image-own-kernel");
     let mut command = build(tree, &material.binaries, &material.keys, &out);
     sh(command.arg("--cache").arg(tree.cache()).args(["--kernel", "own"]))?;
-    Ok(Some(out))
+    Ok(Some([kernel, out]))
+}
+
+/// Folder of our own kernel in `cache`; unless `compile`, only if it is there.
+fn kernel(
+    tree: &Tree,
+    material: &Material,
+    cache: &Path,
+    compile: bool,
+) -> Result<Option<PathBuf>> {
+    let mut kernel = tree.enter(material.binaries.join("casemate"));
+    kernel.arg("kernel").arg("--cache").arg(cache).arg("--debs").arg(tree.cache().join("debs"));
+    kernel.arg("--mirror").arg(tree.mirror());
+    if !compile {
+        kernel.arg("--cached");
+    }
+    let output = kernel.stderr(Stdio::inherit()).output()?;
+    ensure!(output.status.success(), "casemate kernel: {}", output.status);
+    let folder = String::from_utf8(output.stdout)?;
+    Ok(Some(folder.trim()).filter(|folder| !folder.is_empty()).map(PathBuf::from))
 }
 
 /// Compiles our own kernel once more in another folder, with a compiler's tree of its own; fails unless every file of it
@@ -137,12 +152,8 @@ pub(crate) fn reproduce_kernel(tree: &Tree, material: &Material) -> Result<()> {
     let again = tree.cache().join("kernel-again");
     let remove = || sh(tree.enter("rm").args(["-rf", "--one-file-system"]).arg(&again));
     remove()?;
-    let folder = |cache: &Path| -> Result<PathBuf> {
-        let mut kernel = tree.enter(material.binaries.join("casemate"));
-        kernel.arg("kernel").arg("--cache").arg(cache).arg("--debs").arg(tree.cache().join("debs"));
-        let output = kernel.arg("--mirror").arg(tree.mirror()).stderr(Stdio::inherit()).output()?;
-        ensure!(output.status.success(), "casemate kernel: {}", output.status);
-        Ok(PathBuf::from(String::from_utf8(output.stdout)?.trim()))
+    let folder = |cache: &Path| {
+        kernel(tree, material, cache, true)?.context("`casemate kernel` names no folder")
     };
     let (first, second) = (folder(tree.cache())?, folder(&again.join("other folder"))?);
     sh(tree.enter("diff").args(["--recursive", "--brief"]).args([first, second]))?;

@@ -107,8 +107,8 @@ fn scenarios(
     command.arg("--bundle-older").arg(&material.bundles.older);
     command.arg("--python").arg(&material.python);
     command.arg("--results").arg(tree.cache().join("scenarios"));
-    if let Some(image) = own_kernel {
-        command.arg("--image-own-kernel").arg(image);
+    if let Some([kernel, image]) = own_kernel {
+        command.arg("--own-kernel").arg(kernel).arg("--image-own-kernel").arg(image);
     }
     if long {
         command.arg("--long");

@@ -89,7 +89,7 @@ fn bench(cli: &Cli, accel: Accel) -> anyhow::Result<Bench> {
     Ok(Bench::new(Inputs {
         image: absolute(&cli.image)?,
         image_older: None,
-        image_own_kernel: None,
+        own_kernel: None,
         keys: absolute(&cli.keys)?,
         bundles: Bundles { good: Some(absolute(&cli.bundle)?), ..Bundles::default() },
         python: None,

@@ -10,7 +10,7 @@ use clap::Parser;
 use qemu::{Accel, accel};
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::flag;
-use system_tests::bench::{Bench, Bundles, Inputs, Needs};
+use system_tests::bench::{Bench, Bundles, Inputs, Needs, OwnKernel};
 use system_tests::media;
 use system_tests::runner::{self, Scenario};
 use system_tests::scenarios;
@@ -27,9 +27,12 @@ struct Cli {
     /// The same with a version below.
     #[arg(long)]
     image_older: Option<PathBuf>,
-    /// The same with our own kernel.
-    #[arg(long)]
+    /// The same as `--image` with our own kernel.
+    #[arg(long, requires = "own_kernel")]
     image_own_kernel: Option<PathBuf>,
+    /// That kernel, as `casemate kernel` names its folder.
+    #[arg(long, requires = "image_own_kernel")]
+    own_kernel: Option<PathBuf>,
     /// Folder made by `casemate keys`.
     #[arg(long, required_unless_present = "list")]
     keys: Option<PathBuf>,
@@ -156,7 +159,9 @@ fn inputs(cli: Cli) -> anyhow::Result<Inputs> {
     Ok(Inputs {
         image,
         image_older: optional(cli.image_older)?,
-        image_own_kernel: optional(cli.image_own_kernel)?,
+        own_kernel: optional(cli.image_own_kernel)?
+            .zip(optional(cli.own_kernel)?)
+            .map(|(image, kernel)| OwnKernel { image, kernel }),
         keys: absolute(&cli.keys.context("no --keys")?)?,
         bundles,
         // Not resolved: a virtual environment is found by the path of its link.
@@ -188,7 +193,8 @@ fn absolute(path: &PathBuf) -> anyhow::Result<PathBuf> {
 /// What a chosen scenario will need is there before anything boots.
 fn check(inputs: &Inputs, chosen: &[Scenario]) -> anyhow::Result<()> {
     let chosen_has = |name: &str| chosen.iter().any(|scenario| scenario.name == name);
-    let serving = chosen.iter().any(|scenario| scenario.needs == Needs::Serving);
+    let own_kernel = inputs.own_kernel.is_some() && chosen_has("own-kernel");
+    let serving = own_kernel || chosen.iter().any(|scenario| scenario.needs == Needs::Serving);
     let bundles = &inputs.bundles;
     let missing = [
         ((serving || chosen_has("sealed-bundle")) && bundles.good.is_none(), "--bundle"),

@@ -55,7 +55,7 @@ pub const ALL: &[Scenario] = &[
     },
     Scenario {
         name: "own-kernel",
-        about: "with our own kernel evidence is ESTABLISHED, and the state opens to the next boot",
+        about: "our own kernel is locked down, evidence ESTABLISHED; the next boot opens the state and answers",
         limit_s: 900,
         long_factor: 1,
         needs: Nothing,
