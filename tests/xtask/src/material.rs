@@ -77,7 +77,7 @@ pub(crate) fn binaries(tree: &Tree, steps: &mut Steps) -> Result<PathBuf> {
             command.args(["--package", package]);
         }
         sh(&mut command)?;
-        Ok(tree.cache().join("target/release"))
+        Ok(tree.target().join("release"))
     })
 }
 

@@ -65,7 +65,7 @@ fn fuzz(tree: &Tree) -> Result<()> {
         return Ok(());
     }
     let mut command = Command::new(tree.workspace().join("tests/fuzz/run"));
-    sh(command.arg(FUZZ_SECONDS).env("CARGO_TARGET_DIR", tree.cache().join("fuzz")))
+    sh(command.arg(FUZZ_SECONDS).env("CARGO_TARGET_DIR", tree.target().join("fuzz")))
 }
 
 /// Builds cargo-deny once for this cache.
