@@ -88,9 +88,13 @@ fn scenarios(
     only: &[String],
 ) -> Result<()> {
     let older = steps.run("older image", || material::older_image(tree, material))?;
+    let rotated = steps.run("images by another PCR key", || material::rotated(tree, material))?;
     let mut command = tree.enter(material.binaries.join("scenarios"));
     command.arg("--image").arg(&material.image).arg("--keys").arg(&material.keys);
     command.arg("--image-older").arg(older);
+    for (option, image) in ["--image-rotated", "--image-retired"].into_iter().zip(rotated) {
+        command.arg(option).arg(image);
+    }
     command.arg("--bundle").arg(&material.bundles.good);
     command.arg("--bundle-flipped-byte").arg(&material.bundles.flipped_byte);
     command.arg("--bundle-one-signature").arg(&material.bundles.one_signature);

@@ -27,6 +27,12 @@ struct Cli {
     /// The same with a version below.
     #[arg(long)]
     image_older: Option<PathBuf>,
+    /// The same by a new key of PCR policies beside the first.
+    #[arg(long)]
+    image_rotated: Option<PathBuf>,
+    /// The same by the new key alone.
+    #[arg(long)]
+    image_retired: Option<PathBuf>,
     /// Folder made by `casemate keys`.
     #[arg(long, required_unless_present = "list")]
     keys: Option<PathBuf>,
@@ -153,6 +159,8 @@ fn inputs(cli: Cli) -> anyhow::Result<Inputs> {
     Ok(Inputs {
         image,
         image_older: optional(cli.image_older)?,
+        image_rotated: optional(cli.image_rotated)?,
+        image_retired: optional(cli.image_retired)?,
         keys: absolute(&cli.keys.context("no --keys")?)?,
         bundles,
         // Not resolved: a virtual environment is found by the path of its link.
