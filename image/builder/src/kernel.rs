@@ -131,6 +131,7 @@ impl Recipe {
         let asked = config::fragments(inputs.source)?;
         let agreed = Resolved::read(&inputs.source.join(RESOLVED_FILE))?;
         agreed.check_asked(&asked)?;
+        agreed.check_shut()?;
         let (lock, lock_text) = inputs.lock(Target::Kernel)?;
         Ok(Self { asked, agreed, lock, lock_text })
     }
@@ -275,6 +276,7 @@ impl<'a> Workshop<'a> {
             .run()?;
         let resolved = Resolved::read(&self.work.join(DOT_CONFIG))?;
         resolved.check_asked(asked)?;
+        resolved.check_shut()?;
         Ok(resolved)
     }
 

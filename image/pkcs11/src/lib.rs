@@ -70,6 +70,17 @@ pub enum Pkcs11Error {
         /// What the loader or the module said.
         source: cryptoki::error::Error,
     },
+    /// The module's file cannot be locked.
+    #[error(
+        "PKCS#11 module {}: cannot lock its file, as is done while tokens are read and logged in to: {source}; \
+             expected the path of a readable file that no other process keeps locked", path.display()
+    )]
+    Alone {
+        /// Path of the shared object.
+        path: PathBuf,
+        /// What the system said.
+        source: std::io::Error,
+    },
     /// A call into the module failed.
     #[error("PKCS#11, {doing}: {source}")]
     Call {

@@ -45,6 +45,10 @@ pub struct Inputs {
     pub keys: PathBuf,
     /// Folder made by `casemate build`, with a version below `image`.
     pub image_older: Option<PathBuf>,
+    /// The same as `image`, by a new key of PCR policies and the one of `image`.
+    pub image_rotated: Option<PathBuf>,
+    /// The same by the new key alone.
+    pub image_retired: Option<PathBuf>,
     /// The same as `image` with our own kernel.
     pub own_kernel: Option<OwnKernel>,
     /// Bundle media, by name.

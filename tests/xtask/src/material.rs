@@ -77,7 +77,7 @@ pub(crate) fn binaries(tree: &Tree, steps: &mut Steps) -> Result<PathBuf> {
             command.args(["--package", package]);
         }
         sh(&mut command)?;
-        Ok(tree.cache().join("target/release"))
+        Ok(tree.target().join("release"))
     })
 }
 
@@ -108,6 +108,32 @@ pub(crate) fn older_image(tree: &Tree, material: &Material) -> Result<PathBuf> {
     let mut command = build(tree, &material.binaries, &material.keys, &out);
     sh(command.arg("--cache").arg(tree.cache()).args(["--version-index", "0"]))?;
     Ok(out)
+}
+
+/// Builds the image by a new key of PCR policies and the one before, then by the new one alone.
+pub(crate) fn rotated(tree: &Tree, material: &Material) -> Result<[PathBuf; 2]> {
+    let folder = tree.cache().join("development");
+    let keys = folder.join("keys-rotated");
+    if keys.exists() {
+        fs::remove_dir_all(&keys)?;
+    }
+    sh(tree.enter("cp").arg("-a").arg(&material.keys).arg(&keys))?;
+    // A developer's set names its place.
+    let (from, to) = (material.keys.display(), keys.display());
+    let mut moved = tree.enter("find");
+    moved.arg(&keys).args(["(", "-name", "*.uri", "-o", "-name", "softhsm2.conf", ")"]);
+    sh(moved.args(["-exec", "sed", "-i", &format!("s|{from}|{to}|g"), "{}", "+"]))?;
+    let images = ["image-rotated", "image-retired"].map(|name| folder.join(name));
+    for (image, change) in images.iter().zip(["--rotate", "--retire"]) {
+        sh(tree
+            .enter(material.binaries.join("casemate"))
+            .arg("keys")
+            .arg(&keys)
+            .args([change, "pcr"]))?;
+        let mut command = build(tree, &material.binaries, &keys, image);
+        sh(command.arg("--cache").arg(tree.cache()))?;
+    }
+    Ok(images)
 }
 
 /// Our own kernel's folder, and the image with it, signed by the same keys; `None` where that kernel would have to be

@@ -68,7 +68,7 @@ fn fuzz(tree: &Tree) -> Result<()> {
         return Ok(());
     }
     let mut command = Command::new(tree.workspace().join("tests/fuzz/run"));
-    sh(command.arg(FUZZ_SECONDS).env("CARGO_TARGET_DIR", tree.cache().join("fuzz")))
+    sh(command.arg(FUZZ_SECONDS).env("CARGO_TARGET_DIR", tree.target().join("fuzz")))
 }
 
 /// Builds cargo-deny once for this cache.
@@ -91,6 +91,7 @@ fn scenarios(
     only: &[String],
 ) -> Result<()> {
     let older = steps.run("older image", || material::older_image(tree, material))?;
+    let rotated = steps.run("images by another PCR key", || material::rotated(tree, material))?;
     let wanted = only.is_empty() || only.iter().any(|name| name == OWN_KERNEL);
     let own_kernel = match wanted {
         true => steps
@@ -100,6 +101,9 @@ fn scenarios(
     let mut command = tree.enter(material.binaries.join("scenarios"));
     command.arg("--image").arg(&material.image).arg("--keys").arg(&material.keys);
     command.arg("--image-older").arg(older);
+    for (option, image) in ["--image-rotated", "--image-retired"].into_iter().zip(rotated) {
+        command.arg(option).arg(image);
+    }
     command.arg("--bundle").arg(&material.bundles.good);
     command.arg("--bundle-flipped-byte").arg(&material.bundles.flipped_byte);
     command.arg("--bundle-one-signature").arg(&material.bundles.one_signature);

@@ -27,16 +27,19 @@ pub(super) fn read(
     lock: &Lock,
     files: &[TreeFile],
 ) -> Result<Vec<DebianPackage>> {
-    let listed: BTreeMap<String, String> =
-        reasoned::read(&inputs.source.join("image/config/packages.list"), "package")?
-            .into_iter()
-            .map(|entry| (entry.fields.concat(), entry.reason))
-            .collect();
+    let reasons = |list: &str| -> Result<BTreeMap<String, String>> {
+        let entries = reasoned::read(&inputs.source.join(list), "package")?;
+        Ok(entries.into_iter().map(|entry| (entry.fields.concat(), entry.reason)).collect())
+    };
+    let listed = reasons("image/config/packages.list")?;
+    // Of what our own kernel is made with, its source alone is in the image.
+    let kernel_listed = reasons("kernel-config/packages.list")?;
     let mut overrides = Overrides::read(inputs.source)?;
     let (mut packages, mut unlicensed) = (Vec::new(), Vec::new());
     let kernel_package = &inputs.bootstrap.kernel_package;
     for locked in lock.installed().chain([kernel_package]) {
         let kernel = locked == kernel_package;
+        let listed = if kernel { &kernel_listed } else { &listed };
         let unpacked = if kernel { inputs.bootstrap.kernel() } else { inputs.bootstrap.tree() };
         let bytes = if kernel {
             kernel_bytes(inputs, files)?

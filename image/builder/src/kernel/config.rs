@@ -67,6 +67,12 @@ pub enum ConfigError {
         /// Option, asked, got.
         lines: Vec<String>,
     },
+    /// The configuration opens what must stay shut.
+    #[error("the kernel's configuration has what no kernel of ours may have:\n{}", shown(lines))]
+    Open {
+        /// Option and what it lets in.
+        lines: Vec<String>,
+    },
     /// The configuration is not the one that was agreed to.
     #[error(
         "the kernel's configuration is not {RESOLVED_FILE}:\n{}\nif this is meant, run `casemate kernel --update` and commit the result",
@@ -155,6 +161,31 @@ pub(crate) struct Resolved {
     lines: Vec<(String, String)>,
 }
 
+/// Doors that no fragment may open, whatever else changes: option, where `*` at the end stands for any more, and what it
+/// would let in. The fragments say so too; here no fragment can change it.
+const SHUT: &[(&str, &str)] = &[
+    ("MODULES", "code that no PCR describes"),
+    ("KEXEC*", "another kernel than the measured one"),
+    ("HIBERNATION", "memory of the sealed machine on a disk"),
+    ("SUSPEND", "a machine that wakes up and was not measured"),
+    ("SWAP", "memory of the sealed machine on a disk"),
+    ("PROC_KCORE", "the kernel's memory, to be read"),
+    ("DEVMEM", "the machine's memory, to be read and written"),
+    ("DEBUG_FS", "interfaces for debugging"),
+    ("KPROBES", "code that changes while it runs"),
+    ("IO_URING", "system calls past seccomp"),
+    ("WIRELESS", "a network that nobody plugged in"),
+    ("WLAN", "a network that nobody plugged in"),
+    ("CFG80211", "a network that nobody plugged in"),
+    ("MAC80211", "a network that nobody plugged in"),
+    ("BT", "a radio"),
+    ("NFC", "a radio"),
+    ("USB_NET*", "a stick that is a network card"),
+    ("USB_USBNET", "a stick that is a network card"),
+    ("USB_SERIAL", "a stick that is a serial line"),
+    ("USB_HID", "a stick that is a keyboard"),
+];
+
 impl Resolved {
     /// Reads a `.config`, or the file of the repository.
     pub(crate) fn read(path: &Path) -> Result<Self, ConfigError> {
@@ -197,6 +228,20 @@ impl Resolved {
         };
         let lines: Vec<String> = asked.iter().filter_map(dropped).collect();
         if lines.is_empty() { Ok(()) } else { Err(ConfigError::Dropped { lines }) }
+    }
+
+    /// Checks that no door of [`SHUT`] is open.
+    pub(crate) fn check_shut(&self) -> Result<(), ConfigError> {
+        let matches = |pattern: &str, option: &str| match pattern.strip_suffix('*') {
+            Some(start) => option.starts_with(start),
+            None => option == pattern,
+        };
+        let open = |(option, value): &(String, String)| {
+            let (_, lets_in) = SHUT.iter().find(|(pattern, _)| matches(pattern, option))?;
+            Some(format!("{option}={value}: lets in {lets_in}"))
+        };
+        let lines: Vec<String> = self.lines.iter().filter_map(open).collect();
+        if lines.is_empty() { Ok(()) } else { Err(ConfigError::Open { lines }) }
     }
 
     /// Checks that this is the configuration that was agreed to.
@@ -282,6 +327,25 @@ mod tests {
         assert!(matches!(error("CONFIG_A= # reason\n", ""), ConfigError::Option { .. }));
         assert!(matches!(error("CONFIG_A=y # 1\n", "CONFIG_A=n # 2\n"), ConfigError::Twice { .. }));
         assert!(matches!(error("", ""), ConfigError::NoFragments));
+    }
+
+    #[test]
+    fn a_door_that_a_fragment_opens_is_named() {
+        resolved().check_shut().unwrap();
+        let text = format!("{}CONFIG_KEXEC_CORE=y\nCONFIG_USB_NET_CDCETHER=m\n", resolved().text());
+        let error = Resolved::parse(Path::new("x"), &text).unwrap().check_shut().unwrap_err();
+        let text = error.to_string();
+        assert!(text.contains("KEXEC_CORE=y: lets in another kernel"), "{text}");
+        assert!(text.contains("USB_NET_CDCETHER=m: lets in a stick"), "{text}");
+        let options = ["MODULES", "HIBERNATION", "DEBUG_FS", "IO_URING", "WIRELESS", "BT", "SWAP"];
+        for option in options {
+            let text = format!("CONFIG_{option}=y\n");
+            Resolved::parse(Path::new("x"), &text).unwrap().check_shut().unwrap_err();
+        }
+        // Another option that begins like one.
+        let other =
+            Resolved::parse(Path::new("x"), "CONFIG_BTREE=y\nCONFIG_MODULES_USE_ELF_RELA=y\n");
+        other.unwrap().check_shut().unwrap();
     }
 
     #[test]

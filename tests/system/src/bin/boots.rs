@@ -89,6 +89,8 @@ fn bench(cli: &Cli, accel: Accel) -> anyhow::Result<Bench> {
     Ok(Bench::new(Inputs {
         image: absolute(&cli.image)?,
         image_older: None,
+        image_rotated: None,
+        image_retired: None,
         own_kernel: None,
         keys: absolute(&cli.keys)?,
         bundles: Bundles { good: Some(absolute(&cli.bundle)?), ..Bundles::default() },

@@ -27,6 +27,12 @@ struct Cli {
     /// The same with a version below.
     #[arg(long)]
     image_older: Option<PathBuf>,
+    /// The same by a new key of PCR policies beside the first.
+    #[arg(long)]
+    image_rotated: Option<PathBuf>,
+    /// The same by the new key alone.
+    #[arg(long)]
+    image_retired: Option<PathBuf>,
     /// The same as `--image` with our own kernel.
     #[arg(long, requires = "own_kernel")]
     image_own_kernel: Option<PathBuf>,
@@ -159,6 +165,8 @@ fn inputs(cli: Cli) -> anyhow::Result<Inputs> {
     Ok(Inputs {
         image,
         image_older: optional(cli.image_older)?,
+        image_rotated: optional(cli.image_rotated)?,
+        image_retired: optional(cli.image_retired)?,
         own_kernel: optional(cli.image_own_kernel)?
             .zip(optional(cli.own_kernel)?)
             .map(|(image, kernel)| OwnKernel { image, kernel }),
