@@ -1,6 +1,8 @@
 //! Folders kept between builds, each named for the digest of everything that went into it.
-//! Invariant: an entry that exists is whole; it is filled aside and renamed.
+//! Invariants: an entry that exists is whole, since it is filled aside and renamed; one process at a time fills entries
+//! of a kind in a cache.
 
+use std::fs::File;
 use std::path::{Path, PathBuf};
 
 use sha2::{Digest, Sha256};
@@ -38,19 +40,24 @@ pub(crate) fn entry<E: From<std::io::Error>>(
     if entry.try_exists()? {
         return Ok((entry, true));
     }
-    // The process id keeps two builds with one cache apart; the first to finish wins.
-    let aside = cache.join(format!(".{kind}-{}.partial", std::process::id()));
+    // Ends with this function or the process. A process id would not keep two builds apart: each may be the first process
+    // of a namespace.
+    let lock = File::create(cache.join(format!(".{kind}.lock")))?;
+    if lock.try_lock().is_err() {
+        eprintln!("    another build fills {}; waiting", entry.display());
+        lock.lock()?;
+    }
+    // Filled by another build since.
+    if entry.try_exists()? {
+        return Ok((entry, true));
+    }
+    // What an interrupted build left.
+    let aside = cache.join(format!(".{kind}.partial"));
     remove(&aside)?;
     std::fs::create_dir_all(&aside)?;
     fill(&aside)?;
-    match std::fs::rename(&aside, &entry) {
-        Ok(()) => Ok((entry, false)),
-        Err(_) if entry.try_exists()? => {
-            remove(&aside)?;
-            Ok((entry, true))
-        }
-        Err(error) => Err(error.into()),
-    }
+    std::fs::rename(&aside, &entry)?;
+    Ok((entry, false))
 }
 
 /// Where an entry is, if it is there.
@@ -92,6 +99,28 @@ mod tests {
         entry(cache.path(), "k", key(), failing).unwrap_err();
         let (_, cached) = entry(cache.path(), "k", key(), |_| Ok::<_, std::io::Error>(())).unwrap();
         assert!(!cached);
+    }
+
+    #[test]
+    fn of_two_builds_at_once_one_fills_the_entry() {
+        let cache = tempfile::tempdir().unwrap();
+        let filled = std::sync::atomic::AtomicU32::new(0);
+        let fill = |folder: &Path| {
+            filled.fetch_add(1, std::sync::atomic::Ordering::SeqCst);
+            // Long enough for the other to come to the lock.
+            std::thread::sleep(std::time::Duration::from_millis(50));
+            std::fs::write(folder.join("value"), "1")
+        };
+        std::thread::scope(|scope| {
+            for _ in 0..2 {
+                scope.spawn(|| {
+                    let key = Key::default().input(b"a");
+                    let (entry, _) = entry(cache.path(), "k", key, fill).unwrap();
+                    assert_eq!(std::fs::read(entry.join("value")).unwrap(), b"1");
+                });
+            }
+        });
+        assert_eq!(filled.into_inner(), 1);
     }
 
     #[test]
