@@ -33,7 +33,7 @@ const DOT_CONFIG: &str = "out/.config";
 /// Name of user and machine in the kernel's banner, and number of the build.
 const BUILDER: &[&str] =
     &["KBUILD_BUILD_USER=casemate", "KBUILD_BUILD_HOST=casemate", "KBUILD_BUILD_VERSION=1"];
-/// Longest compilation: about 12 minutes of two processors, which may be shared with others.
+/// Longest compilation: half an hour of two processors, which others may share.
 const MAKE_S_MAX: u64 = 4 * 3600;
 /// The script of the source that draws RANDSTRUCT's seed.
 const SEED_SCRIPT: &str = "src/scripts/gen-randstruct-seed.sh";
