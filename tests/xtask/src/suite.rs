@@ -16,8 +16,8 @@ const CARGO_DENY: &str = "0.20.2";
 /// Seconds for each fuzz target with `--long`.
 const FUZZ_SECONDS: &str = "60";
 
-/// Scenarios install from the stick that is built with the image, one without being asked.
-const STICK: &[&str] = &["--installer", "--install-onto", "srv-9"];
+/// A scenario installs from the stick that is built with the image.
+const STICK: &[&str] = &["--installer"];
 
 /// Runs the whole suite, or only the boot scenarios called `only`.
 pub(crate) fn run(tree: &Tree, steps: &mut Steps, long: bool, only: &[String]) -> Result<()> {

@@ -19,7 +19,7 @@ const MIB: u64 = 1 << 20;
 const COMPARED_BYTES: usize = 1 << 20;
 const SERIAL: &str = "srv-7";
 const SERIAL_OTHER: &str = "srv-8";
-/// The stick is built for it.
+/// The stick of `image_rotated` is built for it.
 const SERIAL_NAMED: &str = "srv-9";
 /// Nobody's.
 const SERIAL_WRONG: &str = "srv-77";
@@ -66,7 +66,7 @@ pub(super) fn from_stick(scene: &Scene<'_>) -> anyhow::Result<()> {
 
 /// Firmware that has the keys. The stick was built for the serial number of one of the disks, and asks nothing.
 pub(super) fn onto_named_disk(scene: &Scene<'_>) -> anyhow::Result<()> {
-    let built = &scene.bench.inputs.image;
+    let built = scene.bench.inputs.image_rotated.as_ref().context("no --image-rotated")?;
     let folder = scene.path("stick");
     image(&folder, &built.join("installer.raw"), &built.join("OVMF_VARS.fd"))?;
     let (other, disk) = (disk(scene, "other.raw")?, disk(scene, "server.raw")?);
