@@ -18,7 +18,7 @@ use crate::bundle::{BundleError, Differences, Quorum};
 use crate::document;
 
 pub use luks::{HEADER_BYTES_MAX, HeaderError, Slot, Slots};
-pub use seal::{ImageKeys, SIGNATURES_BYTES_MAX, SealError, SealingKey, tpm2_pcrs};
+pub use seal::{SealError, SealingKey, tpm2_pcrs};
 
 /// Schema name of [`Order`].
 pub const RESEAL_SCHEMA: &str = "casemate-reseal-v1";
@@ -273,46 +273,51 @@ impl Applied {
     }
 }
 
-/// Whether a boot of this image leaves the key slots as they are, whatever the machine's state: all are sealed to the
-/// image's own key, and no order was ever applied.
+/// Whether a boot of the image whose PCR policies are signed by `key` leaves the key slots as they are if no order was ever
+/// applied, whatever the machine's state.
 #[must_use]
-pub fn settled(image: &ImageKeys, slots: &Slots) -> bool {
-    slots.slots().iter().all(|slot| slot.key == *image.own())
+pub fn settled(key: &SealingKey, slots: &Slots) -> bool {
+    slots.slots().iter().all(|slot| slot.key == *key)
 }
 
-/// Whether the state, which opened with this PCR 7, has no key slot for it by the image's own key, but by one that was
-/// rotated: then there must be one.
+/// Whether the state, which opened with this PCR 7, has no key slot for it by the image's own key, but one by a key that
+/// was rotated and signed the image as well: then there must be one.
 ///
 /// # Errors
 /// [`ResealError::Full`] if there is no room.
-pub fn succeeds(image: &ImageKeys, pcr7: [u8; 32], slots: &Slots) -> Result<bool, ResealError> {
-    let by_another = |slot: &Slot| slot.key != *image.own() && slot.policy == slot.key.policy(pcr7);
-    if slots.has(&image.own().policy(pcr7)) || !slots.slots().iter().any(by_another) {
+pub fn succeeds(key: &SealingKey, pcr7: [u8; 32], slots: &Slots) -> Result<bool, ResealError> {
+    let by_another = |slot: &Slot| slot.key != *key && slot.policy == slot.key.policy(pcr7);
+    if slots.has(&key.policy(pcr7)) || !slots.slots().iter().any(by_another) {
         return Ok(false);
     }
     let found = slots.slots().len();
     if found >= SLOTS_MAX { Err(ResealError::Full { found }) } else { Ok(true) }
 }
 
-/// Key slots to wipe in a boot in which the state opened with this PCR 7: those of keys that signed nothing of the image,
-/// which were rotated, and those of states that [`Applied`] has done with. None if the header does not even have the one
-/// of the present state by the image's own key.
+/// Key slots to wipe in a boot in which the state opened with this PCR 7: those of states that [`Applied`] has done with,
+/// and those of other keys than the image's own, unless the image is on trial and one by such a key may come back. None if
+/// the header does not even have the slot of the present state by the image's own key.
 ///
 /// # Errors
 /// [`ResealError::Malformed`] if the remembered states are none.
 pub fn obsolete(
     applied: Option<&Applied>,
-    image: &ImageKeys,
+    key: &SealingKey,
+    on_trial: bool,
     pcr7: [u8; 32],
     slots: &Slots,
 ) -> Result<Vec<u32>, ResealError> {
-    if !slots.has(&image.own().policy(pcr7)) {
+    if !slots.has(&key.policy(pcr7)) {
         return Ok(Vec::new());
     }
     let kept = applied.map(|applied| applied.kept(pcr7)).transpose()?.flatten();
     let is_kept = |slot: &&Slot| {
-        let of_state = |&state: &[u8; 32]| slot.key.policy(state) == slot.policy;
-        image.signed_by(&slot.key) && kept.as_ref().is_none_or(|kept| kept.iter().any(of_state))
+        let of_state = |&state: &[u8; 32]| key.policy(state) == slot.policy;
+        if slot.key == *key {
+            kept.as_ref().is_none_or(|kept| kept.iter().any(of_state))
+        } else {
+            on_trial
+        }
     };
     Ok(slots.slots().iter().filter(|slot| !is_kept(slot)).map(|slot| slot.keyslot).collect())
 }

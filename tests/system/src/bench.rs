@@ -45,7 +45,7 @@ pub struct Inputs {
     pub keys: PathBuf,
     /// Folder made by `casemate build`, with a version below `image`.
     pub image_older: Option<PathBuf>,
-    /// The same as `image`, by a new key of PCR policies and the one of `image`.
+    /// The same as `image`, by a new key of PCR policies and the one of `image`; its stick is for a disk's serial number.
     pub image_rotated: Option<PathBuf>,
     /// The same by the new key alone.
     pub image_retired: Option<PathBuf>,

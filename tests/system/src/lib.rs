@@ -7,6 +7,7 @@ pub mod api;
 pub mod auditor;
 pub mod bench;
 pub mod media;
+pub mod ratios;
 pub mod runner;
 pub mod scenarios;
 pub mod stick;

@@ -15,9 +15,29 @@ use crate::tree::{SUITE, Tree};
 /// The same kernel and init as the appliance's, with Debian's own initrd; e2fsprogs makes and checks its root.
 const PACKAGES: &str =
     "linux-image-cloud-amd64,systemd,systemd-sysv,udev,initramfs-tools,e2fsprogs,zstd";
-/// The last unit of the boot: `boots` waits for its line.
-const MARK: &str = "[Unit]\nAfter=multi-user.target\n[Service]\nType=oneshot\nStandardOutput=tty\n\
-    TTYPath=/dev/ttyS0\nExecStart=/bin/echo 'stock: default target reached'\n";
+/// The last unit of the boot runs a script.
+const LAST: &str = "[Unit]\nAfter=multi-user.target\n[Service]\nType=oneshot\nStandardOutput=tty\n\
+    TTYPath=/dev/ttyS0\nExecStart=/bin/sh /etc/last.sh\n";
+
+/// A disk with a stock Debian.
+struct Debian {
+    /// Of its cache folder.
+    name: &'static str,
+    /// Beside [`PACKAGES`].
+    more: &'static str,
+    /// What its last unit runs.
+    last: &'static str,
+}
+
+/// Its line is what `boots` waits for.
+const BOOTED: Debian =
+    Debian { name: "stock-debian", more: "", last: "echo 'stock: default target reached'\n" };
+const INTEGRITY: Debian = Debian {
+    name: "stock-debian-integrity",
+    more: ",cryptsetup-bin",
+    last: include_str!("integrity.sh"),
+};
+
 /// As Debian's installer sets it, and the same consoles as the appliance's.
 const CMDLINE: &str = "root=PARTLABEL=root ro quiet console=tty0 console=ttyS0";
 const ESP: &str =
@@ -32,7 +52,7 @@ const CHANGE: &[u8] = b"changed";
 /// Measures both.
 pub(crate) fn bench(tree: &Tree, steps: &mut Steps, rounds: u32) -> Result<()> {
     let material = material::prepare(tree, steps, &[])?;
-    let stock = steps.run("stock Debian", || stock(tree))?;
+    let stock = steps.run("stock Debian", || stock(tree, &BOOTED))?;
     steps.show("measure: build after a change of the agent", || rebuild(tree, &material))?;
     steps.show("measure: boots", || {
         let mut command = tree.enter(material.binaries.join("boots"));
@@ -41,6 +61,17 @@ pub(crate) fn bench(tree: &Tree, steps: &mut Steps, rounds: u32) -> Result<()> {
         command.arg("--programs").arg(&material.binaries);
         command.arg("--work").arg(tree.cache().join("boots"));
         sh(command.arg("--rounds").arg(rounds.to_string()))
+    })
+}
+
+/// Measures what dm-integrity costs the writes of a state partition.
+pub(crate) fn integrity(tree: &Tree, steps: &mut Steps) -> Result<()> {
+    let binaries = material::binaries(tree, steps)?;
+    let machine = steps.run("stock Debian with cryptsetup", || stock(tree, &INTEGRITY))?;
+    steps.show("measure: integrity", || {
+        let mut command = tree.enter(binaries.join("integrity"));
+        command.arg("--machine").arg(&machine);
+        sh(command.arg("--work").arg(tree.cache().join("integrity")))
     })
 }
 
@@ -68,8 +99,9 @@ fn rebuild(tree: &Tree, material: &Material) -> Result<()> {
 }
 
 /// A disk with a stock Debian, as an image folder; from the cache if it is there.
-fn stock(tree: &Tree) -> Result<PathBuf> {
-    let folder = keyed(tree, "stock-debian", &[PACKAGES, MARK, CMDLINE, ESP, ROOT, tree.mirror()]);
+fn stock(tree: &Tree, debian: &Debian) -> Result<PathBuf> {
+    let parts = [PACKAGES, debian.more, LAST, debian.last, CMDLINE, ESP, ROOT, tree.mirror()];
+    let folder = keyed(tree, debian.name, &parts);
     if folder.join("complete").exists() {
         return Ok(folder);
     }
@@ -80,7 +112,7 @@ fn stock(tree: &Tree) -> Result<PathBuf> {
         fs::create_dir_all(made)?;
     }
     let root = content.join("root");
-    bootstrap(tree, &folder, &root)?;
+    bootstrap(tree, debian, &folder, &root)?;
     fs::write(folder.join("repart.d/10-esp.conf"), ESP)?;
     fs::write(folder.join("repart.d/20-root.conf"), ROOT)?;
     disk(tree, &folder, &content)?;
@@ -90,18 +122,19 @@ fn stock(tree: &Tree) -> Result<PathBuf> {
     Ok(folder)
 }
 
-fn bootstrap(tree: &Tree, folder: &Path, root: &Path) -> Result<()> {
-    let mark = folder.join("stock-ready.service");
-    fs::write(&mark, MARK)?;
+fn bootstrap(tree: &Tree, debian: &Debian, folder: &Path, root: &Path) -> Result<()> {
+    let (unit, script) = (folder.join("last.service"), folder.join("last.sh"));
+    fs::write(&unit, LAST)?;
+    fs::write(&script, debian.last)?;
     let mut command = tree.enter("mmdebstrap");
     command.args(["--mode=root", "--variant=minbase", "--quiet"]);
     command.arg("--aptopt=APT::Install-Recommends \"false\"");
     command.arg("--keyring=/usr/share/keyrings/debian-archive-keyring.gpg");
-    command.arg(format!("--include={PACKAGES}"));
-    command.arg(format!("--customize-hook=copy-in '{}' /etc/systemd/system", mark.display()));
-    command.arg(
-        "--customize-hook=systemctl --root=\"$1\" add-wants multi-user.target stock-ready.service",
-    );
+    command.arg(format!("--include={PACKAGES}{}", debian.more));
+    command.arg(format!("--customize-hook=copy-in '{}' /etc/systemd/system", unit.display()));
+    command.arg(format!("--customize-hook=copy-in '{}' /etc", script.display()));
+    command
+        .arg("--customize-hook=systemctl --root=\"$1\" add-wants multi-user.target last.service");
     command.arg("--customize-hook=systemctl --root=\"$1\" set-default multi-user.target");
     sh(command.arg(SUITE).arg(root).arg(tree.mirror()))
 }

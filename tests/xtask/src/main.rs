@@ -81,6 +81,8 @@ enum Bench {
         #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u32).range(2..=20))]
         rounds: u32,
     },
+    /// What dm-integrity costs writes to an encrypted volume.
+    Integrity,
     /// What evidence costs: a quote under swtpm, and judging a file.
     Evidence,
 }
@@ -134,6 +136,9 @@ fn run(cli: &Cli, steps: &mut Steps) -> Result<ExitCode> {
         }
         Command::Bench { part: Bench::Boot { rounds } } => {
             boot::bench(&tree, steps, *rounds).map(|()| ExitCode::SUCCESS)
+        }
+        Command::Bench { part: Bench::Integrity } => {
+            boot::integrity(&tree, steps).map(|()| ExitCode::SUCCESS)
         }
         Command::Bench { part: Bench::Evidence } => {
             for (package, bench) in [("tpm", "quote"), ("evidence", "rates")] {

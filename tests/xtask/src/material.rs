@@ -110,6 +110,9 @@ pub(crate) fn older_image(tree: &Tree, material: &Material) -> Result<PathBuf> {
     Ok(out)
 }
 
+/// The stick of one of the images asks for no serial number.
+const NAMED_STICK: &[&str] = &["--installer", "--install-onto", "srv-9"];
+
 /// Builds the image by a new key of PCR policies and the one before, then by the new one alone.
 pub(crate) fn rotated(tree: &Tree, material: &Material) -> Result<[PathBuf; 2]> {
     let folder = tree.cache().join("development");
@@ -124,14 +127,16 @@ pub(crate) fn rotated(tree: &Tree, material: &Material) -> Result<[PathBuf; 2]> 
     moved.arg(&keys).args(["(", "-name", "*.uri", "-o", "-name", "softhsm2.conf", ")"]);
     sh(moved.args(["-exec", "sed", "-i", &format!("s|{from}|{to}|g"), "{}", "+"]))?;
     let images = ["image-rotated", "image-retired"].map(|name| folder.join(name));
-    for (image, change) in images.iter().zip(["--rotate", "--retire"]) {
+    for ((image, change), more) in
+        images.iter().zip(["--rotate", "--retire"]).zip([NAMED_STICK, &[]])
+    {
         sh(tree
             .enter(material.binaries.join("casemate"))
             .arg("keys")
             .arg(&keys)
             .args([change, "pcr"]))?;
         let mut command = build(tree, &material.binaries, &keys, image);
-        sh(command.arg("--cache").arg(tree.cache()))?;
+        sh(command.arg("--cache").arg(tree.cache()).args(more))?;
     }
     Ok(images)
 }

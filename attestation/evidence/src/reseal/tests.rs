@@ -1,4 +1,4 @@
-use super::luks::tests::{KEYS, header, header_with, key as key_of};
+use super::luks::tests::{header, header_with, key as key_of};
 use super::*;
 use crate::bundle::SignedFile;
 use crate::fixture::{policy, sign_files};
@@ -35,14 +35,6 @@ fn approved() -> Approved {
 
 fn key() -> SealingKey {
     key_of(0)
-}
-
-/// An image whose own key is the first of these, and which all of them signed.
-fn image(keys: &[usize]) -> ImageKeys {
-    let entry = |&number: &usize| serde_json::json!({"pkfp": key_of(number).fingerprint()});
-    let entries: Vec<_> = keys.iter().map(entry).collect();
-    let signatures = serde_json::json!({"sha256": entries}).to_string();
-    ImageKeys::read(KEYS[keys[0]], signatures.as_bytes()).unwrap()
 }
 
 fn slot(keyslot: u32, key: usize, pcr7: [u8; 32]) -> Slot {
@@ -86,7 +78,7 @@ fn the_slot_of_the_recovery_key_is_none_of_them() {
     let slots = Slots::parse(&header_with(&states, &[0])).unwrap();
     assert_eq!(approved().step(&slots, &key()).unwrap(), Step::Add { pcr7: NEXT });
     let applied = Applied { present: hex::encode(NOW), forecast: hex::encode(NEXT), used: vec![] };
-    assert_eq!(obsolete(Some(&applied), &image(&[0]), NOW, &slots).unwrap(), [2, 3], "not 0");
+    assert_eq!(obsolete(Some(&applied), &key(), false, NOW, &slots).unwrap(), [2, 3], "not 0");
 }
 
 #[test]
@@ -140,7 +132,7 @@ fn only_slots_of_neither_state_become_obsolete() {
         forecast: hex::encode(NEXT),
         used: vec![approved().id().to_owned()],
     };
-    let judged = |pcr7, states: &[_]| obsolete(Some(&applied), &image(&[0]), pcr7, &slots(states));
+    let judged = |pcr7, states: &[_]| obsolete(Some(&applied), &key(), false, pcr7, &slots(states));
     let obsolete = |pcr7, states: &[_]| judged(pcr7, states).unwrap();
     let all = [[8; 32], NOW, NEXT];
     assert_eq!(obsolete(NOW, &all), [0], "the update is still to come");
@@ -148,35 +140,37 @@ fn only_slots_of_neither_state_become_obsolete() {
     assert!(obsolete([8; 32], &all).is_empty(), "a third state");
     assert!(obsolete(NEXT, &[[8; 32], NOW]).is_empty(), "the present slot is missing");
     let broken = Applied { present: "x".to_owned(), ..applied.clone() };
-    super::obsolete(Some(&broken), &image(&[0]), NOW, &slots(&all)).unwrap_err();
+    super::obsolete(Some(&broken), &key(), false, NOW, &slots(&all)).unwrap_err();
 }
 
 #[test]
 fn a_rotated_key_is_followed_and_then_forgotten() {
-    let (old, both, new) = (image(&[0]), image(&[1, 0]), image(&[1]));
+    let (old, new) = (key_of(0), key_of(1));
     let (before, during, after) =
         (slots_of(&[(0, NOW)]), slots_of(&[(0, NOW), (1, NOW)]), slots_of(&[(1, NOW)]));
     assert!(settled(&old, &before) && settled(&new, &after));
-    assert!(!settled(&both, &before) && !settled(&new, &during));
+    assert!(!settled(&new, &before) && !settled(&new, &during));
 
-    assert!(succeeds(&both, NOW, &before).unwrap());
-    assert!(!succeeds(&both, NOW, &during).unwrap());
+    assert!(succeeds(&new, NOW, &before).unwrap());
+    assert!(!succeeds(&new, NOW, &during).unwrap());
     assert!(!succeeds(&old, NOW, &before).unwrap());
-    assert!(!succeeds(&both, NEXT, &before).unwrap(), "no slot of this state opened");
+    assert!(!succeeds(&new, NEXT, &before).unwrap(), "no slot of this state opened");
     let full = slots_of(&[(0, NOW), (0, NEXT), (0, [7; 32]), (0, [8; 32])]);
-    assert!(matches!(succeeds(&both, NOW, &full), Err(ResealError::Full { found: 4 })));
+    assert!(matches!(succeeds(&new, NOW, &full), Err(ResealError::Full { found: 4 })));
 
-    let wiped = |image, slots| obsolete(None, image, NOW, slots).unwrap();
-    assert!(wiped(&both, &before).is_empty(), "the slot that opened");
-    assert!(wiped(&both, &during).is_empty(), "an image by the old key may still come back");
-    assert_eq!(wiped(&new, &during), [0]);
-    assert!(wiped(&new, &after).is_empty());
+    let wiped = |key, on_trial, slots| obsolete(None, key, on_trial, NOW, slots).unwrap();
+    assert!(wiped(&new, false, &before).is_empty(), "the slot that opened");
+    assert!(wiped(&new, true, &during).is_empty(), "the image before may come back");
+    assert_eq!(wiped(&old, false, &during), [1], "it came back");
+    assert_eq!(wiped(&new, false, &during), [0]);
+    assert!(wiped(&new, false, &after).is_empty());
 
-    // While a prepared state is waited for, both keys' slots for both states stay.
+    // A prepared state is kept by the image's own key alone.
     let applied = Applied { present: hex::encode(NOW), forecast: hex::encode(NEXT), used: vec![] };
     let four = slots_of(&[(0, NOW), (0, NEXT), (1, NOW), (1, NEXT)]);
-    let wiped = |image, pcr7| obsolete(Some(&applied), image, pcr7, &four).unwrap();
-    assert!(wiped(&both, NOW).is_empty());
-    assert_eq!(wiped(&both, NEXT), [0, 2]);
-    assert_eq!(wiped(&new, NEXT), [0, 1, 2]);
+    let wiped = |on_trial, pcr7| obsolete(Some(&applied), &new, on_trial, pcr7, &four).unwrap();
+    assert!(wiped(true, NOW).is_empty());
+    assert_eq!(wiped(false, NOW), [0, 1]);
+    assert_eq!(wiped(true, NEXT), [2]);
+    assert_eq!(wiped(false, NEXT), [0, 1, 2]);
 }

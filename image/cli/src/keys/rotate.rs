@@ -4,7 +4,7 @@
 //! the new one boot. PCR 7 changes with db: `casemate forecast --reseal` prepares that.
 //!
 //! **pcr**, which signs PCR policies. Images are signed by both keys; a machine whose state opened by the earlier one seals
-//! it to the new one. Once all have, `--retire pcr` ends that, and the next image makes them forget the earlier key.
+//! it to the new one. Once all have, `--retire pcr` ends that.
 
 use std::fs;
 use std::path::Path;
@@ -97,9 +97,7 @@ pub(super) fn retire_pcr(dir: &Path) -> anyhow::Result<()> {
         }
         Ok(())
     })?;
-    println!(
-        "pcr: the earlier key signs no more images; machines forget it when they run the next"
-    );
+    println!("pcr: the earlier key signs no more images");
     Ok(())
 }
 

@@ -13,6 +13,7 @@ use system_tests::bench::{
     ADMITTED, AGENTD_READY, BOOT_LIMIT, BUNDLE_LIMIT, Bench, Bundles, HEALTH_LIMIT, Inputs,
     wait_admitted, wait_ready,
 };
+use system_tests::ratios::spread;
 
 /// What the stock Debian's last unit writes on its console.
 const STOCK_READY: &str = "stock: default target reached";
@@ -79,8 +80,11 @@ fn main() -> anyhow::Result<()> {
     let ratios = |time: fn(&Times) -> Duration| {
         ours.iter().zip(&stock).map(|(ours, stock)| time(ours).div_duration_f64(*stock)).collect()
     };
-    println!("agent ready / stock Debian:        {}", spread(ratios(|times| times.ready)));
-    println!("healthy, model loaded / stock:     {}", spread(ratios(|times| times.healthy)));
+    println!("agent ready / stock Debian:        {}", spread(ratios(|times| times.ready), "boots"));
+    println!(
+        "healthy, model loaded / stock:     {}",
+        spread(ratios(|times| times.healthy), "boots")
+    );
     Ok(std::fs::remove_dir_all(&cli.work)?)
 }
 
@@ -150,17 +154,4 @@ fn boot_stock(config: &Config) -> anyhow::Result<Duration> {
     let ready = started.elapsed();
     machine.quit()?;
     Ok(ready)
-}
-
-/// Median, least and most.
-fn spread(mut ratios: Vec<f64>) -> String {
-    ratios.sort_by(f64::total_cmp);
-    let (Some(least), Some(most)) = (ratios.first(), ratios.last()) else { return String::new() };
-    let middle = ratios.len() / 2;
-    let median = if ratios.len() % 2 == 1 {
-        ratios[middle]
-    } else {
-        f64::midpoint(ratios[middle - 1], ratios[middle])
-    };
-    format!("{median:.2} (least {least:.2}, most {most:.2}, {} boots)", ratios.len())
 }

@@ -1,4 +1,4 @@
-//! A server as it is delivered, and the installer stick: no keys in the firmware, two empty disks, no network.
+//! A server as it is delivered, and the installer stick: two empty disks, no network.
 
 use std::fs::File;
 use std::os::unix::fs::{FileExt as _, MetadataExt as _};
@@ -14,8 +14,13 @@ use crate::tool;
 
 /// Longer than the image; the state partition has room behind it.
 const DISK_BYTES: u64 = 2 << 30;
+const MIB: u64 = 1 << 20;
+/// Bytes compared at once.
+const COMPARED_BYTES: usize = 1 << 20;
 const SERIAL: &str = "srv-7";
 const SERIAL_OTHER: &str = "srv-8";
+/// The stick of `image_rotated` is built for it.
+const SERIAL_NAMED: &str = "srv-9";
 /// Nobody's.
 const SERIAL_WRONG: &str = "srv-77";
 /// An image of 1.3 GB is hashed twice by an emulated CPU.
@@ -24,7 +29,7 @@ const INSTALL_LIMIT: Duration = Duration::from_secs(600);
 const KEY_PAUSE: Duration = Duration::from_millis(150);
 const ASKED: &str = "type the serial number";
 
-/// The operator types a serial number; that disk, and no other, boots to established evidence afterwards.
+/// Firmware without keys. The operator types a serial number; that disk, and no other, boots to established evidence afterwards.
 pub(super) fn from_stick(scene: &Scene<'_>) -> anyhow::Result<()> {
     let stick = scene.bench.inputs.image.join("installer.raw");
     signed_by_db(scene, &stick)?;
@@ -33,9 +38,7 @@ pub(super) fn from_stick(scene: &Scene<'_>) -> anyhow::Result<()> {
     let (disk, other) = (disk(scene, "server.raw")?, disk(scene, "other.raw")?);
     let mut config = scene.bench.config(&scene.path("delivered"));
     config.image = folder;
-    config.disks = [(&disk, SERIAL), (&other, SERIAL_OTHER)]
-        .map(|(file, serial)| SpareDisk { file: file.clone(), serial: serial.to_owned() })
-        .to_vec();
+    config.disks = disks([(&disk, SERIAL), (&other, SERIAL_OTHER)]);
     let state = config.state.clone();
     let blocks = File::open(&other)?.metadata()?.blocks();
 
@@ -59,6 +62,45 @@ pub(super) fn from_stick(scene: &Scene<'_>) -> anyhow::Result<()> {
     let ak_name = wait_ready(&mut machine)?;
     let limit = scene.within(HEALTH_LIMIT)?;
     scene.bench.pin(&machine, &scene.path("auditor"), &ak_name, limit).map(drop)
+}
+
+/// Firmware that has the keys. The stick was built for the serial number of one of the disks, and asks nothing.
+pub(super) fn onto_named_disk(scene: &Scene<'_>) -> anyhow::Result<()> {
+    let built = scene.bench.inputs.image_rotated.as_ref().context("no --image-rotated")?;
+    let folder = scene.path("stick");
+    image(&folder, &built.join("installer.raw"), &built.join("OVMF_VARS.fd"))?;
+    let (other, disk) = (disk(scene, "other.raw")?, disk(scene, "server.raw")?);
+    let mut config = scene.bench.config(&scene.path("delivered"));
+    config.image = folder;
+    config.disks = disks([(&other, SERIAL_OTHER), (&disk, SERIAL_NAMED)]);
+    let blocks = File::open(&other)?.metadata()?.blocks();
+    let mut machine = Machine::boot(config)?;
+    let seen = ["installer: installed, and read back", ASKED];
+    let (index, line) = machine.wait_for_any(&seen, scene.within(INSTALL_LIMIT)?)?;
+    ensure!(index == 0, "the disk was asked for: {line}");
+    machine.wait_stopped(scene.within(HEALTH_LIMIT)?)?;
+    ensure!(File::open(&other)?.metadata()?.blocks() == blocks, "the other disk was written");
+    same_partitions(&built.join("casemate.raw"), &disk)
+}
+
+fn disks(disks: [(&PathBuf, &str); 2]) -> Vec<SpareDisk> {
+    disks.map(|(file, serial)| SpareDisk { file: file.clone(), serial: serial.to_owned() }).to_vec()
+}
+
+/// The disk is the image, but for the first and the last MiB, where the partition tables are.
+fn same_partitions(image: &Path, disk: &Path) -> anyhow::Result<()> {
+    let (image, disk) = (File::open(image)?, File::open(disk)?);
+    let end = image.metadata()?.len() - MIB;
+    let (mut expected, mut found) = (vec![0; COMPARED_BYTES], vec![0; COMPARED_BYTES]);
+    let mut at = MIB;
+    while at < end {
+        let length = COMPARED_BYTES.min(usize::try_from(end - at)?);
+        image.read_exact_at(&mut expected[..length], at)?;
+        disk.read_exact_at(&mut found[..length], at)?;
+        ensure!(expected[..length] == found[..length], "the disk differs after byte {at}");
+        at += length as u64;
+    }
+    Ok(())
 }
 
 /// A disk with remains of something else where partition tables are.

@@ -103,6 +103,14 @@ pub const ALL: &[Scenario] = &[
         run: installer::from_stick,
     },
     Scenario {
+        name: "installed-onto-named-disk",
+        about: "a stick that was built for a serial number writes that disk without asking, on enrolled firmware",
+        limit_s: 900,
+        long_factor: 1,
+        needs: Nothing,
+        run: installer::onto_named_disk,
+    },
+    Scenario {
         name: "credentials-injected",
         about: "files, a drop-in and a password that SMBIOS and fw_cfg bring have no effect",
         limit_s: 900,

@@ -14,17 +14,18 @@ pub(crate) fn run(options: &Options, paths: &Apply) -> anyhow::Result<()> {
     let device = Device::open(paths)?;
     let mut applied = keep::applied(&options.applied)?;
     let order = pending(options, applied.as_ref())?;
-    if order.is_none() && applied.is_none() && settled(device.image(), &device.slots()?) {
+    if order.is_none() && applied.is_none() && settled(device.key(), &device.slots()?) {
         return Ok(());
     }
     let machine = Machine::ask(&options.tcti)?;
-    if succeeds(device.image(), machine.pcr7, &device.slots()?)? {
+    if succeeds(device.key(), machine.pcr7, &device.slots()?)? {
         device.enroll(machine.pcr7)?;
         say(
             "the key of the PCR policies was rotated: the state partition opens by the new one as well",
         );
     }
-    for keyslot in obsolete(applied.as_ref(), device.image(), machine.pcr7, &device.slots()?)? {
+    let (on_trial, slots) = (device.on_trial()?, device.slots()?);
+    for keyslot in obsolete(applied.as_ref(), device.key(), on_trial, machine.pcr7, &slots)? {
         device.wipe(keyslot)?;
         say(&format!("key slot {keyslot} wiped: no boot that is still to come needs it"));
     }

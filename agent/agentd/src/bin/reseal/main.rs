@@ -5,8 +5,8 @@
 //! medium, it keeps what the quorum signed. `apply` runs early in the next boot, while the image's signed policy
 //! lets the TPM release the key (`enter-initrd:leave-initrd`): as root it judges the kept order again, and adds or
 //! wipes key slots through systemd-cryptenroll. An image by a new key of PCR policies opened the state by a signature of
-//! the key before, which it carries too: then a slot is added for the new key, and the first image without the old
-//! signature wipes the old slot.
+//! the key before, which it carries too: then a slot is added for the new key, and once the image is no more on trial the
+//! old one is wiped.
 //!
 //! Invariants: nothing that `accept` wrote is trusted by `apply`; a slot is added for an approved order of this
 //! machine in its present state alone, or for the key of the image that

@@ -60,6 +60,12 @@ pub(crate) struct Apply {
     /// The image's signed PCR policy.
     #[arg(long, default_value = "/run/systemd/tpm2-pcr-signature.json")]
     pub(crate) signature: PathBuf,
+    /// The boot manager's variable that is there while an image is on trial; The Boot Loader Interface, systemd.
+    #[arg(
+        long,
+        default_value = "/sys/firmware/efi/efivars/LoaderBootCountPath-4a67b082-0a4c-41cf-b6c7-440b29bb8c4f"
+    )]
+    pub(crate) boot_count: PathBuf,
     /// What changes key slots.
     #[arg(long, default_value = "/usr/bin/systemd-cryptenroll")]
     pub(crate) cryptenroll: PathBuf,
