@@ -21,6 +21,7 @@ pub mod ledger;
 mod mutations;
 pub mod nv;
 pub mod pcr;
+pub mod provenance;
 pub mod quote;
 pub mod reseal;
 pub mod sealed;
@@ -28,6 +29,7 @@ pub mod sigdb;
 pub mod signature;
 pub mod site;
 pub mod time;
+pub mod update;
 pub mod userspace;
 pub mod verify;
 

@@ -10,6 +10,7 @@ mod keys;
 mod lock;
 mod reseal;
 mod tool;
+mod update;
 mod verify_build;
 mod vm;
 
@@ -45,6 +46,8 @@ enum Command {
     Forecast(Box<forecast::Args>),
     /// Pack a signed reseal order.
     Reseal(reseal::Args),
+    /// Make the signed medium that updates machines to a build, and check one.
+    Update(update::Args),
     /// Run an image in QEMU with OVMF and a software TPM.
     Vm(vm::Args),
     /// Show the whole appliance at work, refusals included.
@@ -72,6 +75,7 @@ fn run(command: Command) -> anyhow::Result<()> {
         Command::Flash(args) => flash::run(&args),
         Command::Forecast(args) => forecast::run(&args),
         Command::Reseal(args) => reseal::run(&args),
+        Command::Update(args) => update::run(&args),
         Command::Vm(args) => vm::run(&args),
         Command::Demo(args) => demo::run(&args),
     }
