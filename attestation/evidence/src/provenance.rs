@@ -214,7 +214,6 @@ fn parse(payload: &[u8]) -> Result<Statement> {
     Ok(Statement { files, profile })
 }
 
-
 fn refuse(reason: String) -> ProvenanceError {
     ProvenanceError::Envelope { reason }
 }

@@ -298,13 +298,16 @@ impl<'a> Build<'a> {
     fn update(&mut self, root_hash: &str) -> Result<()> {
         let (options, work) = (self.options, self.work.clone());
         self.steps.step("update statement", || {
-            let update = update::describe(&work, &update::Image {
-                image_id: IMAGE_ID,
-                image_version: IMAGE_VERSION,
-                profile: options.profile.name(),
-                version_index: options.version_index,
-                root_hash,
-            })?;
+            let update = update::describe(
+                &work,
+                &update::Image {
+                    image_id: IMAGE_ID,
+                    image_version: IMAGE_VERSION,
+                    profile: options.profile.name(),
+                    version_index: options.version_index,
+                    root_hash,
+                },
+            )?;
             write_json(&work.join(UPDATE_FILE), &update).map(Done::fresh)
         })
     }

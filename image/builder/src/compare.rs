@@ -179,7 +179,8 @@ impl Comparison<'_> {
     }
 
     fn boot_managers(&self) -> Result<()> {
-        let (ours, theirs) = (self.read(self.ours, BOOT_MANAGER)?, self.read(self.theirs, BOOT_MANAGER)?);
+        let (ours, theirs) =
+            (self.read(self.ours, BOOT_MANAGER)?, self.read(self.theirs, BOOT_MANAGER)?);
         if Pe::parse(&ours)?.authenticode() == Pe::parse(&theirs)?.authenticode() {
             return Ok(());
         }

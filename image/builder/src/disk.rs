@@ -70,7 +70,8 @@ impl Disk<'_> {
         (entry, uki): (&str, &Path),
     ) -> Result<(), DiskError> {
         let esp = self.content.join("esp");
-        for (from, to) in [(boot_manager, ESP_BOOT_MANAGER), (uki, &format!("EFI/Linux/{entry}.efi"))]
+        for (from, to) in
+            [(boot_manager, ESP_BOOT_MANAGER), (uki, &format!("EFI/Linux/{entry}.efi"))]
         {
             let target = esp.join(to);
             let copy = || {

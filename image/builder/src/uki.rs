@@ -163,8 +163,10 @@ mod tests {
 
     #[test]
     fn the_boot_manager_compares_the_version_index() {
-        let text = b"ID=casemate\nIMAGE_ID=casemate\nIMAGE_VERSION=0.1.0\nCASEMATE_VERSION_INDEX=7\n";
-        let expected = "ID=casemate\nIMAGE_ID=casemate\nIMAGE_VERSION=7\nCASEMATE_VERSION_INDEX=7\n";
+        let text =
+            b"ID=casemate\nIMAGE_ID=casemate\nIMAGE_VERSION=0.1.0\nCASEMATE_VERSION_INDEX=7\n";
+        let expected =
+            "ID=casemate\nIMAGE_ID=casemate\nIMAGE_VERSION=7\nCASEMATE_VERSION_INDEX=7\n";
         assert_eq!(os_release(text, 7), expected);
     }
 

@@ -45,6 +45,10 @@ pub struct Inputs {
     pub keys: PathBuf,
     /// Folder made by `casemate build`, with a version below `image`.
     pub image_older: Option<PathBuf>,
+    /// Folder made by `casemate build`, with a version above `image`.
+    pub image_newer: Option<PathBuf>,
+    /// The same, with an agent that does not start.
+    pub image_broken: Option<PathBuf>,
     /// Bundle media, by name.
     pub bundles: Bundles,
     /// Python with the `openai` package.

@@ -10,8 +10,8 @@ use anyhow::{Context, ensure};
 use qemu::Machine;
 use qemu::disk::{TYPE_ESP, TYPE_ROOT_X86_64, TYPE_ROOT_X86_64_VERITY};
 
-use super::update::entry;
 use super::tamper::{STATE_LOCKED, never_goes_on, refuses_to_boot, state_stays_closed, tampered};
+use super::update::entry;
 use crate::bench::{AGENTD_READY, BOOT_LIMIT, HEALTH_LIMIT, Scene, attestation_key, wait_ready};
 
 /// Written to the console by whatever was injected.

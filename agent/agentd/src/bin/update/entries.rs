@@ -162,8 +162,13 @@ mod tests {
 
     #[test]
     fn an_update_takes_the_place_of_every_entry_but_the_running_one() {
-        let esp = esp(&["casemate-1-a.efi", "casemate-0-b.efi", "casemate-2-c+0-3.efi", "x.efi",
-            "casemate-2-c+3.efi.new"]);
+        let esp = esp(&[
+            "casemate-1-a.efi",
+            "casemate-0-b.efi",
+            "casemate-2-c+0-3.efi",
+            "x.efi",
+            "casemate-2-c+3.efi.new",
+        ]);
         let entries = Entries::of(esp.path());
         assert!(entries.failed("casemate-2-c").unwrap());
         assert!(!entries.failed("casemate-1-a").unwrap());

@@ -63,7 +63,11 @@ impl Table {
         if let Some((header, entries)) = copy(disk, 1)? {
             let backup = number(&header, 32);
             let fits = backup > ENTRIES_SECTORS && backup <= last;
-            return if fits { Ok(Self { header, entries, backup }) } else { Err(GptError::Invalid) };
+            return if fits {
+                Ok(Self { header, entries, backup })
+            } else {
+                Err(GptError::Invalid)
+            };
         }
         let (header, entries) = copy(disk, last)?.ok_or(GptError::Invalid)?;
         Ok(Self { header, entries, backup: last })
@@ -86,9 +90,7 @@ impl Table {
     /// Writes both copies, the backup first, each to the disk before the next begins.
     pub(crate) fn write(&self, disk: &File) -> Result<(), GptError> {
         let backup_entries = self.backup.saturating_sub(ENTRIES_SECTORS);
-        for (own, other, entries) in
-            [(self.backup, 1, backup_entries), (1, self.backup, 1 + 1)]
-        {
+        for (own, other, entries) in [(self.backup, 1, backup_entries), (1, self.backup, 1 + 1)] {
             let header = self.sealed(own, other, entries);
             disk.write_all_at(&self.entries, entries.saturating_mul(SECTOR_BYTES))?;
             disk.sync_all()?;

@@ -88,8 +88,7 @@ mod tests {
         let content = vec![7; CHUNK_BYTES + 4096];
         std::fs::write(&medium, &content).unwrap();
         let bytes = 3 * CHUNK_BYTES as u64;
-        let partition =
-            Partition { number: 1, kind: ROOT, identifier: [0; 16], start: 0, bytes };
+        let partition = Partition { number: 1, kind: ROOT, identifier: [0; 16], start: 0, bytes };
         let target = Target { partition, node: node.clone() };
         let open = || File::open(&medium).unwrap();
         write(&target, open(), &part(&content)).unwrap();
