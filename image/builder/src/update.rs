@@ -74,7 +74,7 @@ pub(crate) struct Image<'a> {
 
 /// The statement of the build in `folder`.
 pub(crate) fn describe(folder: &Path, image: &Image<'_>) -> Result<Update> {
-    let part = |source: Source| Ok::<_, UpdateBuildError>(source.copy(&mut io::sink())?);
+    let part = |source: Source| source.copy(&mut io::sink());
     Ok(Update {
         schema: UPDATE_SCHEMA.to_owned(),
         image_id: image.image_id.to_owned(),

@@ -182,6 +182,8 @@ mod tests {
     fn bench(results: &Path) -> Bench {
         Bench::new(Inputs {
             image_older: None,
+            image_newer: None,
+            image_broken: None,
             image: results.join("no-image"),
             keys: results.join("no-keys"),
             bundles: Bundles::default(),
