@@ -85,7 +85,8 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let (node, medium) = (folder.path().join("node"), folder.path().join("medium"));
         std::fs::write(&node, vec![0xff; 3 * CHUNK_BYTES]).unwrap();
-        let content = vec![7; CHUNK_BYTES + 4096];
+        let mut content = vec![7; CHUNK_BYTES + 4096];
+        content[0] = 1;
         std::fs::write(&medium, &content).unwrap();
         let bytes = 3 * CHUNK_BYTES as u64;
         let partition = Partition { number: 1, kind: ROOT, identifier: [0; 16], start: 0, bytes };
