@@ -66,10 +66,10 @@ pub struct Part {
 #[derive(Debug, thiserror::Error)]
 pub enum UpdateError {
     /// The key is none.
-    #[error("the build key: {0}")]
+    #[error("the build key")]
     Key(#[from] BundleError),
     /// Not signed, or otherwise.
-    #[error("not signed by this image's build key: {0}")]
+    #[error("not signed by the build key")]
     Provenance(#[from] ProvenanceError),
     /// The signature is over another one.
     #[error("{UPDATE_FILE} differs from the signed one: SHA-256 {found}; {expected} was signed")]

@@ -30,7 +30,7 @@ pub enum DeliveryError {
     },
     /// The statement is not the key's.
     #[error("{ENVELOPE}: {0}")]
-    Provenance(#[from] ProvenanceError),
+    Provenance(ProvenanceError),
     /// The key.
     #[error(transparent)]
     Key(#[from] BundleError),
@@ -55,6 +55,13 @@ pub enum DeliveryError {
         /// The file.
         name: String,
     },
+}
+
+// Not its source as well: the message holds it already.
+impl From<ProvenanceError> for DeliveryError {
+    fn from(error: ProvenanceError) -> Self {
+        Self::Provenance(error)
+    }
 }
 
 type Result<T> = std::result::Result<T, DeliveryError>;

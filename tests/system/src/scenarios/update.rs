@@ -103,7 +103,7 @@ pub(super) fn refused(scene: &Scene<'_>) -> anyhow::Result<()> {
     let older = medium(scene, older)?;
     let mut machine = scene.fork_ready()?;
     for (medium, cause) in
-        [(&changed, "not signed by this image's build key"), (&older, "only a later one is taken")]
+        [(&changed, "not signed by the build key"), (&older, "only a later one is taken")]
     {
         machine.plug_bundle(medium)?;
         let seen = [REFUSED, ACCEPTED];

@@ -28,7 +28,7 @@ pub(crate) const VERITY: Guid = disk_order(0x2c73_57ed_ebd2_46d9_aec1_23d4_37ec_
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum GptError {
     /// The disk failed.
-    #[error("the partition table: {0}")]
+    #[error("the partition table")]
     Disk(#[from] io::Error),
     /// Neither copy is one.
     #[error("neither the partition table nor its backup is valid")]
