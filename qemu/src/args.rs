@@ -72,6 +72,11 @@ impl Args {
         self.add("-blockdev", blockdev("qcow2", "vars", files.vars, false));
         self.add("-blockdev", blockdev("qcow2", "disk", files.disk, false));
         self.add("-device", "virtio-blk-pci,id=system,drive=disk,bootindex=1");
+        for (index, disk) in config.disks.iter().enumerate() {
+            self.add("-blockdev", blockdev("raw", &format!("spare{index}"), &disk.file, false));
+            let serial = escape(&disk.serial);
+            self.add("-device", format!("virtio-blk-pci,drive=spare{index},serial={serial}"));
+        }
         for slot in 0..BUNDLE_SLOTS {
             // q35 takes new devices only behind root ports that were there at boot.
             let chassis = slot + 1;
@@ -199,6 +204,16 @@ mod tests {
             serde_json::from_str(&value_of(&args, "-blockdev", "good.img")).unwrap();
         assert_eq!(medium["file"]["filename"], "/b,c/good.img");
         assert_eq!(medium["read-only"], true);
+    }
+
+    #[test]
+    fn a_spare_disk_is_written_and_not_started_from() {
+        let mut config = Config::new("/i", "/s", Accel::Tcg);
+        config.disks.push(crate::SpareDisk { file: "/spare.raw".into(), serial: "a,1".to_owned() });
+        let args = args(&config, false);
+        assert!(value_of(&args, "-blockdev", "spare.raw").contains("\"read-only\":false"));
+        let device = value_of(&args, "-device", "drive=spare0");
+        assert!(device.ends_with("serial=a,,1") && !device.contains("bootindex"), "{device}");
     }
 
     #[test]

@@ -11,6 +11,8 @@ use crate::process::{self, ProcessError};
 pub const TYPE_ROOT_X86_64: &str = "4f68bce3-e8cd-4db1-96e7-fbcaf984b709";
 /// Type of its dm-verity hash tree; the same specification.
 pub const TYPE_ROOT_X86_64_VERITY: &str = "2c7357ed-ebd2-46d9-aec1-23d437ec2bf5";
+/// Type of a Linux data partition, which the state partition is; the same specification.
+pub const TYPE_LINUX: &str = "0fc63daf-8483-4772-8e79-3d69d8477de4";
 /// Type of the EFI system partition; UEFI Specification 2.10, section 5.3.3.
 pub const TYPE_ESP: &str = "c12a7328-f81f-11d2-ba4b-00a0c93ec93b";
 

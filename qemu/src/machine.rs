@@ -107,6 +107,15 @@ pub enum MachineError {
     },
 }
 
+/// A disk beside the one that firmware starts from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SpareDisk {
+    /// A raw image, which the guest writes.
+    pub file: PathBuf,
+    /// Serial number that the guest sees; virtio has room for twenty characters.
+    pub serial: String,
+}
+
 /// What a machine is made of.
 #[derive(Clone, Debug)]
 pub struct Config {
@@ -122,6 +131,8 @@ pub struct Config {
     pub cpus: u32,
     /// Bundle media (raw images, read-only), by slot; at most [`BUNDLE_SLOTS`].
     pub bundles: Vec<PathBuf>,
+    /// Further disks of the machine, which are written.
+    pub disks: Vec<SpareDisk>,
     /// SMBIOS OEM strings (type 11), as somebody with the management controller could set.
     pub smbios: Vec<String>,
     /// Files of QEMU's firmware configuration device: name below `opt/`, content.
@@ -142,6 +153,7 @@ impl Config {
             memory_mib: 2048,
             cpus: 2,
             bundles: Vec::new(),
+            disks: Vec::new(),
             smbios: Vec::new(),
             fw_cfg: Vec::new(),
             port: None,
@@ -183,7 +195,8 @@ impl Config {
         if slots > BUNDLE_SLOTS {
             return Err(MachineError::Invalid(format!("{slots} bundles; {BUNDLE_SLOTS} slots")));
         }
-        let mut paths = self.bundles.iter().chain([&self.image, &self.state]);
+        let disks = self.disks.iter().map(|disk| &disk.file);
+        let mut paths = self.bundles.iter().chain([&self.image, &self.state]).chain(disks);
         if let Some(path) = paths.find(|path| path.to_str().is_none()) {
             return Err(MachineError::Invalid(format!("{} is not UTF-8", path.display())));
         }

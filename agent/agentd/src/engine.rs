@@ -113,7 +113,11 @@ fn message(bundle: &Admissible) -> Load {
         files: bundle
             .files
             .iter()
-            .map(|(name, file)| LoadFile { name: name.clone(), bytes: file.bytes() })
+            .map(|(name, file)| LoadFile {
+                name: name.clone(),
+                bytes: file.bytes(),
+                sha256: hex::encode(file.sha256()),
+            })
             .collect(),
     }
 }

@@ -2,7 +2,7 @@
 //!
 //! | found | written |
 //! |---|---|
-//! | the medium | `identity.json` |
+//! | the medium | `identity.json`, and `recovery.json` if the state partition has a recovery key |
 //! | `challenge.json` | `response.json` |
 //! | `nonce.txt` | `evidence.json` |
 //!
@@ -40,6 +40,8 @@ type Identity = (u64, u32, u32, u64);
 pub(crate) struct Exchange {
     agent: Arc<Agent>,
     folder: PathBuf,
+    /// The recovery key, encrypted to the escrow key; or that it was shown on the console.
+    recovery: Option<String>,
     /// This process's user, to whom mount options give a medium; the empty mount point is root's.
     user: u32,
     /// The medium that was answered last.
@@ -63,8 +65,13 @@ enum ExchangeError {
 }
 
 impl Exchange {
-    pub(crate) fn new(agent: Arc<Agent>, folder: PathBuf, user: u32) -> Self {
-        Self { agent, folder, user, answered: None, trouble: None }
+    pub(crate) fn new(
+        agent: Arc<Agent>,
+        folder: PathBuf,
+        recovery: Option<String>,
+        user: u32,
+    ) -> Self {
+        Self { agent, folder, recovery, user, answered: None, trouble: None }
     }
 
     /// Never returns; ends with the process.
@@ -128,6 +135,9 @@ impl Exchange {
             .map_err(|source| ExchangeError::Agent { name: "who this machine is", source })
             .and_then(|json| write(root, "identity.json", "identity.json.new", &json));
         report(identity);
+        if let Some(recovery) = &self.recovery {
+            report(write(root, "recovery.json", "recovery.json.new", recovery));
+        }
         let challenge_max = ipc::CHALLENGE_BYTES_MAX as u64;
         report(question(root, "challenge.json", challenge_max).and_then(|challenge| {
             let Some(challenge) = challenge else { return Ok(()) };

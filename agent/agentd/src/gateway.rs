@@ -157,5 +157,6 @@ fn record(exchange: ipc::Exchange) -> Exchange {
         prompt_tokens: exchange.prompt_tokens,
         completion_tokens: exchange.completion_tokens,
         outcome: exchange.outcome,
+        receipt_sha256: exchange.receipt_sha256,
     }
 }

@@ -22,12 +22,16 @@ mod ledger;
 mod measured;
 mod medium;
 mod options;
+mod policy;
 mod report;
 mod rollback;
 mod sealed;
+mod site;
 mod tls;
 mod versions;
 
+use std::fs::File;
+use std::os::fd::OwnedFd;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -38,9 +42,9 @@ use anyhow::Context as _;
 use clap::Parser as _;
 use evidence::bundle::Quorum;
 use evidence::exception::Granted;
-use evidence::format::{ConfinementEvent, Policy, Site, agent_event};
+use evidence::format::{ConfinementEvent, agent_event};
 use evidence::ledger::Count;
-use evidence::site;
+use evidence::recovery::{self, Recovery};
 use ipc::Activated;
 use sandbox::Confined;
 
@@ -55,9 +59,6 @@ use crate::ledger::Unjudged;
 use crate::options::Options;
 use crate::rollback::{Opening, Rollback};
 use crate::versions::Installed;
-
-/// Longest quorum policy.
-const POLICY_BYTES_MAX: u64 = 256 << 10;
 
 fn main() -> ExitCode {
     match run(&Options::parse()) {
@@ -74,6 +75,7 @@ fn run(options: &Options) -> anyhow::Result<()> {
     let listener = UnixListener::from(passed.descriptor("gateway")?);
     let logs =
         EventLogs::new(passed.descriptor("firmware-log")?, passed.descriptor("userspace-log")?);
+    let recovery = passed.optional("recovery").map(read_recovery).transpose()?;
     // Made now: a confined agent makes sockets to peers only.
     let (stop, stopper) = UnixStream::pair().context("cannot make a socket pair")?;
     // Asked now as well: a confined agent cannot.
@@ -95,7 +97,7 @@ fn run(options: &Options) -> anyhow::Result<()> {
             }
         })
         .context("cannot start a thread")?;
-    let exchange = Exchange::new(Arc::clone(&agent), options.exchange.clone(), user);
+    let exchange = Exchange::new(Arc::clone(&agent), options.exchange.clone(), recovery, user);
     thread::Builder::new()
         .name("exchange".to_owned())
         .spawn(move || exchange.watch())
@@ -111,9 +113,9 @@ fn run(options: &Options) -> anyhow::Result<()> {
 fn start(options: &Options, logs: EventLogs) -> anyhow::Result<(Agent, Route)> {
     logs.firmware()?;
     logs.userspace()?;
-    let (text, policy) = read_policy(options)?;
+    let (text, policy) = policy::read(&options.policy)?;
     let quorum = Quorum::parse(&policy)?;
-    let (site_text, site) = read_site(options)?;
+    let (site_text, site) = site::read(&options.site)?;
     let image = read_image(options)?;
     // Asks the system, which a confined process cannot.
     let bytes_max = options.bundle_bytes_max.unwrap_or_else(memory_share);
@@ -185,28 +187,11 @@ fn open_state(
     Ok(rollback)
 }
 
-fn read_policy(options: &Options) -> anyhow::Result<(String, Policy)> {
-    let shown = options.policy.display();
-    let bytes = files::read_bounded(&options.policy, POLICY_BYTES_MAX)
-        .with_context(|| format!("cannot read the quorum policy {shown}"))?;
-    let text = String::from_utf8(bytes)
-        .with_context(|| format!("the quorum policy {shown} is not UTF-8"))?;
-    let policy =
-        serde_json::from_str(&text).with_context(|| format!("{shown} is no quorum policy"))?;
-    Ok((text, policy))
-}
-
-/// The site configuration, and that its authority is the one beside it.
-fn read_site(options: &Options) -> anyhow::Result<(String, Site)> {
-    let shown = options.site.display();
-    let read = |name: &str| {
-        files::read_bounded(&options.site.join(name), site::SITE_BYTES_MAX as u64)
-            .with_context(|| format!("cannot read {shown}/{name}"))
-    };
-    let text = String::from_utf8(read("site.json")?)
-        .with_context(|| format!("{shown}/site.json is not UTF-8"))?;
-    let site = Site::parse(&text, &read("client-ca.pem")?).with_context(|| shown.to_string())?;
-    Ok((text, site))
+/// What became of the state partition's recovery key: `state` keeps it, and a medium takes it along.
+fn read_recovery(file: OwnedFd) -> anyhow::Result<String> {
+    let text =
+        files::read_all(File::from(file), recovery::BYTES_MAX as u64).context(recovery::FILE)?;
+    Ok(Recovery::parse(&text)?.to_json()?)
 }
 
 /// What agentd measures of itself.

@@ -250,6 +250,7 @@ mod tests {
             version: 1,
             server_names: names.iter().map(|name| (*name).to_owned()).collect(),
             client_ca_sha256: String::new(),
+            recovery_escrow: None,
         }
     }
 

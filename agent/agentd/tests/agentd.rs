@@ -78,6 +78,7 @@ fn exchange(request: &str) -> AgentRequest {
         prompt_tokens: 3,
         completion_tokens: 5,
         outcome: "stop".to_owned(),
+        receipt_sha256: Some("44".repeat(32)),
     })
 }
 

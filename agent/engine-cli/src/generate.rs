@@ -5,14 +5,14 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::{Context, Result};
+use engine::receipt::{answered, question};
 use engine::request::{Prepared, prepare};
 use gateway::openai::request as api;
 use ipc::{Chat, Message, Role, Sampling};
 use serde_json::json;
 use sha2::{Digest, Sha256};
 
-use crate::model::{Answer, Model, ModelArgs, finish_reason, read, tokens_sha256};
-use crate::receipt::{Format, Receipt};
+use crate::model::{Answer, Model, ModelArgs, finish_reason, read};
 
 /// Whose blocks they are; there is nobody else here.
 const PARTITION: &str = "command-line";
@@ -90,7 +90,12 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
         (Some(path), _) => {
             let body = read(path)?;
             let prepared = from_request(&model, &body, args.seed)?;
-            let receipt = question(&model, args.bundle_digest.clone(), &body, &prepared);
+            let receipt = question(
+                &model.loaded,
+                args.bundle_digest.clone(),
+                hex::encode(Sha256::digest(&body)),
+                &prepared,
+            );
             (prepared, Some(receipt))
         }
         (None, prompt) => (from_prompt(args, &model, prompt.as_deref().unwrap_or_default())?, None),
@@ -108,7 +113,7 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
         if args.json { object(args, &model, &prompt, &answer).to_string() } else { String::new() };
     writeln!(out, "{shown}")?;
     if let (Some(path), Some(receipt)) = (&args.receipt, receipt) {
-        let receipt = answered(receipt, &answer);
+        let receipt = answered(receipt, answer.token_ids.clone());
         let text = serde_json::to_string_pretty(&receipt)? + "\n";
         std::fs::write(path, text).with_context(|| format!("cannot write {}", path.display()))?;
     }
@@ -123,40 +128,6 @@ pub(crate) fn from_request(model: &Model, body: &[u8], seed: u64) -> Result<Prep
     Ok(prepare(chat, &model.loaded)?)
 }
 
-/// A receipt without an answer.
-pub(crate) fn question(
-    model: &Model,
-    bundle_digest: Option<String>,
-    body: &[u8],
-    prepared: &Prepared,
-) -> Receipt {
-    Receipt {
-        format: Format::V1,
-        bundle_digest,
-        model_sha256: model.sha256.clone(),
-        request_sha256: hex::encode(Sha256::digest(body)),
-        sampling: prepared.sampling.clone(),
-        max_tokens: prepared.answer_max,
-        stop: prepared.stops.clone(),
-        answer_format: prepared.format.clone(),
-        kernels: model.loaded.info.kernels.clone(),
-        prompt_tokens: prepared.prompt.len(),
-        prompt_tokens_sha256: tokens_sha256(&prepared.prompt),
-        output_tokens: 0,
-        output_tokens_sha256: tokens_sha256(&[]),
-        output_token_ids: None,
-    }
-}
-
-fn answered(question: Receipt, answer: &Answer) -> Receipt {
-    Receipt {
-        output_tokens: answer.token_ids.len(),
-        output_tokens_sha256: tokens_sha256(&answer.token_ids),
-        output_token_ids: Some(answer.token_ids.clone()),
-        ..question
-    }
-}
-
 fn from_prompt(args: &Args, model: &Model, prompt: &str) -> Result<Prepared> {
     let chat = Chat {
         messages: vec![Message { role: Role::User, content: prompt.to_owned() }],
@@ -167,6 +138,7 @@ fn from_prompt(args: &Args, model: &Model, prompt: &str) -> Result<Prepared> {
         stop: args.stop.clone(),
         partition: PARTITION.to_owned(),
         priority: 0,
+        receipt: None,
     };
     // Checked as a conversation in any case: bounds are the same.
     let mut prepared = prepare(chat, &model.loaded)?;
@@ -214,7 +186,7 @@ fn object(args: &Args, model: &Model, prompt: &[u32], answer: &Answer) -> serde_
         "prompt_token_ids": prompt,
         "kernels": model.loaded.info.kernels,
         "threads": model.machine.threads,
-        "model_sha256": model.sha256,
+        "model_sha256": model.loaded.sha256,
     });
     if args.top_logprobs > 0 {
         let pair = |(token, logprob): &(u32, f32)| json!({"token_id": token, "logprob": logprob});

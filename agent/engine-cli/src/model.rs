@@ -11,7 +11,7 @@ use engine::load::{Loaded, Machine, open};
 use engine::pack::pack;
 use engine::request::Prepared;
 use engine::sampler::Logprobs;
-use ipc::{Finish, Load};
+use ipc::{Finish, Load, LoadFile};
 use kernels::Isa;
 use sha2::{Digest, Sha256};
 
@@ -29,8 +29,6 @@ pub(crate) struct ModelArgs {
 /// A model that answers.
 pub(crate) struct Model {
     pub(crate) loaded: Loaded,
-    /// SHA-256 of the file, lower-case hex.
-    pub(crate) sha256: String,
     pub(crate) machine: Machine,
 }
 
@@ -60,11 +58,13 @@ impl ModelArgs {
         let sha256 = hex::encode(Sha256::digest(&bytes));
         pack(&mut bytes).with_context(|| format!("{} is not usable", self.model.display()))?;
         let model_id = self.model.file_stem().unwrap_or_default().to_string_lossy().into_owned();
-        let load = Load { model_id, bundle_digest: sha256.clone(), files: Vec::new() };
+        let name = self.model.to_string_lossy().into_owned();
+        let file = LoadFile { name, bytes: bytes.len() as u64, sha256: sha256.clone() };
+        let load = Load { model_id, bundle_digest: sha256, files: vec![file] };
         let machine = self.machine()?;
         let loaded = open(&load, Arc::new(bytes), machine)
             .with_context(|| format!("{} is not usable", self.model.display()))?;
-        Ok(Model { loaded, sha256, machine })
+        Ok(Model { loaded, machine })
     }
 }
 
@@ -112,13 +112,6 @@ impl Model {
 /// Reads a file, naming it if that fails.
 pub(crate) fn read(path: &Path) -> Result<Vec<u8>> {
     std::fs::read(path).with_context(|| format!("cannot read {}", path.display()))
-}
-
-/// SHA-256 over token numbers, 32 bits little-endian each; lower-case hex.
-pub(crate) fn tokens_sha256(tokens: &[u32]) -> String {
-    let mut hash = Sha256::new();
-    tokens.iter().for_each(|token| hash.update(token.to_le_bytes()));
-    hex::encode(hash.finalize())
 }
 
 /// `finish_reason` of the API.

@@ -4,11 +4,14 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::{Context, Result, ensure};
+use engine::receipt::question;
+use ipc::Receipt;
 use serde_json::json;
+use sha2::{Digest, Sha256};
 
-use crate::generate::{from_request, question};
+use crate::generate::from_request;
 use crate::model::{ModelArgs, read};
-use crate::receipt::{Difference, RECEIPT_BYTES_MAX, Receipt};
+use crate::receipt::{Difference, RECEIPT_BYTES_MAX, check, same_answer, same_question};
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
@@ -34,13 +37,13 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     // A receipt holds the seed that was used, whoever chose it.
     let prepared = from_request(&model, &body, receipt.sampling.seed)?;
     let bundle = args.bundle_digest.clone().or_else(|| receipt.bundle_digest.clone());
-    let asked = question(&model, bundle, &body, &prepared);
+    let asked = question(&model.loaded, bundle, hex::encode(Sha256::digest(&body)), &prepared);
     let differs = |difference: Difference| tell(args, &asked, &receipt, Some(&difference));
-    if let Err(difference) = receipt.check().and_then(|()| receipt.same_question(&asked)) {
+    if let Err(difference) = check(&receipt).and_then(|()| same_question(&receipt, &asked)) {
         return differs(difference);
     }
     let answer = model.answer(prepared, |_| ())?;
-    match receipt.same_answer(&answer.token_ids) {
+    match same_answer(&receipt, &answer.token_ids) {
         Ok(()) => tell(args, &asked, &receipt, None),
         Err(difference) => differs(difference),
     }
@@ -66,8 +69,11 @@ fn tell(
 ) -> Result<ExitCode> {
     let line = match difference {
         None => format!(
-            "equal: {} tokens, {} kernels then, {} now",
-            receipt.output_tokens, receipt.kernels, asked.kernels
+            "equal: {} tokens, {} kernels then, {} now; receipt {}",
+            receipt.output_tokens,
+            receipt.kernels,
+            asked.kernels,
+            receipt.digest()?
         ),
         Some(difference) => format!("different: {difference}"),
     };
@@ -79,7 +85,12 @@ fn tell(
         let reason = difference.map(ToString::to_string);
         println!(
             "{}",
-            json!({"equal": difference.is_none(), "first_difference": position, "reason": reason})
+            json!({
+                "equal": difference.is_none(),
+                "first_difference": position,
+                "reason": reason,
+                "receipt_sha256": receipt.digest()?,
+            })
         );
     } else {
         println!("{line}");

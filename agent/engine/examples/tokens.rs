@@ -27,6 +27,7 @@ fn main() -> Result<(), Box<dyn Error>> {
             stop: Vec::new(),
             partition: String::new(),
             priority: 0,
+            receipt: None,
         };
         let numbers: Vec<String> =
             prepare(chat, &loaded)?.prompt.iter().map(u32::to_string).collect();

@@ -29,6 +29,8 @@ use crate::weights::{FileBytes, Weights, WeightsError};
 pub struct Loaded {
     /// What clients may know of it.
     pub info: ModelInfo,
+    /// Of which files it is made: [`ipc::model_sha256`].
+    pub sha256: String,
     /// Its vocabulary.
     pub tokenizer: Arc<Tokenizer>,
     /// Its chat template.
@@ -127,6 +129,10 @@ pub struct Machine {
     pub threads: usize,
 }
 
+/// What a checkpoint's weights have beside them.
+const BESIDE: [&str; 4] =
+    ["chat_template.jinja", "config.json", "tokenizer.json", "tokenizer_config.json"];
+
 const LIMITS: Limits = Limits {
     step_tokens: STEP_TOKENS_MAX,
     running: RUNNING_MAX,
@@ -155,7 +161,10 @@ pub fn load(load: &Load, fds: &[OwnedFd], machine: Machine) -> Result<Loaded, Lo
     let models = named(&|name| name.ends_with(".gguf"))?;
     let weights = named(&|name| name.ends_with(".safetensors"))?;
     match (&models[..], weights.is_empty()) {
-        ([model], true) => open(load, Arc::clone(model), machine),
+        ([model], true) => {
+            let load = made_of(load, |name| name.ends_with(".gguf"));
+            open(&load, Arc::clone(model), machine)
+        }
         ([], false) => {
             let only = |wanted: &str| -> Result<Option<FileBytes>, LoadError> {
                 let mut found = named(&|name| name.rsplit('/').next() == Some(wanted))?;
@@ -170,10 +179,20 @@ pub fn load(load: &Load, fds: &[OwnedFd], machine: Machine) -> Result<Loaded, Lo
                 tokenizer_config: more.as_deref().map(|file| &**file),
                 chat_template: template.as_deref().map(|file| &**file),
             };
-            open_checkpoint(load, &Checkpoint::read(&texts, weights)?, machine)
+            let load = made_of(load, |name| {
+                name.ends_with(".safetensors")
+                    || name.rsplit('/').next().is_some_and(|name| BESIDE.contains(&name))
+            });
+            open_checkpoint(&load, &Checkpoint::read(&texts, weights)?, machine)
         }
         _ => Err(LoadError::Files { gguf: models.len(), safetensors: weights.len() }),
     }
+}
+
+/// `load` with the files that answers depend on: what else is in a bundle, such as its card, makes no answer.
+fn made_of(load: &Load, of: impl Fn(&str) -> bool) -> Load {
+    let files = load.files.iter().filter(|file| of(&file.name)).cloned().collect();
+    Load { files, ..load.clone() }
 }
 
 /// Starts the engine of a GGUF file that is in memory.
@@ -234,7 +253,8 @@ fn start(
         context_tokens_max: u32::try_from(context).unwrap_or(u32::MAX),
         kernels: machine.isa.name().to_owned(),
     };
-    Ok(Loaded { info, tokenizer, template, jobs, encoding: Mutex::new(()) })
+    let sha256 = ipc::model_sha256(&load.files);
+    Ok(Loaded { info, sha256, tokenizer, template, jobs, encoding: Mutex::new(()) })
 }
 
 fn check_names(load: &Load) -> Result<(), LoadError> {
@@ -289,8 +309,11 @@ pub(crate) mod tests {
 
     pub(crate) fn message(files: &[(&str, usize)]) -> Load {
         let files = files.iter();
-        let file =
-            |(name, bytes): &(&str, usize)| LoadFile { name: (*name).into(), bytes: *bytes as u64 };
+        let file = |(name, bytes): &(&str, usize)| LoadFile {
+            name: (*name).into(),
+            bytes: *bytes as u64,
+            sha256: "cd".repeat(32),
+        };
         Load {
             model_id: "tiny".to_owned(),
             bundle_digest: "ab".repeat(32),

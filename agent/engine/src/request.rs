@@ -169,6 +169,15 @@ fn check(chat: &Chat, vocabulary: usize) -> Result<(), OutOfRange> {
             format!("1 to {STOP_BYTES_MAX} bytes"),
         )?;
     }
+    let digest = |text: &String| {
+        text.len() == 64 && text.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'))
+    };
+    within(
+        chat.receipt.as_ref().is_none_or(digest),
+        "receipt",
+        "another text".to_owned(),
+        "64 lower-case hex digits".to_owned(),
+    )?;
     within(
         chat.partition.len() <= PARTITION_BYTES_MAX,
         "partition",
@@ -203,6 +212,7 @@ pub(crate) mod tests {
             stop: Vec::new(),
             partition: "bank".to_owned(),
             priority: 0,
+            receipt: None,
         }
     }
 
@@ -247,6 +257,7 @@ pub(crate) mod tests {
             (Chat { stop: vec!["x".into(); 17], ..good() }, "stop"),
             (Chat { stop: vec!["x".repeat(257)], ..good() }, "stop"),
             (Chat { partition: "x".repeat(257), ..good() }, "partition"),
+            (Chat { receipt: Some("AB".repeat(32)), ..good() }, "receipt"),
         ] {
             let error = prepare(bad, &model).unwrap_err();
             assert_eq!(error.kind(), EngineErrorKind::Invalid);

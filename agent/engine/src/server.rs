@@ -5,6 +5,7 @@
 //! milliseconds and a step; a second bundle is refused, whatever it is.
 
 use std::io::{self, Read, Write};
+use std::mem::take;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, TrySendError, channel};
@@ -13,7 +14,7 @@ use std::time::{Duration, Instant};
 
 use ipc::{
     Chat, Confinement, EngineErrorKind, EngineReply, EngineRequest, FRAME_BYTES_MAX, FrameError,
-    Load, LoadReply, read_frame, recv_with_fds, write_frame,
+    Load, LoadReply, Receipt, read_frame, recv_with_fds, write_frame,
 };
 use rustix::event::{PollFd, PollFlags, Timespec};
 
@@ -21,6 +22,7 @@ use crate::engine::{Event, Job};
 use crate::limits::{CONNECTIONS_MAX, PEER_CHECK_MS, SOCKET_S_MAX};
 use crate::load::{Loaded, Machine, load};
 use crate::log;
+use crate::receipt::{answered, question};
 use crate::request::prepare;
 use crate::telling::Telling;
 
@@ -161,6 +163,7 @@ impl Server {
         let Some(model) = self.model.get() else {
             return fail(stream, EngineErrorKind::NoModel, "no model is loaded yet".to_owned());
         };
+        let request_sha256 = chat.receipt.clone();
         let prepared = match prepare(chat, model) {
             Ok(prepared) => prepared,
             Err(error) => {
@@ -168,6 +171,10 @@ impl Server {
                 return refuse(stream, error.kind(), error.to_string(), param);
             }
         };
+        let receipt = request_sha256.map(|request_sha256| {
+            let bundle = Some(model.info.bundle_digest.clone());
+            question(model, bundle, request_sha256, &prepared)
+        });
         let prompt_tokens = u32::try_from(prepared.prompt.len()).unwrap_or(u32::MAX);
         let (events, receiver) = channel();
         let cancel = CancelOnDrop(Arc::new(AtomicBool::new(false)));
@@ -184,7 +191,10 @@ impl Server {
             cancelled: Arc::clone(&cancel.0),
         };
         match model.jobs.try_send(job) {
-            Ok(()) => relay(stream, &receiver, prompt_tokens, Telling::new(&model.tokenizer)),
+            Ok(()) => {
+                let telling = Telling::new(&model.tokenizer);
+                relay(stream, &receiver, prompt_tokens, telling, receipt)
+            }
             Err(TrySendError::Full(_)) => {
                 fail(stream, EngineErrorKind::Overloaded, "the waiting queue is full".to_owned())
             }
@@ -201,11 +211,15 @@ fn relay(
     events: &Receiver<Event>,
     prompt_tokens: u32,
     mut telling: Telling<'_>,
+    mut receipt: Option<Receipt>,
 ) -> String {
+    // Kept only for a receipt.
+    let mut tokens = Vec::new();
     loop {
         let reply = match events.recv_timeout(Duration::from_millis(PEER_CHECK_MS)) {
             Ok(Event::Accepted) => EngineReply::Accepted { prompt_tokens },
             Ok(Event::Token { token, logprobs, shown }) => {
+                tokens.extend(receipt.is_some().then_some(token));
                 match telling.token(token, logprobs, shown) {
                     Some(delta) => delta,
                     None if has_left(stream) => return "cancelled: the client left".to_owned(),
@@ -213,10 +227,17 @@ fn relay(
                 }
             }
             Ok(Event::Done { shown, finish, tokens: completion_tokens, cached }) => {
+                let receipt =
+                    receipt.take().map(|question| Box::new(answered(question, take(&mut tokens))));
                 let held = telling.shown(shown).map_or(Ok(()), |delta| send(stream, &delta));
                 let cached_tokens = u32::try_from(cached).unwrap_or(u32::MAX);
-                let done =
-                    EngineReply::Done { finish, prompt_tokens, completion_tokens, cached_tokens };
+                let done = EngineReply::Done {
+                    finish,
+                    prompt_tokens,
+                    completion_tokens,
+                    cached_tokens,
+                    receipt,
+                };
                 let sent = held.and_then(|()| send(stream, &done));
                 let taken = if sent.is_ok() { "" } else { " (not taken)" };
                 return format!(

@@ -123,6 +123,28 @@ fn a_second_turn_finds_the_first_in_the_cache_of_its_partition_only() {
 }
 
 #[test]
+fn who_asks_for_a_receipt_gets_one_of_the_answer() {
+    let engine = Engine::start();
+    engine.load_sealed(&synthetic::model().build());
+    let asks = |receipt| Chat { sampling: warm(0.9), receipt, ..user("hello", 20) };
+    let digest = "1f".repeat(32);
+    let answer = engine.chat(&asks(Some(digest.clone())));
+    let receipt = answer.receipt.as_ref().unwrap();
+    assert_eq!((&receipt.request_sha256, receipt.sampling.seed), (&digest, 1));
+    assert_eq!(receipt.bundle_digest, Some("5a".repeat(32)));
+    assert_eq!(receipt.model_sha256, "5b".repeat(32));
+    let tokens = receipt.output_token_ids.as_ref().unwrap();
+    assert_eq!(tokens.len(), receipt.output_tokens);
+    // The token that ends an answer is in its receipt, and not in its usage.
+    let ended = usize::from(answer.finish == Finish::Stop);
+    assert_eq!(tokens.len(), answer.completion_tokens as usize + ended);
+    assert_eq!(receipt.output_tokens_sha256, ipc::tokens_sha256(tokens));
+    assert_eq!(receipt.prompt_tokens, answer.prompt_tokens as usize);
+    assert_eq!(engine.chat(&asks(Some(digest))).receipt, answer.receipt);
+    assert!(engine.chat(&asks(None)).receipt.is_none());
+}
+
+#[test]
 fn bad_requests_get_the_right_kind_of_error() {
     let mut engine = Engine::start();
     engine.load_sealed(&synthetic::model().build());

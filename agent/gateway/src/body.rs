@@ -90,9 +90,9 @@ impl HttpBody for EventStream {
         let event = ready!(self.source.poll_recv(context));
         let text = match event {
             Some(Event::Delta(Delta { text, entries })) => self.events.delta(&text, &entries),
-            Some(Event::Finished { finish, usage }) => {
+            Some(Event::Finished(end)) => {
                 self.ended = true;
-                self.events.end(finish, usage)
+                self.events.end(&end)
             }
             Some(Event::Failed(error)) => {
                 self.ended = true;

@@ -8,7 +8,7 @@
 use std::fmt::Display;
 use std::time::Instant;
 
-use ipc::{EngineReply, Exchange, Finish, ModelInfo, TokenLogprobs};
+use ipc::{EngineReply, Exchange, ModelInfo, Receipt, TokenLogprobs};
 use sha2::{Digest, Sha256};
 use tokio::sync::mpsc;
 use tokio::time::sleep;
@@ -18,7 +18,7 @@ use crate::engine::{self, Engine, EngineError};
 use crate::identity::Client;
 use crate::journal::{causes, log};
 use crate::limits::{ANSWER_BYTES_MAX, EXCHANGE_TIMEOUT, LOGPROBS_BYTES_MAX};
-use crate::openai::answer::{self, Entry, Usage, finish_reason};
+use crate::openai::answer::{self, Ending, Entry, Usage, finish_reason};
 use crate::openai::error::ApiError;
 use crate::openai::request::ChatRequest;
 use crate::stop::Stop;
@@ -55,12 +55,7 @@ pub enum Event {
     /// More of the answer.
     Delta(Delta),
     /// The answer is complete, and on record.
-    Finished {
-        /// Why it ended.
-        finish: Finish,
-        /// Token counts.
-        usage: Usage,
-    },
+    Finished(Ending),
     /// There is no complete answer.
     Failed(ApiError),
 }
@@ -77,10 +72,7 @@ pub struct Delta {
 /// How an exchange ended.
 #[derive(Debug)]
 enum End {
-    Finished {
-        finish: Finish,
-        usage: Usage,
-    },
+    Finished(Ending),
     Failed(ApiError),
     /// The client left.
     Cancelled,
@@ -98,6 +90,8 @@ struct Tally {
     /// Bytes of logprobs, which a plain answer keeps until its end.
     entries_bytes: usize,
     answer: Sha256,
+    /// Of the receipt that the last event brings.
+    receipt_sha256: Option<String>,
 }
 
 /// Runs one exchange until it is on record; returns the last event, which is for the caller to send.
@@ -149,7 +143,7 @@ fn report(record: &Exchange, started: Instant, appended: &Result<u64, AgentError
 impl End {
     fn event(self) -> Event {
         match self {
-            Self::Finished { finish, usage } => Event::Finished { finish, usage },
+            Self::Finished(end) => Event::Finished(end),
             Self::Failed(error) => Event::Failed(error),
             // Nobody reads it.
             Self::Cancelled => Event::Failed(ApiError::Internal),
@@ -158,7 +152,7 @@ impl End {
 
     fn outcome(&self) -> String {
         match self {
-            Self::Finished { finish, .. } => finish_reason(*finish).to_owned(),
+            Self::Finished(end) => finish_reason(end.finish).to_owned(),
             Self::Failed(error) => error.outcome(),
             Self::Cancelled => "cancelled".to_owned(),
         }
@@ -181,7 +175,7 @@ impl Tally {
 
     fn record(self, asked: &Asked, end: &End) -> Exchange {
         let usage = match end {
-            End::Finished { usage, .. } => *usage,
+            End::Finished(end) => end.usage,
             _ => Usage {
                 prompt_tokens: self.prompt_tokens,
                 completion_tokens: self.deltas,
@@ -189,7 +183,7 @@ impl Tally {
             },
         };
         // A plain answer is sent whole or not at all.
-        let sent = asked.request.stream || matches!(end, End::Finished { .. });
+        let sent = asked.request.stream || matches!(end, End::Finished(_));
         let answer = if sent { self.answer } else { Sha256::new() };
         Exchange {
             request: asked.id.clone(),
@@ -201,6 +195,7 @@ impl Tally {
             prompt_tokens: usage.prompt_tokens,
             completion_tokens: usage.completion_tokens,
             outcome: end.outcome(),
+            receipt_sha256: self.receipt_sha256,
         }
     }
 }
@@ -214,7 +209,8 @@ async fn converse(
     let model = admitted_model(peers, asked).await?;
     let partition = asked.client.cert_sha256().to_owned();
     let chat = asked.request.chat(model.context_tokens_max, asked.seed, partition);
-    let chat = chat.map_err(End::Failed)?;
+    let mut chat = chat.map_err(End::Failed)?;
+    chat.receipt = asked.request.receipt.then(|| asked.prompt_sha256.clone());
     let fault = |error| End::Failed(engine_fault(asked, &error));
     let mut answering = peers.engine.chat(chat).await.map_err(fault)?;
     match answering.next().await.map_err(fault)? {
@@ -222,7 +218,7 @@ async fn converse(
         other => return Err(out_of_turn(asked, &other)),
     }
     tally.bundle_digest.clone_from(&model.bundle_digest);
-    send(events, Event::Accepted(model)).await?;
+    send(events, Event::Accepted(model.clone())).await?;
     loop {
         match answering.next().await.map_err(fault)? {
             EngineReply::Delta { text, tokens } => {
@@ -238,13 +234,39 @@ async fn converse(
                 send(events, Event::Delta(Delta { text, entries })).await?;
                 tally.answer = digest;
             }
-            EngineReply::Done { finish, prompt_tokens, completion_tokens, cached_tokens } => {
+            EngineReply::Done {
+                finish,
+                prompt_tokens,
+                completion_tokens,
+                cached_tokens,
+                receipt,
+            } => {
+                check_receipt(asked, &model, receipt.as_deref())?;
+                let digest = receipt.as_deref().map(Receipt::digest).transpose();
+                tally.receipt_sha256 = digest.map_err(|_| End::Failed(ApiError::Internal))?;
                 let usage = Usage { prompt_tokens, completion_tokens, cached_tokens };
-                return Ok(End::Finished { finish, usage });
+                return Ok(End::Finished(Ending { finish, usage, receipt }));
             }
             other => return Err(out_of_turn(asked, &other)),
         }
     }
+}
+
+/// A receipt is there if one was asked for, and is one of this request and this bundle; the rest is the engine's word,
+/// which whoever replays it needs not take.
+fn check_receipt(asked: &Asked, model: &ModelInfo, found: Option<&Receipt>) -> Result<(), End> {
+    let good = match found {
+        Some(receipt) => {
+            asked.request.receipt
+                && receipt.request_sha256 == asked.prompt_sha256
+                && receipt.bundle_digest.as_ref() == Some(&model.bundle_digest)
+        }
+        None => !asked.request.receipt,
+    };
+    if good {
+        return Ok(());
+    }
+    Err(End::Failed(engine_fault(asked, &EngineError::OutOfTurn { found: "another receipt" })))
 }
 
 /// The model that agentd admitted, if it is the one asked for. agentd is asked rather than the engine: it

@@ -30,6 +30,10 @@ const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 /// Bytes of a verifier's nonce.
 const NONCE_BYTES: usize = 32;
 
+/// Seeds of our own are integers that JavaScript can hold (ECMAScript 2025, "Number.MAX_SAFE_INTEGER"), so that a
+/// receipt survives a client that is written in it.
+const SEED_MASK: u64 = (1 << 53) - 1;
+
 /// What all requests share. Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct App(Arc<Shared>);
@@ -156,7 +160,7 @@ async fn start(
         logprobs: request.logprobs.is_some(),
     };
     let prompt_sha256 = hex::encode(Sha256::digest(&body));
-    let seed = u64::from_le_bytes(random()?);
+    let seed = u64::from_le_bytes(random()?) & SEED_MASK;
     let asked = Asked { id, client: client.clone(), prompt_sha256, request, seed };
     drop(body);
     let (sender, events) = mpsc::channel(EVENTS_QUEUED_MAX);
@@ -206,9 +210,9 @@ async fn whole(
                 text.push_str(&more.text);
                 entries.extend(more.entries);
             }
-            Some(Event::Finished { finish, usage }) => {
+            Some(Event::Finished(end)) => {
                 let entries = logprobs.then_some(entries.as_slice());
-                let object = completion(header, &text, entries, finish, usage)?;
+                let object = completion(header, &text, entries, &end)?;
                 let content_type = [(header::CONTENT_TYPE, "application/json")];
                 return Ok((content_type, object).into_response());
             }

@@ -46,12 +46,17 @@ impl Activated {
         Ok(Self(by_name))
     }
 
+    /// Removes and returns the descriptor called `name`, if it was passed.
+    pub fn optional(&mut self, name: &str) -> Option<OwnedFd> {
+        self.0.remove(name)
+    }
+
     /// Removes and returns the descriptor called `name`.
     ///
     /// # Errors
     /// If it was not passed, or was taken before.
     pub fn descriptor(&mut self, name: &str) -> Result<OwnedFd, ActivationError> {
-        self.0.remove(name).ok_or_else(|| ActivationError::Missing {
+        self.optional(name).ok_or_else(|| ActivationError::Missing {
             name: name.to_owned(),
             found: self.0.keys().cloned().collect(),
         })

@@ -6,6 +6,7 @@
 mod activation;
 mod frame;
 mod messages;
+mod receipt;
 mod sampling;
 
 pub use activation::{Activated, ActivationError};
@@ -13,6 +14,7 @@ pub use frame::{
     FrameError, decode, encode, read_frame, recv_with_fds, send_with_fds, write_frame,
 };
 pub use messages::*;
+pub use receipt::{RECEIPT_TOKENS_MAX, Receipt, ReceiptFormat, model_sha256, tokens_sha256};
 pub use sampling::{LOGIT_BIAS_MAX, OutOfRange, Sampling, TOP_LOGPROBS_MAX};
 
 /// Longest request or reply on the inference and agent sockets, in bytes.

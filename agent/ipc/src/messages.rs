@@ -13,7 +13,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::Sampling;
+use crate::{Receipt, Sampling};
 
 /// How a process confined itself, told once it has seen that it holds.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -50,6 +50,8 @@ pub struct LoadFile {
     pub name: String,
     /// Length in bytes.
     pub bytes: u64,
+    /// SHA-256 of its content, lower-case hex.
+    pub sha256: String,
 }
 
 /// The engine's answer to [`Load`].
@@ -113,6 +115,9 @@ pub struct Chat {
     /// Lower goes first, and may take the place of a higher one in the engine. Never the client's own choice.
     #[serde(default)]
     pub priority: u8,
+    /// SHA-256 of the request's exact bytes, lower-case hex, if its answer is to come with a receipt.
+    #[serde(default)]
+    pub receipt: Option<String>,
 }
 
 /// What an answer must be like.
@@ -180,6 +185,9 @@ pub enum EngineReply {
         /// Tokens of the prompt that were in the cache.
         #[serde(default)]
         cached_tokens: u32,
+        /// What makes the answer, if that was asked for.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        receipt: Option<Box<Receipt>>,
     },
     /// The request failed; others go on.
     Error {
@@ -289,6 +297,9 @@ pub struct Exchange {
     pub completion_tokens: u32,
     /// `stop`, `length`, `cancelled`, or `error` with the kind: `error:overloaded`.
     pub outcome: String,
+    /// [`Receipt::digest`] of the receipt that the client was given, if it asked for one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub receipt_sha256: Option<String>,
 }
 
 /// The agent's answers.

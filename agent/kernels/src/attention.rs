@@ -89,14 +89,14 @@ pub(crate) fn attend_with<S: Simd>(
     while !queries.is_empty() {
         let count = match queries.len() / heads.head_dim {
             QUERIES.. => QUERIES,
-            2.. => 2,
-            _ => 1,
+            fewer => fewer,
         };
         let (now, later) = queries.split_at(count * heads.head_dim);
         let (out_now, out_later) = std::mem::take(&mut out).split_at_mut(count * heads.value_dim);
         let (positions, scores) = (positions.clone(), &mut scores[..positions.len() * count]);
         match count {
             QUERIES => share::<S, QUERIES>(s, heads, table, positions, now, scores, out_now),
+            3 => share::<S, 3>(s, heads, table, positions, now, scores, out_now),
             2 => share::<S, 2>(s, heads, table, positions, now, scores, out_now),
             _ => share::<S, 1>(s, heads, table, positions, now, scores, out_now),
         }

@@ -3,10 +3,13 @@
 //! Invariant: an element of a product depends on its row of weights and its row of activations only,
 //! never on how many there are, how they are stored or which thread takes them.
 
+use std::cell::Cell;
+
 use crate::activations::Group;
 use crate::isa::with_variant;
 use crate::kernels::{Kernels, PLAIN_ROWS};
 use crate::quantised::{PanelBlock, Sums};
+use crate::simd::prefetch;
 use crate::tile::{self, ROWS};
 use crate::{Activations, BLOCK, Format, Isa, Pool};
 
@@ -134,7 +137,14 @@ fn multiply(isa: Isa, piece: Piece<'_>, x: &Activations) {
     });
 }
 
-/// Buffers of a piece.
+thread_local! {
+    static SCRATCH: Cell<Scratch> = const {
+        Cell::new(Scratch { tile: Vec::new(), panel: Vec::new(), sums: Vec::new() })
+    };
+}
+
+/// Buffers of a piece; a thread keeps them for its next one.
+#[derive(Default)]
 struct Scratch {
     /// Rows interleaved just now.
     tile: Vec<u8>,
@@ -145,21 +155,24 @@ struct Scratch {
 
 fn quantised<K: Kernels>(kernels: K, mut piece: Piece<'_>, x: &Activations) {
     let groups: Vec<Group<'_>> = x.groups().collect();
-    let panel_blocks = if x.rows() > 1 { CHUNK } else { 0 };
-    let mut scratch = Scratch {
-        tile: Vec::new(),
-        panel: vec![PanelBlock::ZERO; panel_blocks],
-        sums: vec![Sums::ZERO; x.rows()],
-    };
+    let mut scratch = SCRATCH.take();
+    scratch.panel.resize(if x.rows() > 1 { CHUNK } else { 0 }, PanelBlock::ZERO);
+    scratch.sums.resize(x.rows(), Sums::ZERO);
     let rows = piece.outs.first().map_or(0, |out| out.len());
     for at in (0..rows).step_by(ROWS) {
         let count = ROWS.min(rows - at);
         scratch.sums.fill(Sums::ZERO);
         tile_products(kernels, &piece.matrix, piece.row_first + at, count, &groups, &mut scratch);
         for (out, sums) in piece.outs.iter_mut().zip(&scratch.sums) {
-            out[at..at + count].copy_from_slice(&sums.total()[..count]);
+            let (out, total) = (&mut out[at..at + count], sums.total());
+            match out.first_chunk_mut() {
+                // Of a length that the compiler knows.
+                Some(out) => *out = total,
+                None => out.copy_from_slice(&total[..count]),
+            }
         }
     }
+    SCRATCH.set(scratch);
 }
 
 /// Adds the products of `count` rows from `first` on to the sums.
@@ -196,7 +209,18 @@ fn tile_products<K: Kernels>(
         let panel = &mut scratch.panel[..part];
         kernels.unpack(format, tile, panel);
         let mut sums = scratch.sums.as_mut_slice();
+        // While tokens pass over this part, the next one is fetched: a share of it for each group.
+        let mut ahead = if packed.is_some() {
+            let behind = &matrix.bytes[first * matrix.row_bytes() + (at + bytes) * ROWS..];
+            &behind[..behind.len().min(tile.len())]
+        } else {
+            &[]
+        };
+        let share = ahead.len().div_ceil(groups.len().max(1));
         for group in groups {
+            let (now_ahead, later_ahead) = ahead.split_at(share.min(ahead.len()));
+            prefetch(now_ahead);
+            ahead = later_ahead;
             let (now, later) = std::mem::take(&mut sums).split_at_mut(group.tokens);
             kernels.many(format, panel, group.part(from, part), now);
             sums = later;

@@ -110,10 +110,19 @@ pub(crate) fn dots<S: Simd, P: Plain, const R: usize, const N: usize>(
         }
     }
     let mut out = [[0.0; N]; R];
-    for (out, sums) in out.as_flattened_mut().iter_mut().zip(sums.as_flattened()) {
-        let mut lanes = [0.0; LANES];
-        s.store_floats(*sums, &mut lanes);
-        *out = reduce(lanes);
+    if R * N <= LANES / 4 {
+        for (out, sums) in out.as_flattened_mut().iter_mut().zip(sums.as_flattened()) {
+            let mut lanes = [0.0; LANES];
+            s.store_floats(*sums, &mut lanes);
+            *out = reduce(lanes);
+        }
+        return out;
+    }
+    let outs = out.as_flattened_mut().chunks_mut(LANES);
+    for (out, sums) in outs.zip(sums.as_flattened().chunks(LANES)) {
+        let mut all = [s.splat(0.0); LANES];
+        all[..sums.len()].copy_from_slice(sums);
+        out.copy_from_slice(&s.reduce_all(all)[..out.len()]);
     }
     out
 }

@@ -1,15 +1,23 @@
 //! Worker threads that sleep when there is nothing to do.
 //!
-//! Invariants: a job ends when its work is taken and nobody is inside it; a worker that wakes late
-//! finds no job and sleeps again, so that a busy machine slows a job but never stalls it. No thread
-//! spins. A job is never touched after [`Pool::run`] returns.
+//! Invariants: a job ends when its work is taken and nobody is inside it; a worker that comes late
+//! finds no job, so that a busy machine slows a job but never stalls it. A thread that waits looks for
+//! [`SPIN_MAX`] whether it still has to, and then sleeps: the next product of a layer is nearer than that,
+//! and waking a thread costs more than a product. A job is never touched after [`Pool::run`] returns.
 
+use std::hint::spin_loop;
 use std::io;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
 
 /// Most threads of a pool, its caller included.
 const THREADS_MAX: usize = 256;
+/// Longest that a thread looks before it sleeps: what a thread loses at each wait if somebody else needs its processor.
+const SPIN_MAX: Duration = Duration::from_micros(50);
+/// Looks between two readings of the clock.
+const LOOKS: u32 = 16;
 
 /// A caller and its workers.
 #[derive(Debug)]
@@ -23,13 +31,19 @@ struct Shared {
     state: Mutex<State>,
     start: Condvar,
     idle: Condvar,
+    /// Which job is or was the last. Changed under the lock, like `inside`; read without it to wait for a change.
+    generation: AtomicU64,
+    /// Workers inside the job.
+    inside: AtomicUsize,
 }
 
 #[derive(Debug, Default)]
 struct State {
     job: Option<Job>,
-    generation: u64,
-    inside: usize,
+    /// Workers that sleep.
+    sleeping: usize,
+    /// Whether the caller sleeps until nobody is inside.
+    ending: bool,
     panicked: bool,
     stop: bool,
 }
@@ -95,10 +109,13 @@ impl Pool {
         let pointer: *const (dyn Fn() + Sync) = unsafe { std::mem::transmute(pointer) };
         let mut state = self.shared.lock();
         state.job = Some(Job(pointer));
-        state.generation = state.generation.wrapping_add(1);
         state.panicked = false;
+        self.shared.generation.fetch_add(1, Ordering::Release);
+        let asleep = state.sleeping > 0;
         drop(state);
-        self.shared.start.notify_all();
+        if asleep {
+            self.shared.start.notify_all();
+        }
         let ending = Ending(&self.shared);
         job();
         drop(ending);
@@ -115,10 +132,31 @@ struct Ending<'a>(&'a Shared);
 
 impl Drop for Ending<'_> {
     fn drop(&mut self) {
-        let mut state = self.0.lock();
-        state.job = None;
-        while state.inside > 0 {
-            state = self.0.idle.wait(state).unwrap_or_else(PoisonError::into_inner);
+        self.0.lock().job = None;
+        let inside = || self.0.inside.load(Ordering::Acquire) > 0;
+        if !look(|| !inside()) {
+            let mut state = self.0.lock();
+            while inside() {
+                state.ending = true;
+                state = self.0.idle.wait(state).unwrap_or_else(PoisonError::into_inner);
+            }
+            state.ending = false;
+        }
+    }
+}
+
+/// Waits a short while for `done`; says whether it came.
+fn look(done: impl Fn() -> bool) -> bool {
+    let mut started = None;
+    loop {
+        for _ in 0..LOOKS {
+            if done() {
+                return true;
+            }
+            spin_loop();
+        }
+        if started.get_or_insert_with(Instant::now).elapsed() >= SPIN_MAX {
+            return false;
         }
     }
 }
@@ -133,18 +171,22 @@ impl Shared {
         let mut seen = 0;
         let mut state = self.lock();
         while !state.stop {
-            if let Some(Job(job)) = state.job.filter(|_| state.generation != seen) {
-                seen = state.generation;
-                state.inside += 1;
+            let generation = self.generation.load(Ordering::Acquire);
+            if let Some(Job(job)) = state.job.filter(|_| generation != seen) {
+                seen = generation;
+                self.inside.fetch_add(1, Ordering::Relaxed);
                 drop(state);
                 let leaving = Leaving(self);
-                // SAFETY: `inside` was raised under the lock while the job was there, so `Ending` waits
-                // for this call.
+                // SAFETY: `inside` was raised under the lock while the job was there, so `Ending`, which takes
+                // the job away under the lock and then reads `inside`, waits for this call.
                 unsafe { (*job)() };
                 drop(leaving);
+                look(|| self.generation.load(Ordering::Acquire) != seen);
                 state = self.lock();
             } else {
+                state.sleeping += 1;
                 state = self.start.wait(state).unwrap_or_else(PoisonError::into_inner);
+                state.sleeping -= 1;
             }
         }
     }
@@ -156,9 +198,9 @@ struct Leaving<'a>(&'a Shared);
 impl Drop for Leaving<'_> {
     fn drop(&mut self) {
         let mut state = self.0.lock();
-        state.inside -= 1;
         state.panicked |= thread::panicking();
-        if state.inside == 0 {
+        let last = self.0.inside.fetch_sub(1, Ordering::Release) == 1;
+        if last && state.ending {
             self.0.idle.notify_one();
         }
     }
@@ -183,7 +225,7 @@ mod tests {
     #[test]
     fn every_item_is_worked_on_once() {
         let mut pool = Pool::new(3).unwrap();
-        for round in 0..200 {
+        for round in 0..20_000 {
             let mut out = vec![0_usize; 17];
             pool.run(out.iter_mut().enumerate().collect(), |(i, out)| *out += i + round);
             assert!(out.iter().enumerate().all(|(i, &v)| v == i + round), "{round}: {out:?}");

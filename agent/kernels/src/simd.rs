@@ -63,6 +63,30 @@ pub(crate) trait Simd: Copy {
     /// and unless `WIDE` no weight is above 63.
     fn dot<const WIDE: bool>(self, sum: Self::Ints, weights: Self::Bytes, x: [i8; 4])
     -> Self::Ints;
+
+    /// [`reduce`] of each.
+    #[inline(always)]
+    fn reduce_all(self, all: [Self::Floats; LANES]) -> [f32; LANES] {
+        let mut out = [0.0; LANES];
+        for (out, one) in out.iter_mut().zip(all) {
+            let mut lanes = [0.0; LANES];
+            self.store_floats(one, &mut lanes);
+            *out = reduce(lanes);
+        }
+        out
+    }
+}
+
+/// Asks for `bytes` to be brought to the second cache.
+pub(crate) fn prefetch(bytes: &[u8]) {
+    #[cfg(target_arch = "x86_64")]
+    for line in bytes.chunks(64) {
+        use core::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
+        // SAFETY: every x86-64 processor has the instruction; it reads nothing that the program sees, and never faults.
+        unsafe { _mm_prefetch::<_MM_HINT_T1>(line.as_ptr().cast()) }
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = bytes;
 }
 
 /// Sums lanes by halves: the one order in which every variant adds them.

@@ -305,6 +305,19 @@ impl Quorum {
         self.decide(signed, others)
     }
 
+    /// Admits the signatures over a folder that holds one file alone.
+    pub(crate) fn admit_file<E: From<BundleError> + From<Differences>>(
+        &self,
+        signatures: &[Vec<u8>],
+        name: &str,
+        file: &[u8],
+    ) -> Result<Verified, E> {
+        let verified = self.admit(signatures)?;
+        let (name, sha256) = (name.to_owned(), Sha256::digest(file).into());
+        verified.compare(&[Found { name, sha256, bytes: file.len() as u64 }])?;
+        Ok(verified)
+    }
+
     /// Finds the key that made a signature.
     fn attribute(&self, envelope: Envelope) -> Result<(&str, Vec<u8>), BundleError> {
         let message = pae(&envelope.payload);

@@ -13,5 +13,5 @@ mod tpm;
 
 pub use appliance::{Appliance, policy, reference, sign, sign_files};
 pub use certificate::certificate;
-pub use endorsement::{Says, TIME_S, Vendor, pinned};
+pub use endorsement::{Says, TIME_S, Vendor, draw, pinned, sealed_key};
 pub use tpm::{ATTRIBUTES, SoftTpm};

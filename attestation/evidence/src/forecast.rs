@@ -5,19 +5,22 @@
 //! data; everything else is said to be unknown. Nothing here is a judgement on the machine: `verify` judges it.
 #![warn(clippy::indexing_slicing, clippy::arithmetic_side_effects)]
 
+mod log;
 mod machine;
 mod outlook;
 
 pub use machine::Measured;
-pub use outlook::{After, Fate, Obstacle, Outlook, SEALS, Seal, Sealed, Why};
+pub use outlook::{After, Fate, Obstacle, Outlook, STATE_PCRS, Seal, Sealed, Why};
 
 use std::collections::BTreeMap;
 
-use crate::eventlog::{Event, EventKind, EventLog, EventLogError, ReplayError, Variable};
-use crate::format::{AGENT_PCR, Reference};
+use crate::eventlog::{EventLog, EventLogError, ReplayError, Variable};
+use crate::format::{AGENT_PCR, AUTHORITY_OF_UKI, Reference};
 use crate::pcr::{Digest, HashAlg, Pcr, PcrBank};
 use crate::quote::{PcrsError, QuoteError};
-use crate::sigdb::{CERT_X509, Database, DatabaseError, EFI_IMAGE_SECURITY_DATABASE};
+use crate::sealed::{Misfit, SealedKey};
+use crate::sigdb::{CERT_X509, Database, DatabaseError};
+use log::{authorities, authority_before, certificates, is_measured_as, program, variable};
 
 /// PCR of the programs that firmware starts.
 const PCR_PROGRAMS: u32 = 4;
@@ -27,6 +30,8 @@ const PCR_SECURE_BOOT: u32 = 7;
 const PCR_7: u8 = 7;
 /// PCR of the UKI's sections and the boot phases.
 const PCR_IMAGE: u32 = 11;
+/// PCR of the partition table, in which an image's partitions have identifiers of their own.
+const PCR_PARTITIONS: u8 = 5;
 /// PCR of the initrd, as the kernel got it.
 const PCR_INITRD: u8 = 9;
 /// Firmware code and configuration, option ROMs and their configuration: TCG PC Client Platform Firmware Profile,
@@ -76,7 +81,7 @@ pub enum Change<'a> {
 pub struct Forecast {
     /// Each PCR of which there is a present value.
     pub pcrs: BTreeMap<u8, Outlook>,
-    /// What becomes of each seal.
+    /// What becomes of each seal: the state partition's, then those of the bundles that were added.
     pub seals: Vec<Seal>,
     /// Why the machine may not start at all.
     pub obstacles: Vec<Obstacle>,
@@ -85,13 +90,37 @@ pub struct Forecast {
 }
 
 impl Forecast {
-    /// `reference` as it must be for the machine after the changes: the builder predicts the Secure Boot variables that
-    /// it enrols, and not what is added to them later.
+    /// Adds the seal of an encrypted bundle; `medium` is what the operator calls it.
     ///
     /// # Errors
-    /// [`ForecastError::OtherReference`] if the values do not describe this machine's Secure Boot variables.
-    pub fn reference(&self, reference: &Reference) -> Result<Reference, ForecastError> {
-        let mut new = reference.clone();
+    /// [`Misfit::Machine`] if it is for another machine than `machine`, of which this is the forecast.
+    pub fn add_bundle(
+        &mut self,
+        machine: &Measured,
+        medium: impl Into<String>,
+        key: &SealedKey,
+    ) -> Result<(), Misfit> {
+        key.check_machine(machine.ak_name().unwrap_or("none that its evidence names"))?;
+        self.seals.push(Seal::of_bundle(&self.pcrs, medium.into(), key.pcrs()));
+        Ok(())
+    }
+
+    /// The reference values by which the machine must be judged after the changes: those of the image that will run,
+    /// `image`, but for PCR 7. The builder predicts the Secure Boot variables that it enrols, and not what is added to
+    /// them later; so PCR 7 is that of `present`, by which the machine is judged now, with what is foreseen.
+    ///
+    /// # Errors
+    /// [`ForecastError::OtherReference`] if `present` does not describe this machine's Secure Boot variables.
+    pub fn reference(
+        &self,
+        image: &Reference,
+        present: &Reference,
+    ) -> Result<Reference, ForecastError> {
+        let mut new = image.clone();
+        match present.measurements.get(&PCR_7) {
+            Some(measured) => new.measurements.insert(PCR_7, measured.clone()),
+            None => new.measurements.remove(&PCR_7),
+        };
         let measured = new.measurements.get_mut(&PCR_7).map_or(&mut [][..], Vec::as_mut_slice);
         let mut pcr = Pcr::ZERO;
         for measurement in measured {
@@ -248,6 +277,8 @@ struct Future<'a> {
     obstacles: Vec<Obstacle>,
     image: bool,
     authenticode: Option<[u8; 32]>,
+    /// What firmware measures of the certificate that verifies the new image, where it is another one.
+    authority: Option<[u8; 32]>,
 }
 
 impl<'a> Future<'a> {
@@ -270,6 +301,7 @@ impl<'a> Future<'a> {
             obstacles: Vec::new(),
             image: false,
             authenticode,
+            authority: None,
         })
     }
 
@@ -318,6 +350,28 @@ impl<'a> Future<'a> {
             }
         }
         self.set(PCR_INITRD, After::Unknown, Why::Initrd);
+        self.set(PCR_PARTITIONS, After::Unknown, Why::Partitions);
+        self.authority(reference)
+    }
+
+    /// An image that another certificate verifies changes PCR 7: firmware measures which one it was.
+    fn authority(&mut self, reference: &Reference) -> Result<(), ForecastError> {
+        let predicted = reference.measurements.get(&PCR_7).map_or(&[][..], Vec::as_slice);
+        let Some(predicted) = predicted.iter().find(|m| m.what == AUTHORITY_OF_UKI) else {
+            self.set(PCR_7, After::Unless, Why::AuthorityUnsaid);
+            return Ok(());
+        };
+        let predicted = hex32(PCR_7, &predicted.sha256)?;
+        let of_uki = program(self.log).and_then(|(number, _)| authority_before(self.log, number));
+        let Some((event, present)) = of_uki else {
+            self.set(PCR_7, After::Unknown, Why::NotInLog);
+            return Ok(());
+        };
+        if present != predicted {
+            self.instead.insert(event, Digest::Sha256(predicted));
+            self.set(PCR_7, After::Replayed, Why::Authority { event });
+            self.authority = Some(predicted);
+        }
         Ok(())
     }
 
@@ -372,7 +426,18 @@ impl<'a> Future<'a> {
         if let Some(digest) = self.authenticode.filter(|digest| dbx.forbids_image(digest)) {
             self.obstacles.push(Obstacle::ImageForbidden { authenticode: digest });
         }
-        for signature in authorities(self.log) {
+        let replaced = |event: &usize| self.instead.contains_key(event);
+        let mut verifying: Vec<&[u8]> = authorities(self.log)
+            .filter(|(event, _)| !replaced(event))
+            .map(|(_, signature)| signature)
+            .collect();
+        if let Some(measured) = self.authority {
+            match certificates(&db).find(|signature| is_measured_as(signature, measured)) {
+                Some(signature) => verifying.push(signature),
+                None => self.obstacles.push(Obstacle::AuthorityUnknown { measured }),
+            }
+        }
+        for signature in verifying {
             let certificate = signature.get(16..).unwrap_or_default();
             let sha256 = sha256(&HashAlg::Sha256.hash(&[certificate])).unwrap_or_default();
             if dbx.forbids_certificate(certificate) {
@@ -405,7 +470,7 @@ impl<'a> Future<'a> {
             Some((sha256(before)?, sha256(after)?))
         });
         let replaced = replaced.collect();
-        let seals = SEALS.iter().map(|sealed| sealed.fate(&self.outlooks, self.image)).collect();
+        let seals = vec![Seal::of_state(&self.outlooks, self.image)];
         Ok(Forecast { pcrs: self.outlooks, seals, obstacles: self.obstacles, replaced })
     }
 }
@@ -413,58 +478,6 @@ impl<'a> Future<'a> {
 fn present(name: DatabaseName, data: &[u8]) -> Result<Database<'_>, ForecastError> {
     let name = name.name();
     Database::parse(data).map_err(|problem| ForecastError::Database { name, problem })
-}
-
-/// The one event that measures a database, and what it says.
-fn variable<'a>(
-    log: &'a EventLog<'a>,
-    name: DatabaseName,
-) -> Result<(usize, Variable<'a>), ForecastError> {
-    let found: Vec<_> = log
-        .events()
-        .iter()
-        .enumerate()
-        .filter(|(_, event)| is_of(event, EventKind::EFI_VARIABLE_DRIVER_CONFIG))
-        .filter_map(|(number, event)| Some((number, event, Variable::parse(event.data).ok()?)))
-        .filter(|(.., variable)| {
-            variable.vendor == EFI_IMAGE_SECURITY_DATABASE && variable.name == name.name()
-        })
-        .collect();
-    let name = name.name();
-    let [(number, event, variable)] = found.as_slice() else {
-        return Err(ForecastError::Variable { name, found: found.len() });
-    };
-    if !event.data_is_measured(HashAlg::Sha256) {
-        return Err(ForecastError::NotItsData { name, event: *number });
-    }
-    Ok((*number, variable.clone()))
-}
-
-fn is_of(event: &Event<'_>, kind: EventKind) -> bool {
-    event.kind == kind && event.pcr == PCR_SECURE_BOOT
-}
-
-/// The program that measured its sections into PCR 11 is the last that firmware started before.
-fn program<'a>(log: &'a EventLog<'a>) -> Option<(usize, &'a Event<'a>)> {
-    let events = log.events();
-    let sections =
-        events.iter().position(|event| event.kind.is_measured() && event.pcr == PCR_IMAGE)?;
-    let started = |event: &Event<'_>| {
-        event.kind == EventKind::EFI_BOOT_SERVICES_APPLICATION && event.pcr == PCR_PROGRAMS
-    };
-    let before = events.get(..sections)?;
-    before.iter().enumerate().rev().find(|(_, event)| started(event))
-}
-
-/// `EFI_SIGNATURE_DATA` of what verified the programs that were started, as far as the PCR vouches for it.
-fn authorities<'a>(log: &'a EventLog<'a>) -> impl Iterator<Item = &'a [u8]> {
-    log.events()
-        .iter()
-        .filter(|event| is_of(event, EventKind::EFI_VARIABLE_AUTHORITY))
-        .filter(|event| event.data_is_measured(HashAlg::Sha256))
-        .filter_map(|event| Variable::parse(event.data).ok())
-        .filter(|variable| variable.vendor == EFI_IMAGE_SECURITY_DATABASE && variable.name == "db")
-        .map(|variable| variable.data)
 }
 
 fn sha256(digest: &Digest) -> Option<[u8; 32]> {

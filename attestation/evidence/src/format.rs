@@ -223,7 +223,14 @@ pub struct Site {
     pub server_names: Vec<String>,
     /// SHA-256 of `client-ca.pem` beside it, whose authorities make a client; hex.
     pub client_ca_sha256: String,
+    /// Public key (SubjectPublicKeyInfo in PEM, P-256) to which the recovery key of the state partition is encrypted;
+    /// without it, that is shown on the console once. See `recovery`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub recovery_escrow: Option<String>,
 }
+
+/// [`Measurement::what`] of the certificate in db that verifies the UKI: the last that firmware measures into PCR 7.
+pub const AUTHORITY_OF_UKI: &str = "authority of the UKI: db";
 
 /// One measurement that a boot of the image makes.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -14,8 +14,8 @@ mod seal;
 
 use serde::{Deserialize, Serialize};
 
-use crate::bundle::{BundleError, Differences, Found, Quorum, Verified};
-use crate::pcr::HashAlg;
+use crate::bundle::{BundleError, Differences, Quorum};
+use crate::document;
 
 pub use luks::{HEADER_BYTES_MAX, HeaderError, Slot, Slots};
 pub use seal::{SealError, SealingKey, tpm2_pcrs};
@@ -144,27 +144,17 @@ impl Order {
     /// # Errors
     /// [`ResealError::Malformed`] says what is wrong with it.
     pub fn parse(file: &[u8]) -> Result<Self, ResealError> {
-        if file.len() > ORDER_BYTES_MAX {
-            let found = file.len();
-            return Err(malformed(format!("{found} bytes; at most {ORDER_BYTES_MAX} are read")));
+        let order: Self =
+            document::read(file, ORDER_BYTES_MAX, RESEAL_SCHEMA, |order: &Self| &order.schema)
+                .map_err(malformed)?;
+        for (field, text, bytes) in [
+            ("ak_name", &order.ak_name, 34),
+            ("pcr7_present", &order.pcr7_present, 32),
+            ("pcr7_forecast", &order.pcr7_forecast, 32),
+            ("id", &order.id, 16),
+        ] {
+            document::check_hex(field, text, bytes).map_err(malformed)?;
         }
-        let order: Self = serde_json::from_slice(file)
-            .map_err(|error| malformed(error.to_string().chars().take(200).collect()))?;
-        if order.schema != RESEAL_SCHEMA {
-            let found: String = order.schema.chars().take(80).collect();
-            return Err(malformed(format!("schema {found:?}; {RESEAL_SCHEMA:?} is expected")));
-        }
-        let hex = |field: &str, text: &str, bytes: usize| {
-            let lower = text.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'));
-            if lower && text.len() == bytes.saturating_mul(2) {
-                return Ok(());
-            }
-            Err(malformed(format!("{field} is not {bytes} bytes in lower-case hex")))
-        };
-        hex("ak_name", &order.ak_name, 34)?;
-        hex("pcr7_present", &order.pcr7_present, 32)?;
-        hex("pcr7_forecast", &order.pcr7_forecast, 32)?;
-        hex("id", &order.id, 16)?;
         if order.pcr7_present == order.pcr7_forecast {
             return Err(malformed("PCR 7 stays as it is: nothing to reseal".to_owned()));
         }
@@ -181,11 +171,7 @@ pub fn approve(
     signatures: &[Vec<u8>],
     file: &[u8],
 ) -> Result<Approved, ResealError> {
-    let verified: Verified = quorum.admit(signatures)?;
-    let mut sha256 = [0; 32];
-    sha256.copy_from_slice(HashAlg::Sha256.hash(&[file]).as_bytes());
-    let bytes = file.len() as u64;
-    verified.compare(&[Found { name: ORDER_FILE.to_owned(), sha256, bytes }])?;
+    let verified = quorum.admit_file::<ResealError>(signatures, ORDER_FILE, file)?;
     let order = Order::parse(file)?;
     Ok(Approved {
         present: bytes32(&order.pcr7_present)?,

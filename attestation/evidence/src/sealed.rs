@@ -340,6 +340,12 @@ impl SealedKey {
         Err(Misfit::Pcrs { differing: differing.join("; ") })
     }
 
+    /// The values to which it is sealed, those of [`PCRS`].
+    #[must_use]
+    pub fn pcrs(&self) -> &PcrValues {
+        &self.pcrs
+    }
+
     /// `pcrDigest` of `TPM2_PolicyPCR` over [`PCRS`].
     #[must_use]
     pub fn pcr_digest(&self) -> [u8; 32] {

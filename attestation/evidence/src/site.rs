@@ -5,6 +5,7 @@ use std::net::IpAddr;
 use sha2::{Digest as _, Sha256};
 
 use crate::format::{SITE_SCHEMA, Site};
+use crate::recovery::{EscrowKey, RecoveryError};
 
 /// Longest site configuration, in bytes.
 pub const SITE_BYTES_MAX: usize = 64 << 10;
@@ -48,6 +49,9 @@ pub enum SiteError {
         /// The name.
         found: String,
     },
+    /// No key to which anything can be encrypted.
+    #[error("recovery_escrow: {0}")]
+    Escrow(#[from] RecoveryError),
     /// Another authority than the one beside it.
     #[error("client-ca.pem has SHA-256 {found}; the site configuration names {expected:?}")]
     ClientCa {
@@ -80,11 +84,20 @@ impl Site {
         if let Some(found) = site.server_names.iter().find(|name| !is_name(name)) {
             return Err(SiteError::Name { found: found.clone() });
         }
+        site.escrow_key()?;
         let found = hex::encode(Sha256::digest(client_ca));
         if found != site.client_ca_sha256 {
             return Err(SiteError::ClientCa { found, expected: site.client_ca_sha256 });
         }
         Ok(site)
+    }
+
+    /// The key to which the recovery key is encrypted, if there is one.
+    ///
+    /// # Errors
+    /// If it is none; a site that was parsed has one or none.
+    pub fn escrow_key(&self) -> Result<Option<EscrowKey>, RecoveryError> {
+        self.recovery_escrow.as_deref().map(EscrowKey::from_pem).transpose()
     }
 }
 
@@ -109,6 +122,7 @@ mod tests {
             version: 1,
             server_names: vec!["casemate.bank.example".to_owned(), "10.1.2.3".to_owned()],
             client_ca_sha256: hex::encode(Sha256::digest(b"ca")),
+            recovery_escrow: None,
         };
         edit(&mut site);
         serde_json::to_string(&site).unwrap()
@@ -131,6 +145,10 @@ mod tests {
             let found = Site::parse(&text(|site| site.server_names = vec![name.to_owned()]), b"ca");
             assert!(matches!(found, Err(SiteError::Name { .. })), "{name}");
         }
+        let rsa = |site: &mut Site| {
+            site.recovery_escrow = Some(include_str!("fixture/pcr.pub.pem").to_owned());
+        };
+        assert!(matches!(error(rsa), SiteError::Escrow(_)));
         let other = Site::parse(&text(|_| ()), b"another ca");
         assert!(matches!(other, Err(SiteError::ClientCa { .. })));
         assert!(matches!(Site::parse("{}", b"ca"), Err(SiteError::Json(_))));

@@ -211,6 +211,17 @@ mod tests {
         assert_eq!(UserspaceLog::parse(b"").unwrap(), UserspaceLog::default());
     }
 
+    /// The one real log beside ours that is not read: Google's Container-Optimized OS writes the TLV encoding of the
+    /// same specification, with content of its own, and nothing that boots our image does.
+    #[test]
+    fn the_tlv_encoding_is_refused() {
+        let Some(file) = crate::corpus::find("eventlogs/go-tpm-tools/cel.b64") else { return };
+        let text: String = std::fs::read_to_string(file).unwrap().split_whitespace().collect();
+        let tlv = base64::Engine::decode(&base64::engine::general_purpose::STANDARD, text).unwrap();
+        assert_eq!(tlv[0], 0, "CEL_RECNUM comes first");
+        assert!(UserspaceLog::parse(&tlv).is_err());
+    }
+
     #[test]
     fn a_cut_log_is_not_a_shorter_log() {
         let whole = record(11, "enter-initrd") + &record(15, "machine");

@@ -236,6 +236,7 @@ pub fn verify(
     let boot = boot::Boot::new(&case, &pcrs, bytes.as_ref());
     let agent = agent::Agent::new(&case, &pcrs);
     let ledger = records::ledger(&case, &key);
+    let clock_facts = ledger.as_ref().map_or(Vec::new(), |proven| proven.value.facts.clone());
     let as_of = AsOf::of(evidence, quote.as_ref().ok().map(|quote| quote.value.attest()));
     Verdict {
         claims: vec![
@@ -253,12 +254,12 @@ pub fn verify(
             claim(ClaimId::TlsKey, &agent.tls_key()),
             claim(ClaimId::Confinement, &agent.confinement()),
             claim(ClaimId::Bundle, &agent.bundle()),
-            claim(ClaimId::Ledger, &ledger),
+            claim(ClaimId::Ledger, &ledger).with(clock_facts),
             claim(ClaimId::Rollback, &rollback::rollback(&case, &key, &fresh)),
         ],
         unexplained: boot.into_unexplained(),
         as_of,
-        head: ledger.ok().map(|proven| proven.value),
+        head: ledger.ok().map(|proven| proven.value.checkpoint),
     }
 }
 

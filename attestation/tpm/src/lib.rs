@@ -6,6 +6,7 @@
 //! outlives the [`Tpm`] (a TPM without a resource manager has three slots).
 
 mod certify;
+mod clear;
 mod ek;
 mod key;
 mod nv;

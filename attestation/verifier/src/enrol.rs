@@ -16,10 +16,9 @@ use evidence::enrol::{
 use evidence::format::{Challenge, Identity, Response, Secret};
 use jiff::Timestamp;
 use serde::Serialize;
-use serde::de::DeserializeOwned;
 
 use crate::Report;
-use crate::files::{TRUST_BYTES_MAX, read, read_json};
+use crate::files::{Kind, TRUST_BYTES_MAX, read, read_json};
 use crate::random::random;
 use crate::words::Language;
 
@@ -166,7 +165,7 @@ fn refused(error: &EnrolError, lang: Language) -> anyhow::Result<Report> {
     Ok(Report { text, established: false })
 }
 
-fn read_file<T: DeserializeOwned>(path: &Path) -> anyhow::Result<T> {
+fn read_file<T: Kind>(path: &Path) -> anyhow::Result<T> {
     read_json(path, FILE_BYTES_MAX as u64)
 }
 

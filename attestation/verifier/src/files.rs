@@ -5,6 +5,7 @@ use std::io::Read as _;
 use std::path::Path;
 
 use anyhow::{Context as _, ensure};
+use evidence::format::{Evidence, Identity, Machine, Policy, Reference, Response, Secret};
 use serde::de::DeserializeOwned;
 
 /// Longest evidence file, in bytes: two logs, signatures and 10 000 records with their proofs.
@@ -27,13 +28,31 @@ pub(crate) fn read(path: &Path, bytes_max: u64) -> anyhow::Result<Vec<u8>> {
     Ok(bytes)
 }
 
+/// A kind of JSON file.
+pub(crate) trait Kind: DeserializeOwned {
+    /// What such a file is, for whoever gave another one.
+    const IS: &str;
+}
+
+macro_rules! kinds {
+    ($($kind:ty: $is:literal,)*) => { $(impl Kind for $kind { const IS: &str = $is; })* };
+}
+kinds! {
+    Evidence: "evidence",
+    Reference: "reference values (reference.json)",
+    Policy: "a quorum policy (policy.json)",
+    Machine: "a pinned machine (machine.json)",
+    Identity: "an identity (identity.json)",
+    Secret: "a challenge's secret (secret.json)",
+    Response: "the answer to a challenge (response.json)",
+}
+
 /// What JSON text says; `path` is for the error.
-pub(crate) fn parse_json<T: DeserializeOwned>(path: &Path, bytes: &[u8]) -> anyhow::Result<T> {
-    serde_json::from_slice(bytes)
-        .with_context(|| format!("{} is not the expected JSON", path.display()))
+pub(crate) fn parse_json<T: Kind>(path: &Path, bytes: &[u8]) -> anyhow::Result<T> {
+    serde_json::from_slice(bytes).with_context(|| format!("{} is not {}", path.display(), T::IS))
 }
 
 /// Reads a JSON file of at most `bytes_max` bytes.
-pub(crate) fn read_json<T: DeserializeOwned>(path: &Path, bytes_max: u64) -> anyhow::Result<T> {
+pub(crate) fn read_json<T: Kind>(path: &Path, bytes_max: u64) -> anyhow::Result<T> {
     parse_json(path, &read(path, bytes_max)?)
 }

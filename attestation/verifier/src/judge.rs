@@ -10,9 +10,8 @@ use evidence::format::{
 };
 use evidence::time::Timestamp;
 use evidence::verify::verify;
-use serde::de::DeserializeOwned;
 
-use crate::files::{self, EVIDENCE_BYTES_MAX, TRUST_BYTES_MAX};
+use crate::files::{self, EVIDENCE_BYTES_MAX, Kind, TRUST_BYTES_MAX};
 use crate::report::{self, Filing, Input};
 use crate::{EvidenceArgs, Report};
 
@@ -37,7 +36,7 @@ pub(crate) fn run(args: &EvidenceArgs) -> anyhow::Result<Report> {
 }
 
 /// Reads a JSON file and notes its digest.
-fn read<T: DeserializeOwned>(
+fn read<T: Kind>(
     inputs: &mut Vec<Input>,
     role: &'static str,
     path: &Path,

@@ -155,12 +155,39 @@ fn unusable_input_exits_2() {
 
     fs::remove_file(desk.path("evidence.json")).unwrap();
     assert_eq!(code(&desk.judge(&[])), Some(2));
+    fs::create_dir(desk.path("evidence.json")).unwrap();
+    assert_eq!(code(&desk.judge(&[])), Some(2));
+    fs::remove_dir(desk.path("evidence.json")).unwrap();
 
     let file = fs::File::create(desk.path("evidence.json")).unwrap();
     file.set_len((32 << 20) + 1).unwrap();
     let output = desk.judge(&[]);
     assert_eq!(code(&output), Some(2));
     assert!(String::from_utf8(output.stderr).unwrap().contains("is longer than"));
+}
+
+#[test]
+fn whatever_stands_in_a_file_it_is_named_and_said_what_was_expected() {
+    let evidence = Appliance::booted().evidence(NONCE);
+    let files = [
+        ("evidence.json", "is not evidence"),
+        ("reference.json", "is not reference values"),
+        ("policy.json", "is not a quorum policy"),
+        ("machine.json", "is not a pinned machine"),
+    ];
+    let whole = serde_json::to_vec(&evidence).unwrap();
+    let deep = "[".repeat(200_000);
+    let contents = [&b""[..], &whole[..1000], b"{", b"null", &[0xff; 99], deep.as_bytes()];
+    for (file, expected) in files {
+        for content in contents {
+            let desk = Desk::new(&evidence);
+            fs::write(desk.path(file), content).unwrap();
+            let output = desk.judge(&[]);
+            let said = String::from_utf8(output.stderr).unwrap();
+            assert_eq!(output.status.code(), Some(2), "{said}");
+            assert!(said.contains(file) && said.contains(expected), "{said}");
+        }
+    }
 }
 
 #[test]
@@ -228,15 +255,50 @@ fn a_quote_is_checked_with_its_values() {
     assert_eq!(check_quote(folder.path(), names).status.code(), Some(2));
 }
 
-#[test]
-fn keylimes_real_quote_is_established() {
+/// A folder of real test material, which lies beside the checkout.
+fn corpus(part: &str) -> Option<PathBuf> {
     let beside = Path::new(env!("CARGO_MANIFEST_DIR")).ancestors().map(|f| f.join("shared/corpus"));
     let roots = std::env::var_os("CASEMATE_CORPUS").map(PathBuf::from).into_iter().chain(beside);
-    let folders = roots.map(|root| root.join("eventlogs/keylime/test-data-files"));
-    let Some(folder) = folders.into_iter().find(|folder| folder.is_dir()) else {
-        eprintln!("skipped: no test material; set CASEMATE_CORPUS");
-        return;
-    };
+    let found = roots.map(|root| root.join(part)).find(|folder| folder.is_dir());
+    if found.is_none() {
+        eprintln!("skipped: no test material at {part:?}; set CASEMATE_CORPUS");
+    }
+    found
+}
+
+/// That these are the published values, the tests of `evidence::eventlog` show.
+#[test]
+fn every_real_log_is_printed_as_json() {
+    let mut printed = 0;
+    for folder in ["eventlogs/go-tpm-tools", "eventlogs/tpm2-tools"] {
+        let Some(folder) = corpus(folder) else { return };
+        for entry in fs::read_dir(folder).unwrap() {
+            let path = entry.unwrap().path();
+            if path.extension().is_none_or(|extension| extension != "bin") {
+                continue;
+            }
+            let output = casemate_verify(&[Path::new("eventlog"), &path, Path::new("--json")]);
+            assert_eq!(output.status.code(), Some(0), "{}", path.display());
+            let replayed: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+            assert!(!replayed["events"].as_array().unwrap().is_empty());
+            for (bank, values) in replayed["pcrs"].as_object().unwrap() {
+                let digits = HashAlg::from_name(bank).unwrap().digest_bytes() * 2;
+                for (index, value) in values.as_object().unwrap() {
+                    let value = value.as_str().unwrap();
+                    let hex = |c: char| c.is_ascii_digit() || ('a'..='f').contains(&c);
+                    assert!(index.parse::<u8>().is_ok_and(|index| index < 24), "{index}");
+                    assert!(value.len() == digits && value.chars().all(hex), "{value}");
+                }
+            }
+            printed += 1;
+        }
+    }
+    assert_eq!(printed, 25);
+}
+
+#[test]
+fn keylimes_real_quote_is_established() {
+    let Some(folder) = corpus("eventlogs/keylime/test-data-files") else { return };
     let output = check_quote(&folder, ["quote.out", "quotesig.out", "ak.pub", "quotepcr.out"]);
     let text = stdout(&output);
     assert_eq!(output.status.code(), Some(0), "{text}");

@@ -9,15 +9,17 @@ use evidence::update::{UPDATE_FILE, entry_name};
 use crate::bootstrap::{self, Bootstrap, BootstrapError};
 use crate::cache;
 use crate::delivery::{self, DeliveryError, ENVELOPE, LOGS, digest_file};
-use crate::disk::{Disk, DiskError};
+use crate::disk::{Disk, DiskError, IMAGE};
 use crate::initrd::{self, InitrdError};
+use crate::installer::{self, InstallerError, STICK};
 use crate::inventory::{self, Inventory, InventoryError};
 use crate::keys::{KeySet, KeysError, Profile, Signers};
 use crate::lock::{Lock, LockError};
 use crate::provenance::{self, Digests, Materials};
 use crate::reference::{self, Identity, ReferenceError};
 use crate::report::{self, Heading};
-use crate::sbom::sbom;
+use crate::sbom;
+use crate::size;
 use crate::steps::{Done, Steps};
 use crate::tree::{self, TreeError};
 use crate::uki::{self, UkiBuildError};
@@ -25,15 +27,14 @@ use crate::update::{self, UpdateBuildError};
 
 const IMAGE_ID: &str = "casemate";
 const IMAGE_VERSION: &str = env!("CARGO_PKG_VERSION");
-pub(crate) const DISK: &str = "casemate.raw";
 pub(crate) const UKI: &str = "casemate.efi";
 /// Signed like the UKI.
 pub(crate) const BOOT_MANAGER: &str = "systemd-boot.efi";
 /// systemd-boot of the tools tree, as the UKI's stub is.
 const BOOT_MANAGER_SOURCE: &str = "/usr/lib/systemd/boot/efi/systemd-bootx64.efi";
-/// Files of a finished build.
+/// Files of a finished build, but for the envelope over them.
 const OUTPUTS: &[&str] = &[
-    DISK,
+    IMAGE,
     UKI,
     BOOT_MANAGER,
     UPDATE_FILE,
@@ -41,7 +42,6 @@ const OUTPUTS: &[&str] = &[
     "reference.json",
     "sbom.cdx.json",
     "report.html",
-    ENVELOPE,
 ];
 
 /// What to build.
@@ -67,6 +67,8 @@ pub struct Options {
     pub mirror: String,
     /// Repository with image/config, kernel-config and systemd.
     pub source: PathBuf,
+    /// Also makes an installer stick; with serial numbers it overwrites the disk that has one of them, without a question.
+    pub installer: Option<Vec<String>>,
     /// Date of every file of the image, seconds since 1970.
     pub source_date_s: u32,
 }
@@ -112,6 +114,9 @@ pub enum BuildError {
     /// The reference values.
     #[error(transparent)]
     Reference(#[from] ReferenceError),
+    /// The installer stick.
+    #[error(transparent)]
+    Installer(#[from] InstallerError),
     /// What is in the image.
     #[error(transparent)]
     Inventory(#[from] InventoryError),
@@ -157,16 +162,24 @@ pub fn build(options: &Options) -> Result<Built> {
     let inventory = build.inventory(&bootstrap)?;
     let initrd = build.initrd(&bootstrap)?;
     let root_hash = build.root_file_system()?;
-    build.describe(&bootstrap, &inventory, &root_hash)?;
     let cmdline = uki::cmdline(&options.source, &root_hash)?;
     build.uki(&bootstrap, &initrd, &cmdline, &signers)?;
     build.boot_manager(&signers)?;
     build.disk(&root_hash)?;
+    build.describe(&bootstrap, &inventory, &root_hash)?;
     build.update(&root_hash)?;
     build.firmware_variables()?;
     build.reference_values(&root_hash, &cmdline)?;
-    build.seal(&bootstrap, &signers)?;
-    let outputs = publish(&build.work, &options.out)?;
+    let mut digests = build.digests(OUTPUTS)?;
+    build.seal(&bootstrap, &signers, &digests)?;
+    if let Some(serials) = &options.installer {
+        build.installer(&bootstrap, &initrd, &signers, serials, &digests[IMAGE])?;
+        // The stick holds the envelope over the image; this one is over the stick, too.
+        digests.append(&mut build.digests(&[STICK])?);
+        build.seal(&bootstrap, &signers, &digests)?;
+    }
+    let names = digests.keys().map(String::as_str).chain([ENVELOPE]);
+    let outputs = publish(&build.work, &options.out, names)?;
     Ok(Built { steps: build.steps, root_hash, outputs })
 }
 
@@ -268,7 +281,7 @@ impl<'a> Build<'a> {
         let inputs = uki::Inputs {
             kernel: &bootstrap.kernel_image(),
             kernel_version: &bootstrap.kernel_version,
-            initrd,
+            initrds: &[initrd],
             os_release: &release,
             cmdline,
             keys: &self.keys,
@@ -284,7 +297,7 @@ impl<'a> Build<'a> {
 
     fn boot_manager(&self, signers: &Signers) -> Result<()> {
         let unsigned = read(Path::new(BOOT_MANAGER_SOURCE))?;
-        let signed = uki::sign_for_secure_boot(&unsigned, &self.keys, signers)?;
+        let signed = uki::admit(&unsigned, &self.keys, signers)?;
         write(&self.work.join(BOOT_MANAGER), &signed)
     }
 
@@ -318,7 +331,7 @@ impl<'a> Build<'a> {
         work: impl FnOnce(&Disk<'_>) -> std::result::Result<T, DiskError>,
     ) -> Result<T> {
         let disk = Disk {
-            file: &self.work.join(DISK),
+            file: &self.work.join(IMAGE),
             definitions: &self.options.source.join("image/config/repart"),
             content: &self.content(),
             source_date_s: self.options.source_date_s,
@@ -369,9 +382,18 @@ impl<'a> Build<'a> {
         let (options, work) = (self.options, self.work.clone());
         let created = Timestamp::from_unix(options.source_date_s.into()).to_string();
         self.steps.step("SBOM, report", || {
-            let bill = sbom(found, IMAGE_VERSION, root_hash, &created);
-            write_json(&work.join("sbom.cdx.json"), &bill)?;
+            let disk = work.join(IMAGE);
+            let content_bytes = size::content_bytes(&disk)
+                .map_err(|source| BuildError::File { path: disk.clone(), source })?;
+            let identity = sbom::Identity {
+                version: IMAGE_VERSION,
+                root_hash,
+                created: &created,
+                content_bytes,
+            };
+            write_json(&work.join("sbom.cdx.json"), &sbom::bill(found, &identity))?;
             let heading = Heading {
+                content_bytes,
                 version: IMAGE_VERSION,
                 profile: options.profile.name(),
                 root_hash,
@@ -383,18 +405,51 @@ impl<'a> Build<'a> {
         })
     }
 
-    /// Provenance over all other outputs, signed.
-    fn seal(&mut self, bootstrap: &Bootstrap, signers: &Signers) -> Result<()> {
+    fn installer(
+        &mut self,
+        bootstrap: &Bootstrap,
+        initrd: &Path,
+        signers: &Signers,
+        serials: &[String],
+        image_sha256: &str,
+    ) -> Result<()> {
+        let inputs = installer::Inputs {
+            tree: &self.root(),
+            agent: self.options.agent.as_deref(),
+            kernel: &bootstrap.kernel_image(),
+            kernel_version: &bootstrap.kernel_version,
+            initrd,
+            keys: &self.keys,
+            source: &self.options.source,
+            serials,
+            work: &self.work,
+            image_sha256,
+            source_date_s: self.options.source_date_s,
+            logs: &self.logs,
+        };
+        self.steps.step("installer stick", || Ok(Done::fresh(inputs.make(signers)?)))
+    }
+
+    fn digests(&mut self, names: &[&str]) -> Result<Digests> {
+        self.steps.step("digests", || digest_files(&self.work, names).map(Done::fresh))
+    }
+
+    /// Provenance over these outputs, signed.
+    fn seal(&mut self, bootstrap: &Bootstrap, signers: &Signers, outputs: &Digests) -> Result<()> {
         let (options, work) = (self.options, &self.work);
         self.steps.step("signed provenance", || {
-            let statement = serde_json::to_vec(&provenance(options, bootstrap, work)?)?;
+            let statement = serde_json::to_vec(&provenance(options, bootstrap, outputs)?)?;
             let envelope = delivery::seal(&statement, &signers.build)?;
             write(&work.join(ENVELOPE), &envelope).map(Done::fresh)
         })
     }
 }
 
-fn provenance(options: &Options, bootstrap: &Bootstrap, work: &Path) -> Result<serde_json::Value> {
+fn provenance(
+    options: &Options,
+    bootstrap: &Bootstrap,
+    outputs: &Digests,
+) -> Result<serde_json::Value> {
     let mut configuration = Digests::new();
     for folder in ["image/config", "kernel-config", "systemd"] {
         digest_folder(&options.source.join(folder), folder, &mut configuration)?;
@@ -402,19 +457,21 @@ fn provenance(options: &Options, bootstrap: &Bootstrap, work: &Path) -> Result<s
     let agent = match &options.agent {
         Some(folder) => {
             configuration.append(&mut digest_files(&options.source, &["Cargo.lock"])?);
-            digest_files(folder, tree::AGENT)?
+            let mut programs = digest_files(folder, tree::AGENT)?;
+            if outputs.contains_key(STICK) {
+                programs.append(&mut digest_files(folder, &[installer::PROGRAM])?);
+            }
+            programs
         }
         None => Digests::new(),
     };
-    let others: Vec<&str> = OUTPUTS.iter().copied().filter(|name| *name != ENVELOPE).collect();
     let materials = Materials {
         lock: &Lock::read(&options.source)?,
         lock_sha256: &bootstrap.lock_sha256,
         configuration: &configuration,
         agent: &agent,
     };
-    let outputs = digest_files(work, &others)?;
-    Ok(provenance::statement(&outputs, &materials, options.profile.name(), options.source_date_s))
+    Ok(provenance::statement(outputs, &materials, options.profile.name(), options.source_date_s))
 }
 
 fn os_release(profile: Profile, version_index: u64) -> String {
@@ -452,13 +509,27 @@ fn digest_folder(folder: &Path, name: &str, digests: &mut Digests) -> Result<()>
 }
 
 /// Moves the finished files into place and removes the work folder.
-fn publish(work: &Path, out: &Path) -> Result<Vec<PathBuf>> {
+fn publish<'a>(
+    work: &Path,
+    out: &Path,
+    names: impl Iterator<Item = &'a str>,
+) -> Result<Vec<PathBuf>> {
     let mut outputs = Vec::new();
-    for name in OUTPUTS {
+    for name in names {
         let target = out.join(name);
         fs::rename(work.join(name), &target)
             .map_err(|source| BuildError::File { path: target.clone(), source })?;
         outputs.push(target);
+    }
+    // An earlier stick would hold another image, and no signature is over it.
+    let stale = out.join(STICK);
+    if !outputs.contains(&stale) {
+        match fs::remove_file(&stale) {
+            Err(source) if source.kind() != std::io::ErrorKind::NotFound => {
+                return Err(BuildError::File { path: stale, source });
+            }
+            _ => {}
+        }
     }
     cache::remove(work).map_err(|source| BuildError::File { path: work.to_owned(), source })?;
     Ok(outputs)

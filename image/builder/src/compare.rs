@@ -9,12 +9,11 @@ use std::os::unix::fs::{FileExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
 
 use crate::cache;
-use crate::disk::ESP_BOOT_MANAGER;
+use crate::disk::{ESP_BOOT_MANAGER, IMAGE};
 use crate::gpt::{self, GptError, Partition};
 use crate::pe::{Pe, PeError};
 use crate::tool::{Tool, ToolError};
 
-const DISK: &str = "casemate.raw";
 const UKI: &str = "casemate.efi";
 /// Not signed themselves.
 const UNSIGNED: &[&str] = &["OVMF_VARS.fd", "sbom.cdx.json", "report.html"];
@@ -133,7 +132,7 @@ impl Comparison<'_> {
     /// Compares what is in two ESPs beside the UKI, which must be the one that [`Self::ukis`] compares.
     fn esps(&self, partition: &Partition) -> Result<()> {
         for (name, build) in [("ours", self.ours), ("theirs", self.theirs)] {
-            let (disk, folder) = (build.join(DISK), self.work.join(name).join(ESP_FOLDER));
+            let (disk, folder) = (build.join(IMAGE), self.work.join(name).join(ESP_FOLDER));
             fs::create_dir_all(&folder)
                 .map_err(|source| CompareError::File { path: folder.clone(), source })?;
             let mut image = disk.into_os_string();
@@ -172,7 +171,7 @@ impl Comparison<'_> {
             Tool::new("fsck.erofs", &format!("{name}-extract"), self.work)
                 .path_arg("--extract=", &self.work.join(name).join("root"))
                 .arg(format!("--offset={}", partition.start))
-                .arg(build.join(DISK))
+                .arg(build.join(IMAGE))
                 .run()?;
         }
         self.unpacked("root")
@@ -285,7 +284,7 @@ struct Disk {
 
 impl Disk {
     fn open(build: &Path) -> Result<Self> {
-        let path = build.join(DISK);
+        let path = build.join(IMAGE);
         let error = |source| CompareError::File { path: path.clone(), source };
         let file = File::open(&path).map_err(error)?;
         let bytes = file.metadata().map_err(error)?.len();

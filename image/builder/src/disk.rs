@@ -5,6 +5,8 @@ use std::path::{Path, PathBuf};
 
 use crate::tool::{Tool, ToolError};
 
+/// The disk's file, among those of a build.
+pub(crate) const IMAGE: &str = "casemate.raw";
 /// Size of the disk file; what the fixed partitions leave is for the state partition, at first boot.
 const DISK_BYTES: u64 = 1280 << 20;
 /// Seed of every UUID on the disk, so that the same root gives the same disk.
@@ -86,14 +88,20 @@ impl Disk<'_> {
 
     fn repart(&self, job: &str) -> Tool {
         let erofs = format!("{EROFS} -T{}", self.source_date_s);
-        Tool::new("systemd-repart", job, self.logs)
-            .args(["--offline=yes", "--dry-run=no", "--no-pager", "--json=short"])
-            .args(["--sector-size=512", &format!("--seed={SEED}")])
+        repart(job, self.logs, self.source_date_s)
+            .arg("--json=short")
             .path_arg("--definitions=", self.definitions)
             .path_arg("--copy-source=", self.content)
             .env("SYSTEMD_REPART_MKFS_OPTIONS_EROFS", erofs)
-            .env("SOURCE_DATE_EPOCH", self.source_date_s.to_string())
     }
+}
+
+/// systemd-repart for a disk file, whose UUIDs and times follow from its content.
+pub(crate) fn repart(job: &str, logs: &Path, source_date_s: u32) -> Tool {
+    Tool::new("systemd-repart", job, logs)
+        .args(["--offline=yes", "--dry-run=no", "--no-pager", "--sector-size=512"])
+        .arg(format!("--seed={SEED}"))
+        .env("SOURCE_DATE_EPOCH", source_date_s.to_string())
 }
 
 /// The one root hash of systemd-repart's JSON report.

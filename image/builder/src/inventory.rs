@@ -3,6 +3,7 @@
 //! of the same inputs have the same inventory.
 
 mod crates;
+mod licences;
 mod packages;
 mod system;
 
@@ -14,6 +15,7 @@ use crate::reasoned::{self, ListError};
 use crate::tool::ToolError;
 
 pub(crate) use crates::Crate;
+pub(crate) use licences::{Licence, expression};
 pub(crate) use packages::DebianPackage;
 pub(crate) use system::{Program, Unit, User};
 
@@ -46,6 +48,12 @@ pub enum InventoryError {
         path: PathBuf,
         /// What the system said.
         source: std::io::Error,
+    },
+    /// Packages or crates of which nobody says under which licence they are.
+    #[error("no licence is known, see {}:\n  {}", licences::LIST, unlicensed.join("\n  "))]
+    Licences {
+        /// Each with what is missing.
+        unlicensed: Vec<String>,
     },
     /// A folder is nested too deep.
     #[error("{path} is deeper than {} folders", system::DEPTH_MAX)]
@@ -86,6 +94,13 @@ pub(crate) struct Inventory {
     pub(crate) modules: Vec<Reasoned>,
     /// Bytes of all files of the root tree.
     pub(crate) root_bytes: u64,
+}
+
+impl Inventory {
+    /// Programs that a name alone finds; the agent's are not among them.
+    pub(crate) fn programs_in_path(&self) -> usize {
+        crate::size::in_path(self.programs.iter().map(|program| program.path.as_str()))
+    }
 }
 
 /// What an inventory is made from.

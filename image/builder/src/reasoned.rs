@@ -72,6 +72,19 @@ pub enum ListError {
 
 /// Reads a list whose entries all have as many fields as `meaning` has words.
 pub(crate) fn read(path: &Path, meaning: &'static str) -> Result<Vec<Entry>, ListError> {
+    checked(path, meaning, |found, expected| found == expected)
+}
+
+/// As [`read`], but the last of `meaning` may have several words.
+pub(crate) fn read_open(path: &Path, meaning: &'static str) -> Result<Vec<Entry>, ListError> {
+    checked(path, meaning, |found, expected| found >= expected)
+}
+
+fn checked(
+    path: &Path,
+    meaning: &'static str,
+    fits: fn(usize, usize) -> bool,
+) -> Result<Vec<Entry>, ListError> {
     let error = |source| ListError::Read { path: path.to_owned(), source };
     let bytes = std::fs::metadata(path).map_err(error)?.len();
     if bytes > LIST_BYTES_MAX {
@@ -80,7 +93,7 @@ pub(crate) fn read(path: &Path, meaning: &'static str) -> Result<Vec<Entry>, Lis
     let entries = parse(path, &std::fs::read_to_string(path).map_err(error)?)?;
     let expected = meaning.split_whitespace().count();
     for entry in &entries {
-        if entry.fields.len() != expected {
+        if !fits(entry.fields.len(), expected) {
             return Err(ListError::Fields {
                 path: path.to_owned(),
                 entry: entry.fields.join(" "),

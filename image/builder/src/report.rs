@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 
-use crate::inventory::{Inventory, Reasoned};
+use crate::inventory::{Inventory, Licence, Reasoned};
 
 const STYLE: &str = "body{font:15px/1.45 sans-serif;max-width:70em;margin:2em auto;padding:0 1em;color:#222}\
 table{border-collapse:collapse;width:100%;margin:.5em 0 2em}th,td{border-bottom:1px solid #ccc;padding:.25em .6em;\
@@ -17,6 +17,8 @@ pub(crate) struct Heading<'a> {
     pub(crate) root_hash: &'a str,
     pub(crate) kernel: &'a str,
     pub(crate) created: &'a str,
+    /// Of the disk image.
+    pub(crate) content_bytes: u64,
 }
 
 /// The page.
@@ -54,7 +56,7 @@ pub(crate) fn page(heading: &Heading<'_>, inventory: &Inventory) -> String {
                 code(&p.locked.name),
                 code(&p.locked.version),
                 number(&p.bytes.to_string()),
-                text(&p.licences.join(", ")),
+                text(&p.licences.iter().map(Licence::text).collect::<Vec<_>>().join(", ")),
                 text(&p.reason),
             ]
         }),
@@ -62,9 +64,7 @@ pub(crate) fn page(heading: &Heading<'_>, inventory: &Inventory) -> String {
     page.table(
         "Rust crates in the agent's programs",
         &["crate", "version", "licence"],
-        inventory.crates.iter().map(|c| {
-            [code(&c.name), code(&c.version), text(c.licence.as_deref().unwrap_or("not stated"))]
-        }),
+        inventory.crates.iter().map(|c| [code(&c.name), code(&c.version), text(&c.licence)]),
     );
     page.0.push_str("</body></html>\n");
     page.0
@@ -75,7 +75,7 @@ struct Page(String);
 
 impl Page {
     fn start(&mut self, heading: &Heading<'_>, inventory: &Inventory) {
-        let Heading { version, profile, root_hash, kernel, created } = heading;
+        let Heading { version, profile, root_hash, kernel, created, content_bytes } = heading;
         self.0.push_str("<!doctype html><html lang=\"en\"><head><meta charset=\"utf-8\">");
         self.0.push_str(
             "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-inline'\">",
@@ -88,11 +88,15 @@ impl Page {
             self.line(&format!("<p class=\"warn\">{note}</p>"));
         }
         let bytes = inventory.root_bytes.to_string();
+        let content = content_bytes.to_string();
+        let programs = inventory.programs_in_path().to_string();
         let rows = [
             ["Root hash (dm-verity)", root_hash],
             ["Kernel", kernel],
             ["Date of the inputs", created],
+            ["Bytes of the disk image's content (4 KiB blocks that are not zeros)", &content],
             ["Bytes of the root tree's files", &bytes],
+            ["Programs in PATH", &programs],
         ];
         self.table(
             "Identity",
@@ -180,9 +184,11 @@ mod tests {
             root_hash: "00",
             kernel: "6",
             created: "2026-01-01T00:00:00Z",
+            content_bytes: 7_340_032,
         };
         let page = page(&heading, &inventory);
         assert!(page.contains("&lt;script&gt;") && !page.contains("<script"));
+        assert!(page.contains("<td><code>7340032</code></td>"), "{page}");
         assert!(page.contains("not a release") && page.contains("(0)</h2>\n<p>None.</p>"));
     }
 }

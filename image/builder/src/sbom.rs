@@ -4,11 +4,23 @@ use serde_json::{Value, json};
 use sha2::{Digest as _, Sha256};
 
 use crate::bootstrap::SUITE;
-use crate::inventory::{Crate, DebianPackage, Inventory};
+use crate::inventory::{Crate, DebianPackage, Inventory, Licence, expression};
 use crate::lock::Role;
 
+/// What the bill says of the image itself.
+#[derive(Debug)]
+pub(crate) struct Identity<'a> {
+    pub(crate) version: &'a str,
+    pub(crate) root_hash: &'a str,
+    pub(crate) created: &'a str,
+    /// Of the disk image.
+    pub(crate) content_bytes: u64,
+}
+
 /// The bill of an image; the same image has the same bill.
-pub(crate) fn sbom(inventory: &Inventory, version: &str, root_hash: &str, created: &str) -> Value {
+pub(crate) fn bill(inventory: &Inventory, identity: &Identity<'_>) -> Value {
+    let Identity { version, root_hash, created, content_bytes } = identity;
+    let programs = inventory.programs_in_path();
     let packages = inventory.packages.iter().map(debian);
     let components: Vec<Value> = packages.chain(inventory.crates.iter().map(cargo)).collect();
     json!({
@@ -24,7 +36,11 @@ pub(crate) fn sbom(inventory: &Inventory, version: &str, root_hash: &str, create
                 "bom-ref": "casemate",
                 "name": "casemate",
                 "version": version,
-                "properties": [property("casemate:root-hash", root_hash)],
+                "properties": [
+                    property("casemate:root-hash", root_hash),
+                    property("casemate:content-bytes", &content_bytes.to_string()),
+                    property("casemate:programs-in-path", &programs.to_string()),
+                ],
             },
         },
         "components": components,
@@ -39,8 +55,6 @@ fn debian(package: &DebianPackage) -> Value {
         percent_encoded(&locked.name),
         percent_encoded(&locked.version)
     );
-    let licences: Vec<Value> =
-        package.licences.iter().map(|name| json!({"license": {"name": name}})).collect();
     json!({
         "type": if locked.role == Role::Kernel { "operating-system" } else { "library" },
         "bom-ref": purl,
@@ -49,7 +63,7 @@ fn debian(package: &DebianPackage) -> Value {
         "purl": purl,
         // Of the .deb.
         "hashes": [{"alg": "SHA-256", "content": locked.sha256}],
-        "licenses": licences,
+        "licenses": licences(&package.licences),
         "properties": [
             property("casemate:reason", &package.reason),
             property("casemate:bytes-in-image", &package.bytes.to_string()),
@@ -57,17 +71,32 @@ fn debian(package: &DebianPackage) -> Value {
     })
 }
 
+/// CycloneDX 1.6, "licenseChoice": one expression, or a list of identifiers and names.
+fn licences(licences: &[Licence]) -> Value {
+    match (licences, expression(licences)) {
+        ([Licence::Identifier(id)], _) => json!([{"license": {"id": id}}]),
+        (_, Some(expression)) => json!([{"expression": expression}]),
+        (several, None) => several
+            .iter()
+            .map(|licence| match licence {
+                Licence::Identifier(id) => json!({"license": {"id": id}}),
+                Licence::Expression(text) | Licence::Name(text) => {
+                    json!({"license": {"name": text}})
+                }
+            })
+            .collect(),
+    }
+}
+
 fn cargo(package: &Crate) -> Value {
     let purl = format!("pkg:cargo/{}@{}", package.name, percent_encoded(&package.version));
-    let licences: Vec<Value> =
-        package.licence.iter().map(|expression| json!({"expression": expression})).collect();
     json!({
         "type": "library",
         "bom-ref": purl,
         "name": package.name,
         "version": package.version,
         "purl": purl,
-        "licenses": licences,
+        "licenses": [{"expression": package.licence}],
         "properties": [
             property("casemate:origin", if package.ours { "this repository" } else { "crates.io" }),
         ],
@@ -113,6 +142,19 @@ mod tests {
     #[test]
     fn a_version_with_a_plus_is_encoded() {
         assert_eq!(percent_encoded("1:2.41.5-0+deb13u1~x"), "1:2.41.5-0%2Bdeb13u1~x");
+    }
+
+    #[test]
+    fn licences_are_one_expression_or_a_list() {
+        let id = || Licence::Identifier("MIT".to_owned());
+        let either = || Licence::Expression("A OR B".to_owned());
+        let name = || Licence::Name("custom".to_owned());
+        assert_eq!(licences(&[id()]), json!([{"license": {"id": "MIT"}}]));
+        assert_eq!(licences(&[id(), either()]), json!([{"expression": "MIT AND (A OR B)"}]));
+        let list = json!([
+            {"license": {"id": "MIT"}}, {"license": {"name": "A OR B"}}, {"license": {"name": "custom"}}
+        ]);
+        assert_eq!(licences(&[id(), either(), name()]), list);
     }
 
     #[test]

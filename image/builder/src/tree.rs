@@ -16,7 +16,7 @@ use crate::tool::{Tool, ToolError};
 use crate::users::{self, UsersError};
 
 /// Programs of the agent, as cargo names them.
-pub(crate) const AGENT: &[&str] = &["agentd", "engine", "gateway", "reseal", "update"];
+pub(crate) const AGENT: &[&str] = &["agentd", "engine", "gateway", "reseal", "state", "update"];
 const AGENT_FOLDER: &str = "usr/lib/casemate/bin";
 /// The site's configuration. No secret is among it: the gateway's key is made on the appliance.
 const SITE: &[&str] = &["site.json", "client-ca.pem"];

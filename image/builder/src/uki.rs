@@ -67,7 +67,8 @@ pub enum UkiBuildError {
 pub(crate) struct Inputs<'a> {
     pub(crate) kernel: &'a Path,
     pub(crate) kernel_version: &'a str,
-    pub(crate) initrd: &'a Path,
+    /// Unpacked one over the other.
+    pub(crate) initrds: &'a [&'a Path],
     pub(crate) os_release: &'a Path,
     pub(crate) cmdline: &'a str,
     pub(crate) keys: &'a KeySet,
@@ -75,11 +76,16 @@ pub(crate) struct Inputs<'a> {
     pub(crate) logs: &'a Path,
 }
 
-/// The command line: kernel-config/cmdline, then the root hash.
+/// The command line of an image: kernel-config/cmdline, then the root hash.
 pub(crate) fn cmdline(source: &Path, root_hash: &str) -> Result<String, UkiBuildError> {
+    words(source, format!("roothash={root_hash}"))
+}
+
+/// kernel-config/cmdline, then one more word.
+pub(crate) fn words(source: &Path, last: String) -> Result<String, UkiBuildError> {
     let entries = reasoned::read(&source.join("kernel-config/cmdline"), "word")?;
     let mut words: Vec<String> = entries.into_iter().flat_map(|entry| entry.fields).collect();
-    words.push(format!("roothash={root_hash}"));
+    words.push(last);
     let cmdline = words.join(" ");
     if cmdline.len() > CMDLINE_BYTES_MAX {
         return Err(UkiBuildError::CmdlineTooLong { found: cmdline.len() });
@@ -89,7 +95,7 @@ pub(crate) fn cmdline(source: &Path, root_hash: &str) -> Result<String, UkiBuild
 
 /// Makes the unsigned UKI at `output`, but for the signed PCR policy, which is over what is in it.
 pub(crate) fn assemble(inputs: &Inputs<'_>, output: &Path) -> Result<(), UkiBuildError> {
-    ukify(inputs, "ukify", output).run()?;
+    ukify(inputs, "ukify", output).path_arg("--pcrpkey=", &inputs.keys.pcr_public()).run()?;
     Ok(())
 }
 
@@ -106,23 +112,16 @@ pub(crate) fn sign(
     let entry = pcr_policy::entry(expected, &key, &|message| signers.pcr.sign(message))?;
     let policy = unsigned.with_extension("pcrsig");
     write(&policy, pcr_policy::document(vec![entry]).as_bytes())?;
-    ukify(inputs, "ukify-pcrsig", unsigned).path_arg("--section=.pcrsig:@", &policy).run()?;
+    ukify(inputs, "ukify-pcrsig", unsigned)
+        .path_arg("--pcrpkey=", &inputs.keys.pcr_public())
+        .path_arg("--section=.pcrsig:@", &policy)
+        .run()?;
     let uki = read(unsigned)?;
     let found = predict::fold(&pcr_11(&uki)?);
     if found != expected {
         return Err(UkiBuildError::Unstable { expected, found });
     }
-    write(output, &sign_for_secure_boot(&uki, inputs.keys, signers)?)
-}
-
-/// The EFI program with a signature that machines with the set's db take.
-pub(crate) fn sign_for_secure_boot(
-    program: &[u8],
-    keys: &KeySet,
-    signers: &Signers,
-) -> Result<Vec<u8>, UkiBuildError> {
-    let certificate = keys.db_certificate()?;
-    Ok(authenticode::sign(program, &certificate, &|message| signers.db.sign(message))?)
+    write(output, &admit(&uki, inputs.keys, signers)?)
 }
 
 /// The os-release in the UKI: `IMAGE_VERSION` is the number by which machines compare images, since systemd-boot takes
@@ -135,15 +134,26 @@ pub(crate) fn os_release(text: &[u8], version_index: u64) -> String {
     String::from_utf8_lossy(text).lines().map(replace).collect()
 }
 
-fn ukify(inputs: &Inputs<'_>, job: &str, output: &Path) -> Tool {
-    Tool::new("ukify", job, inputs.logs)
-        .arg("build")
+/// The EFI program with a signature by db.
+pub(crate) fn admit(
+    program: &[u8],
+    keys: &KeySet,
+    signers: &Signers,
+) -> Result<Vec<u8>, UkiBuildError> {
+    let certificate = keys.db_certificate()?;
+    Ok(authenticode::sign(program, &certificate, &|message| signers.db.sign(message))?)
+}
+
+/// Makes a UKI without a PCR policy.
+pub(crate) fn ukify(inputs: &Inputs<'_>, job: &str, output: &Path) -> Tool {
+    let ukify = Tool::new("ukify", job, inputs.logs).arg("build");
+    let initrds = inputs.initrds.iter();
+    initrds
+        .fold(ukify, |ukify, initrd| ukify.path_arg("--initrd=", initrd))
         .path_arg("--linux=", inputs.kernel)
-        .path_arg("--initrd=", inputs.initrd)
         .arg(format!("--uname={}", inputs.kernel_version))
         .path_arg("--os-release=@", inputs.os_release)
         .arg(format!("--cmdline={}", inputs.cmdline))
-        .path_arg("--pcrpkey=", &inputs.keys.pcr_public())
         .path_arg("--output=", output)
         .env("SOURCE_DATE_EPOCH", inputs.source_date_s.to_string())
 }

@@ -10,7 +10,8 @@ use evidence::provenance::ENVELOPE;
 use evidence::update::{PART_BYTES_MAX, Part, UPDATE_FILE, UPDATE_SCHEMA, Update, UpdateError};
 use sha2::{Digest as _, Sha256};
 
-use crate::build::{BOOT_MANAGER, DISK, UKI};
+use crate::build::{BOOT_MANAGER, UKI};
+use crate::disk::IMAGE;
 use crate::gpt::{self, GptError};
 
 /// Labels of the partitions that a build fills.
@@ -141,7 +142,7 @@ impl Source {
 
     /// A partition of the disk, without the zeros at its end.
     fn partition(folder: &Path, label: &'static str) -> Result<Self> {
-        let disk = Self::whole(&folder.join(DISK))?;
+        let disk = Self::whole(&folder.join(IMAGE))?;
         let error = |source| file(&disk.path, source);
         let mut head = vec![0; gpt::HEAD_BYTES];
         (&disk.file).read_exact(&mut head).map_err(error)?;

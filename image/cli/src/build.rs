@@ -48,6 +48,13 @@ pub(crate) struct Args {
     /// Date of the image's files, seconds since 1970 [default: SOURCE_DATE_EPOCH, or a fixed date]
     #[arg(long, value_name = "SECONDS")]
     source_date: Option<u32>,
+    /// Also make installer.raw, a stick that puts the image onto a disk without a network and enrols the Secure Boot keys
+    /// of firmware in setup mode
+    #[arg(long, requires = "agent")]
+    installer: bool,
+    /// The stick overwrites the disk with this serial number without asking; may be said again, for other machines
+    #[arg(long, value_name = "SERIAL", requires = "installer")]
+    install_onto: Vec<String>,
     /// An earlier build's folder: fail unless this build is the same outside its signatures
     #[arg(long, value_name = "DIR")]
     reproduces: Option<PathBuf>,
@@ -74,6 +81,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
         debs: absolute(&debs)?,
         mirror: mirror(&args.mirror).to_owned(),
         source: absolute(&args.source)?,
+        installer: args.installer.then(|| args.install_onto.clone()),
         source_date_s: source_date_s(args.source_date)?,
     };
     let built = builder::build(&options)?;

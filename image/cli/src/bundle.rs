@@ -3,6 +3,7 @@
 pub(crate) mod folder;
 pub(crate) mod medium;
 mod model;
+pub(crate) mod order;
 mod seal;
 pub(crate) mod sign;
 pub(crate) mod verify;

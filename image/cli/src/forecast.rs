@@ -8,9 +8,12 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, bail};
 use evidence::eventlog::LOG_BYTES_MAX;
-use evidence::forecast::{After, Change, DatabaseName, Fate, Forecast, Measured, forecast};
+use evidence::forecast::{
+    After, Change, DatabaseName, Fate, Forecast, Measured, Seal, Sealed, forecast,
+};
 use evidence::format::{EVIDENCE_SCHEMA, Evidence, Machine, REFERENCE_SCHEMA, Reference};
 use evidence::reseal::{ORDER_FILE, Order, RESEAL_SCHEMA};
+use evidence::sealed::{self, SealedKey};
 use evidence::sigdb::{DATABASE_BYTES_MAX, Database};
 use serde_json::json;
 
@@ -36,6 +39,9 @@ pub(crate) struct Args {
     /// Fail unless the evidence is of this machine (machine.json)
     #[arg(long, value_name = "FILE", conflicts_with = "log")]
     machine: Option<PathBuf>,
+    /// A bundle that is encrypted to the machine: its medium's folder, or sealed/key.json of it; may be repeated
+    #[arg(long, value_name = "PATH", conflicts_with = "log")]
+    sealed: Vec<PathBuf>,
     #[command(flatten)]
     change: Changes,
     /// Language of the text
@@ -47,8 +53,8 @@ pub(crate) struct Args {
     /// Make a folder with the order to seal the state partition to the PCR 7 that is foreseen
     #[arg(long, value_name = "DIR", requires = "machine")]
     reseal: Option<PathBuf>,
-    /// Reference values that the machine is judged by now; with --image, they are the image's
-    #[arg(long, value_name = "FILE", requires = "new_reference", conflicts_with = "image")]
+    /// Reference values that the machine is judged by now; without, --image's are taken for them
+    #[arg(long, value_name = "FILE", requires = "new_reference")]
     reference: Option<PathBuf>,
     /// Write the reference values by which the machine must be judged after the change
     #[arg(long, value_name = "FILE")]
@@ -81,21 +87,47 @@ struct Changes {
 pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     let machine = measured(args)?;
     let files = Files::read(&args.change)?;
-    let foreseen = forecast(&machine, &files.changes()?)?;
+    let mut foreseen = forecast(&machine, &files.changes()?)?;
+    for path in &args.sealed {
+        add_bundle(&mut foreseen, &machine, path)?;
+    }
     let text =
         if args.json { json_text(&foreseen, args.lang)? } else { lines(&foreseen, args.lang)? };
     print!("{text}");
     if let Some(out) = &args.new_reference {
-        let given = args.reference.as_deref().map(read_reference).transpose()?;
-        let present = given.as_ref().or(files.image.as_ref());
-        let present = present.context("--new-reference needs --reference or --image")?;
-        let new = serde_json::to_string_pretty(&foreseen.reference(present)?)? + "\n";
-        write_new(out, new.as_bytes())?;
+        let new = new_reference(args, &files, &foreseen)?;
+        write_new(out, (serde_json::to_string_pretty(&new)? + "\n").as_bytes())?;
     }
     match &args.reseal {
         Some(folder) => prepare(folder, &machine, &foreseen, args.lang),
         None => Ok(()),
     }
+}
+
+/// Reads `path`, or the key's file in that folder.
+fn add_bundle(forecast: &mut Forecast, machine: &Measured, path: &Path) -> anyhow::Result<()> {
+    let whole = path.join(sealed::FOLDER);
+    let file = match (path.is_dir(), whole.is_dir()) {
+        (false, _) => path.to_owned(),
+        (true, true) => whole.join(sealed::FILE),
+        (true, false) => path.join(sealed::FILE),
+    };
+    let shown = || file.display().to_string();
+    let key = SealedKey::parse(&read(&file, sealed::BYTES_MAX)?).with_context(shown)?;
+    forecast.add_bundle(machine, path.display().to_string(), &key).with_context(shown)
+}
+
+fn new_reference(args: &Args, files: &Files, forecast: &Forecast) -> anyhow::Result<Reference> {
+    let given = args.reference.as_deref().map(read_reference).transpose()?;
+    let (image, present) = match (&files.image, &given) {
+        (Some(image), Some(given)) => (image, given),
+        (Some(one), None) | (None, Some(one)) => (one, one),
+        (None, None) => bail!("--new-reference needs --reference or --image"),
+    };
+    forecast.reference(image, present).with_context(|| match (&files.image, &given) {
+        (Some(_), None) => "give also --reference, by which the machine is judged now".to_owned(),
+        _ => "no new reference values".to_owned(),
+    })
 }
 
 fn measured(args: &Args) -> anyhow::Result<Measured> {
@@ -212,23 +244,35 @@ fn json_text(forecast: &Forecast, lang: Language) -> anyhow::Result<String> {
             (pcr.to_string(), value)
         })
         .collect();
-    let seal = |seal: &evidence::forecast::Seal| {
-        let (fate, pcrs): (_, &[u8]) = match &seal.fate {
-            Fate::Opens => ("opens", &[]),
-            Fate::OpensIfSigned => ("opens-if-signed", &[]),
-            Fate::Breaks(pcrs) => ("breaks", pcrs),
-            Fate::Uncertain(pcrs) => ("uncertain", pcrs),
-        };
-        json!({"name": seal.sealed.name, "fate": fate, "pcrs": pcrs, "text": lang.seal(seal)})
-    };
     let value = json!({
         "schema": "casemate-forecast-v1",
         "pcrs": pcrs,
-        "seals": forecast.seals.iter().map(seal).collect::<Vec<_>>(),
+        "seals": forecast.seals.iter().map(|seal| seal_json(seal, lang)).collect::<Vec<_>>(),
         "obstacles": forecast.obstacles.iter().map(|o| lang.obstacle(o)).collect::<Vec<_>>(),
         "advice": lang.advice(forecast),
     });
     Ok(serde_json::to_string_pretty(&value)? + "\n")
+}
+
+fn seal_json(seal: &Seal, lang: Language) -> serde_json::Value {
+    let (fate, pcrs): (_, &[u8]) = match &seal.fate {
+        Fate::Opens => ("opens", &[]),
+        Fate::OpensIfSigned => ("opens-if-signed", &[]),
+        Fate::Breaks(pcrs) => ("breaks", pcrs),
+        Fate::Uncertain(pcrs) => ("uncertain", pcrs),
+    };
+    let (name, medium) = match &seal.sealed {
+        Sealed::State => ("state-partition", None),
+        Sealed::Bundle { medium, .. } => ("sealed-bundle", Some(medium)),
+    };
+    json!({
+        "name": name,
+        "medium": medium,
+        "fate": fate,
+        "pcrs": pcrs,
+        "closed_now_by": seal.closed_by,
+        "text": lang.seal(seal),
+    })
 }
 
 /// Makes the folder that the release keys sign.

@@ -19,10 +19,12 @@ use anyhow::{Context as _, bail};
 use builder::Profile;
 use evidence::bundle::Quorum;
 use evidence::format::{POLICY_SCHEMA, Policy, ReleaseKey};
+use pkcs11::Agreement;
 
 use self::set::{Key, Role};
 use self::softhsm::Store;
 pub(crate) use self::softhsm::with_token_store;
+use crate::recovery;
 
 /// Mode of files that hold a secret.
 const MODE_PRIVATE: u32 = 0o600;
@@ -94,9 +96,17 @@ fn development(dir: &Path, module: Option<&Path>) -> anyhow::Result<()> {
         keys.push(Key::open_or_generate(role, &store.token(role.option())?, module)?);
     }
     set::write(dir, &keys, "casemate development")?;
-    site::make(&dir.join("site"))?;
+    site::make(&dir.join("site"), &escrow_key(&dir.join("escrow"), &store)?)?;
     let policy = release_keys(&dir.join("release"), &store)?;
     finish(dir, &policy, Profile::Development)
+}
+
+/// A developer's escrow key, in a token as its officer would have it; returns the public half in PEM.
+fn escrow_key(dir: &Path, store: &Store) -> anyhow::Result<String> {
+    folder(dir)?;
+    let uri = recovery::generate(&store.token("escrow")?, None)?;
+    fs::write(dir.join("escrow.uri"), format!("{uri}\n")).context("escrow.uri")?;
+    Ok(Agreement::open(&uri, None)?.public_key_pem().to_owned())
 }
 
 /// The release keys of a developer, in tokens as their holders would have them.

@@ -4,11 +4,12 @@ mod build;
 mod bundle;
 mod demo;
 mod exception;
-mod flash;
 mod forecast;
 mod keys;
 mod lock;
+mod recovery;
 mod reseal;
+mod reset;
 mod tool;
 mod update;
 mod verify_build;
@@ -44,8 +45,12 @@ enum Command {
     Flash(flash::Args),
     /// Say what an update of firmware, dbx, db or image will do to a machine, and prepare the reseal.
     Forecast(Box<forecast::Args>),
+    /// Open the recovery key of a machine's state partition by the escrow key.
+    Recovery(recovery::Args),
     /// Pack a signed reseal order.
     Reseal(reseal::Args),
+    /// Order the state of a machine destroyed, its keys first.
+    Reset(reset::Args),
     /// Make the signed medium that updates machines to a build, and check one.
     Update(update::Args),
     /// Run an image in QEMU with OVMF and a software TPM.
@@ -72,9 +77,11 @@ fn run(command: Command) -> anyhow::Result<()> {
         Command::VerifyBuild(args) => verify_build::run(&args),
         Command::Bundle(args) => bundle::run(&args),
         Command::Exception(args) => exception::run(&args),
-        Command::Flash(args) => flash::run(&args),
+        Command::Flash(args) => flash::run(&args, verify_build::key),
         Command::Forecast(args) => forecast::run(&args),
+        Command::Recovery(args) => recovery::run(&args),
         Command::Reseal(args) => reseal::run(&args),
+        Command::Reset(args) => reset::run(&args),
         Command::Update(args) => update::run(&args),
         Command::Vm(args) => vm::run(&args),
         Command::Demo(args) => demo::run(&args),

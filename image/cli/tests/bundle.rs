@@ -159,6 +159,28 @@ fn two_of_three_sign_the_identical_statement() {
     );
 }
 
+/// Without a lock SoftHSM failed about one in thirty of these.
+#[test]
+fn processes_that_log_in_at_once_all_sign() {
+    if !tools_are_there() {
+        return;
+    }
+    let dir = scratch("at-once");
+    let (model, _) = signed_model(&dir, &[]);
+    std::thread::scope(|threads| {
+        for number in 1..=3 {
+            let (dir, model) = (&dir, &model);
+            threads.spawn(move || {
+                let uri = KEYS.join(format!("release/release-{number}.uri"));
+                for round in 0..20 {
+                    let signature = dir.join(format!("{number}-{round}.sig"));
+                    check_ok(&[&"bundle", &"sign", model, &"--key", &uri, &"--out", &signature]);
+                }
+            });
+        }
+    });
+}
+
 #[test]
 fn a_second_signer_signs_only_what_the_folder_holds() {
     if !tools_are_there() {

@@ -6,8 +6,9 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
 use evidence::fixture::log::{authenticated, signature_list};
-use evidence::fixture::{Appliance, reference};
+use evidence::fixture::{Appliance, reference, sealed_key};
 use evidence::forecast::{DatabaseName, Measured};
+use evidence::format::Reference;
 use evidence::sigdb::CERT_SHA256;
 
 /// The files of whoever foresees an update of the fixture's machine.
@@ -26,7 +27,16 @@ impl Desk {
         desk.write("evidence.json", &evidence);
         desk.write("machine.json", &serde_json::to_vec(&appliance.machine()).unwrap());
         desk.write("update.auth", &authenticated(&hashes(&[1, 2])));
+        desk.write("reference.json", &serde_json::to_vec(&reference()).unwrap());
+        desk.seal("medium", 1, &reference());
         desk
+    }
+
+    /// `sealed/key.json` of a medium for the machine made of `seed`, in the boot that `reference` predicts.
+    fn seal(&self, medium: &str, seed: u8, reference: &Reference) {
+        let key = sealed_key(seed, reference).to_json().unwrap();
+        fs::create_dir_all(self.0.join(medium).join("sealed")).unwrap();
+        self.write(&format!("{medium}/sealed/key.json"), key.as_bytes());
     }
 
     fn write(&self, name: &str, bytes: &[u8]) {
@@ -76,6 +86,78 @@ fn a_dbx_update_is_foreseen_in_both_languages_and_prepared() {
     assert_eq!(json["pcrs"]["7"]["after"], order.pcr7_forecast);
     assert_eq!(json["pcrs"]["0"]["outlook"], "stays");
     assert_eq!(json["seals"][0]["fate"], "breaks");
+}
+
+#[test]
+fn a_sealed_bundle_is_listed_with_what_to_do() {
+    let desk = Desk::new("sealed");
+    let update = ["evidence.json", "--dbx-append", "update.auth"];
+    let prepare = ["--reference", "reference.json", "--new-reference", "new.json"];
+    let sealed = ["--sealed", "medium"];
+    let english = desk.said(&[&update[..], &sealed, &prepare].concat());
+    assert!(english.contains("seal of the state partition: BREAKS, by PCRs [7]"), "{english}");
+    assert!(english.contains("seal of the bundle medium: BREAKS, by PCRs [7]"), "{english}");
+    assert!(english.contains("-> pack the bundle again"), "{english}");
+    let french = desk.said(&[&update[..], &["--lang", "fr"], &sealed].concat());
+    assert!(french.contains("scellé (bundle medium) : SE BRISE"), "{french}");
+    assert!(french.contains("-> empaquetez à nouveau le bundle"), "{french}");
+
+    // What the advice says mends it; each way to name the file.
+    let new: Reference =
+        serde_json::from_slice(&fs::read(desk.0.join("new.json")).unwrap()).unwrap();
+    desk.seal("again", 1, &new);
+    for path in ["again", "again/sealed", "again/sealed/key.json"] {
+        let args = [&update[..], &["--json", "--sealed", "medium", "--sealed", path]].concat();
+        let json: serde_json::Value = serde_json::from_str(&desk.said(&args)).unwrap();
+        let [state, present, again] = json["seals"].as_array().unwrap().as_slice() else {
+            panic!("{json}")
+        };
+        assert_eq!((&state["name"], &state["fate"]), (&"state-partition".into(), &"breaks".into()));
+        assert_eq!((&present["medium"], &present["fate"]), (&"medium".into(), &"breaks".into()));
+        assert_eq!((&again["medium"], &again["fate"]), (&path.into(), &"opens".into()));
+        assert_eq!(again["closed_now_by"], serde_json::json!([7]));
+    }
+    let english = desk.said(&[&update[..], &["--sealed", "again"]].concat());
+    let waits = "seal of the bundle again: opens; it does not open now, by PCRs [7]";
+    assert!(english.contains(waits) && !english.contains("pack the bundle again"), "{english}");
+
+    desk.seal("others", 2, &reference());
+    desk.check_refused(
+        &[&update[..], &["--sealed", "others"]].concat(),
+        "sealed to another machine",
+    );
+    desk.write("long.json", &[b' '; 16385]);
+    desk.check_refused(&[&update[..], &["--sealed", "long.json"]].concat(), "is longer than 16384");
+    desk.check_refused(&[&update[..], &["--sealed", "machine.json"]].concat(), "pack the medium");
+    desk.check_refused(&[&update[..], &["--sealed", "."]].concat(), "key.json");
+    let log = ["--log", "evidence.json", "--firmware", "--sealed", "medium"];
+    desk.check_refused(&log, "cannot be used with");
+}
+
+#[test]
+fn an_image_update_is_foreseen_with_what_it_seals() {
+    let desk = Desk::new("image");
+    let mut next = reference();
+    next.uki_authenticode = "99".repeat(32);
+    next.pcrs.insert(11, "11".repeat(32));
+    desk.write("next.json", &serde_json::to_vec(&next).unwrap());
+    let image = ["evidence.json", "--image", "next.json", "--sealed", "medium"];
+    let english = desk.said(&image);
+    assert!(english.contains("seal of the state partition: opens if the image was"), "{english}");
+    assert!(english.contains("seal of the bundle medium: BREAKS, by PCRs [4, 11]"), "{english}");
+    // Before such an image, the machine took a dbx update: its present values are no builder's.
+    let update = ["evidence.json", "--image", "next.json", "--dbx-append", "update.auth"];
+    let said = desk.said(&[&update[..], &["--new-reference", "new.json"]].concat());
+    let new: Reference =
+        serde_json::from_slice(&fs::read(desk.0.join("new.json")).unwrap()).unwrap();
+    assert!(said.contains(&new.pcrs[&7]) && new.pcrs[&11] == next.pcrs[&11], "{said}");
+    let mut other = next.clone();
+    other.measurements.get_mut(&7).unwrap()[3].sha256 = "44".repeat(32);
+    desk.write("other.json", &serde_json::to_vec(&other).unwrap());
+    let bare = ["evidence.json", "--image", "other.json", "--new-reference", "never.json"];
+    desk.check_refused(&bare, "give also --reference");
+    desk.said(&[&bare[..4], &["after.json", "--reference", "reference.json"]].concat());
+    assert!(!desk.0.join("never.json").exists() && desk.0.join("after.json").exists());
 }
 
 #[test]

@@ -7,6 +7,7 @@
 //! - What a token returns is checked: [`Signer::sign`] returns only signatures that verify under
 //!   [`Signer::public_key_pem`].
 
+mod agree;
 mod objects;
 mod pin;
 mod public;
@@ -18,6 +19,7 @@ mod uri;
 use std::fmt;
 use std::path::PathBuf;
 
+pub use self::agree::Agreement;
 pub use self::token::{Module, Signer};
 pub use self::uri::{ATTRIBUTE_BYTES_MAX, URI_BYTES_MAX, Uri, UriError};
 
@@ -67,6 +69,17 @@ pub enum Pkcs11Error {
         path: PathBuf,
         /// What the loader or the module said.
         source: cryptoki::error::Error,
+    },
+    /// The module's file cannot be locked.
+    #[error(
+        "PKCS#11 module {}: cannot lock its file, as is done while tokens are read and logged in to: {source}; \
+             expected the path of a readable file that no other process keeps locked", path.display()
+    )]
+    Alone {
+        /// Path of the shared object.
+        path: PathBuf,
+        /// What the system said.
+        source: std::io::Error,
     },
     /// A call into the module failed.
     #[error("PKCS#11, {doing}: {source}")]
@@ -172,6 +185,12 @@ pub enum Pkcs11Error {
     PublicKey {
         /// What was found and what was expected.
         reason: String,
+    },
+    /// The token returned something that is no shared secret.
+    #[error("the token agreed on {bytes} bytes; expected the 32 of a coordinate on P-256")]
+    Agreement {
+        /// Length returned.
+        bytes: usize,
     },
     /// The token returned something that is not a signature of its public key.
     #[error(

@@ -8,8 +8,9 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use crate::{Algorithm, Module, Pkcs11Error, Signer, Uri};
+use crate::{Agreement, Algorithm, Module, Pkcs11Error, Signer, Uri};
 use p256::ecdsa::signature::Verifier as _;
+use p256::elliptic_curve::sec1::ToEncodedPoint as _;
 use p256::pkcs8::DecodePublicKey as _;
 
 const MODULE: &str = "/usr/lib/softhsm/libsofthsm2.so";
@@ -74,6 +75,30 @@ fn a_generated_key_signs() {
         let signature = p256::ecdsa::Signature::from_der(&signature).unwrap();
         key.verify(b"statement", &signature).unwrap();
         assert!(key.verify(b"another", &signature).is_err());
+    });
+}
+
+#[test]
+fn an_agreement_key_agrees_and_signs_nothing() {
+    in_child("an_agreement_key_agrees_and_signs_nothing", |store| {
+        let uri = uri(store, "escrow", "key");
+        let module = Module::of(&uri, None).unwrap();
+        module.initialise_token(&uri).unwrap();
+        let complete = module.generate_agreement(&uri).unwrap();
+        let key = Agreement::open(&complete, None).unwrap();
+        let public = p256::PublicKey::from_public_key_pem(key.public_key_pem()).unwrap();
+        let other = p256::SecretKey::from_slice(&[5; 32]).unwrap();
+        let point = (public.to_projective() * *other.to_nonzero_scalar()).to_affine();
+        let enc = other.public_key().to_encoded_point(false);
+        let agreed = key.agree(enc.as_bytes()).unwrap();
+        assert_eq!(agreed[..], point.to_encoded_point(false).x().unwrap()[..]);
+        key.agree(&[4; 65]).unwrap_err();
+        module.signer(&uri).unwrap().sign(b"statement").unwrap_err();
+
+        let rsa = Uri { object: Some("rsa".to_owned()), ..uri.clone() };
+        module.generate(&rsa, Algorithm::Rsa { bits: 2048 }).unwrap();
+        let error = Agreement::open(&rsa, None).unwrap_err();
+        assert!(matches!(error, Pkcs11Error::Algorithm { .. }), "{error}");
     });
 }
 

@@ -1,6 +1,8 @@
 //! Modules, tokens and the keys in them.
 
-use std::path::Path;
+use std::fs::{File, TryLockError};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use cryptoki::context::{CInitializeArgs, CInitializeFlags, Pkcs11};
 use cryptoki::error::{Error, RvError};
@@ -21,10 +23,15 @@ const KEY_ID_BYTES: u32 = 8;
 /// Exponent of new RSA keys, big-endian: 65537.
 const RSA_EXPONENT: [u8; 3] = [1, 0, 1];
 
+/// Longest wait for other processes that read or log in to tokens of the same module.
+const ALONE_WAIT_MAX: Duration = Duration::from_secs(60);
+const ALONE_POLL: Duration = Duration::from_millis(5);
+
 /// A loaded and initialised module. It stays initialised until the process ends, since other parts of
 /// the process may use it too.
 #[derive(Clone, Debug)]
 pub struct Module {
+    path: PathBuf,
     context: Pkcs11,
 }
 
@@ -36,12 +43,29 @@ impl Module {
     pub fn load(path: &Path) -> Result<Self, Pkcs11Error> {
         let failed = |source| Pkcs11Error::Module { path: path.to_owned(), source };
         let context = Pkcs11::new(path).map_err(failed)?;
+        let module = Self { path: path.to_owned(), context };
         let arguments = CInitializeArgs::new(CInitializeFlags::OS_LOCKING_OK);
-        match context.initialize(arguments) {
-            Ok(()) | Err(Error::Pkcs11(RvError::CryptokiAlreadyInitialized, _)) => {
-                Ok(Self { context })
-            }
+        let initialised = module.alone(|| module.context.initialize(arguments))?;
+        match initialised {
+            Ok(()) | Err(Error::Pkcs11(RvError::CryptokiAlreadyInitialized, _)) => Ok(module),
             Err(source) => Err(failed(source)),
+        }
+    }
+
+    /// Calls into the module while no other process of casemate reads or writes what it keeps about its tokens: SoftHSM
+    /// rewrites a token's file in place at every login, and whoever reads it then gets `CKR_GENERAL_ERROR`.
+    fn alone<T>(&self, calls: impl FnOnce() -> T) -> Result<T, Pkcs11Error> {
+        let failed = |source| Pkcs11Error::Alone { path: self.path.clone(), source };
+        let lock = File::open(&self.path).map_err(failed)?;
+        let start = Instant::now();
+        loop {
+            match lock.try_lock() {
+                Ok(()) => return Ok(calls()),
+                Err(TryLockError::WouldBlock) if start.elapsed() < ALONE_WAIT_MAX => {
+                    std::thread::sleep(ALONE_POLL);
+                }
+                Err(error) => return Err(failed(error.into())),
+            }
         }
     }
 
@@ -68,24 +92,48 @@ impl Module {
         }
         let free = tokens.iter().find(|(_, token)| !token.token_initialized());
         let (slot, _) = free.ok_or(Pkcs11Error::NoFreeToken)?;
-        self.context.init_token(*slot, &pin, label).map_err(call("initialise the token"))?;
+        let initialised = self.alone(|| self.context.init_token(*slot, &pin, label))?;
+        initialised.map_err(call("initialise the token"))?;
         // Some modules give a token a new slot when it is initialised.
         let (slot, _) = self.find_token(uri)?;
         let session = self.context.open_rw_session(slot).map_err(call("open a session"))?;
-        session.login(UserType::So, Some(&pin)).map_err(call("log in as security officer"))?;
-        session.init_pin(&pin).map_err(call("set the user's PIN"))
+        self.alone(|| {
+            session.login(UserType::So, Some(&pin)).map_err(call("log in as security officer"))?;
+            session.init_pin(&pin).map_err(call("set the user's PIN"))
+        })?
     }
 
-    /// Generates a key pair in the token, under the label that `uri` names. The private key cannot leave the
+    /// Generates a key pair that signs in the token, under the label that `uri` names. The private key cannot leave the
     /// token. Returns the URI completed by the key's identifier.
     ///
     /// # Errors
     /// [`Pkcs11Error::Exists`] if there is such a key.
     pub fn generate(&self, uri: &Uri, algorithm: Algorithm) -> Result<Uri, Pkcs11Error> {
+        self.generate_to(uri, algorithm, &[Attribute::Verify(true)], &[Attribute::Sign(true)])
+    }
+
+    /// The same for a key on P-256 that agrees on secrets, see [`crate::Agreement`].
+    ///
+    /// # Errors
+    /// As [`Module::generate`].
+    pub fn generate_agreement(&self, uri: &Uri) -> Result<Uri, Pkcs11Error> {
+        // Said, since tokens have defaults of their own.
+        let public = [Attribute::Derive(true), Attribute::Verify(false)];
+        let private = [Attribute::Derive(true), Attribute::Sign(false)];
+        self.generate_to(uri, Algorithm::P256, &public, &private)
+    }
+
+    fn generate_to(
+        &self,
+        uri: &Uri,
+        algorithm: Algorithm,
+        public_does: &[Attribute],
+        private_does: &[Attribute],
+    ) -> Result<Uri, Pkcs11Error> {
         let name = uri.object.as_deref().ok_or_else(|| incomplete(uri, "object"))?;
         let (slot, token) = self.find_token(uri)?;
         let session = self.context.open_rw_session(slot).map_err(call("open a session"))?;
-        log_in(&session, &token, uri)?;
+        self.log_in(&session, &token, uri)?;
         let label = Attribute::Label(name.as_bytes().to_vec());
         let same =
             session.find_objects(std::slice::from_ref(&label)).map_err(call("look for keys"))?;
@@ -97,23 +145,22 @@ impl Module {
         let mut public = vec![
             Attribute::Token(true),
             Attribute::Private(false),
-            Attribute::Verify(true),
             Attribute::Id(id.clone()),
             label.clone(),
         ];
         public.extend(kind);
-        let private = [
+        public.extend_from_slice(public_does);
+        let mut private = vec![
             Attribute::Token(true),
             Attribute::Private(true),
             Attribute::Sensitive(true),
             Attribute::Extractable(false),
-            Attribute::Sign(true),
             Attribute::Id(id.clone()),
             label,
         ];
-        session
-            .generate_key_pair(&mechanism, &public, &private)
-            .map_err(call("generate a key pair"))?;
+        private.extend_from_slice(private_does);
+        let generated = self.alone(|| session.generate_key_pair(&mechanism, &public, &private))?;
+        generated.map_err(call("generate a key pair"))?;
         Ok(Uri { id: Some(id), ..uri.clone() })
     }
 
@@ -122,10 +169,16 @@ impl Module {
     /// # Errors
     /// As [`Module::signer`], but for the key.
     pub fn has_key(&self, uri: &Uri) -> Result<bool, Pkcs11Error> {
+        let session = self.session(uri)?;
+        Ok(!find_keys(&session, uri, ObjectClass::PRIVATE_KEY)?.is_empty())
+    }
+
+    /// A session with the token that `uri` names, logged in.
+    pub(crate) fn session(&self, uri: &Uri) -> Result<Session, Pkcs11Error> {
         let (slot, token) = self.find_token(uri)?;
         let session = self.context.open_ro_session(slot).map_err(call("open a session"))?;
-        log_in(&session, &token, uri)?;
-        Ok(!find_keys(&session, uri, ObjectClass::PRIVATE_KEY)?.is_empty())
+        self.log_in(&session, &token, uri)?;
+        Ok(session)
     }
 
     /// Opens the key that `uri` names.
@@ -135,7 +188,7 @@ impl Module {
     pub fn signer(&self, uri: &Uri) -> Result<Signer, Pkcs11Error> {
         let (slot, token) = self.find_token(uri)?;
         let session = self.context.open_ro_session(slot).map_err(call("open a session"))?;
-        log_in(&session, &token, uri)?;
+        self.log_in(&session, &token, uri)?;
         let key = find_key(&session, uri, ObjectClass::PRIVATE_KEY, "private keys")?;
         if always_authenticates(&session, key)? {
             return Err(Pkcs11Error::AlwaysAuthenticate { uri: uri.to_string() });
@@ -145,16 +198,46 @@ impl Module {
         Ok(Signer { uri: uri.clone(), token: token.label().to_owned(), session, key, public, pem })
     }
 
+    /// Logs in if the token asks for it or the URI names a PIN: some tokens raise CKF_LOGIN_REQUIRED only
+    /// once a PIN is set, and some never.
+    fn log_in(&self, session: &Session, token: &TokenInfo, uri: &Uri) -> Result<(), Pkcs11Error> {
+        // The login is the token's, not the session's: two keys in one token need one PIN.
+        let state = session.get_session_info().map_err(call("read the session"))?.session_state();
+        if matches!(state, SessionState::RoUser | SessionState::RwUser) {
+            return Ok(());
+        }
+        let mut pin = pin::from_file(uri)?;
+        if pin.is_none() && !token.login_required() {
+            return Ok(());
+        }
+        // With a protected authentication path the PIN is typed at the token itself.
+        if pin.is_none() && !token.protected_authentication_path() {
+            let asked = pin::from_terminal(token.label())?;
+            pin = Some(asked.ok_or_else(|| Pkcs11Error::NoPin { uri: uri.to_string() })?);
+        }
+        let value = pin.as_ref().map(|pin| &pin.value);
+        match self.alone(|| session.login(UserType::User, value))? {
+            Ok(()) | Err(Error::Pkcs11(RvError::UserAlreadyLoggedIn, _)) => Ok(()),
+            Err(Error::Pkcs11(refusal @ (RvError::PinIncorrect | RvError::PinLocked), _)) => {
+                let locked = matches!(refusal, RvError::PinLocked) || token.user_pin_locked();
+                Err(wrong_pin(token, pin.as_ref(), locked))
+            }
+            Err(source) => Err(Pkcs11Error::Call { doing: "log in", source }),
+        }
+    }
+
     fn tokens(&self) -> Result<Vec<(Slot, TokenInfo)>, Pkcs11Error> {
-        let slots = self.context.get_slots_with_token().map_err(call("list the slots"))?;
-        slots
-            .into_iter()
-            .take(TOKENS_MAX)
-            .map(|slot| {
-                let token = self.context.get_token_info(slot).map_err(call("read a token"))?;
-                Ok((slot, token))
-            })
-            .collect()
+        self.alone(|| {
+            let slots = self.context.get_slots_with_token().map_err(call("list the slots"))?;
+            slots
+                .into_iter()
+                .take(TOKENS_MAX)
+                .map(|slot| {
+                    let token = self.context.get_token_info(slot).map_err(call("read a token"))?;
+                    Ok((slot, token))
+                })
+                .collect()
+        })?
     }
 
     fn find_token(&self, uri: &Uri) -> Result<(Slot, TokenInfo), Pkcs11Error> {
@@ -286,33 +369,6 @@ fn generation(
             found,
             expected: "EC on P-256, or RSA of 2048 to 4096 bits",
         }),
-    }
-}
-
-/// Logs in if the token asks for it or the URI names a PIN: some tokens raise CKF_LOGIN_REQUIRED only
-/// once a PIN is set, and some never.
-fn log_in(session: &Session, token: &TokenInfo, uri: &Uri) -> Result<(), Pkcs11Error> {
-    // The login is the token's, not the session's: two keys in one token need one PIN.
-    let state = session.get_session_info().map_err(call("read the session"))?.session_state();
-    if matches!(state, SessionState::RoUser | SessionState::RwUser) {
-        return Ok(());
-    }
-    let mut pin = pin::from_file(uri)?;
-    if pin.is_none() && !token.login_required() {
-        return Ok(());
-    }
-    // With a protected authentication path the PIN is typed at the token itself.
-    if pin.is_none() && !token.protected_authentication_path() {
-        let asked = pin::from_terminal(token.label())?;
-        pin = Some(asked.ok_or_else(|| Pkcs11Error::NoPin { uri: uri.to_string() })?);
-    }
-    match session.login(UserType::User, pin.as_ref().map(|pin| &pin.value)) {
-        Ok(()) | Err(Error::Pkcs11(RvError::UserAlreadyLoggedIn, _)) => Ok(()),
-        Err(Error::Pkcs11(refusal @ (RvError::PinIncorrect | RvError::PinLocked), _)) => {
-            let locked = matches!(refusal, RvError::PinLocked) || token.user_pin_locked();
-            Err(wrong_pin(token, pin.as_ref(), locked))
-        }
-        Err(source) => Err(Pkcs11Error::Call { doing: "log in", source }),
     }
 }
 

@@ -50,7 +50,15 @@ const ENVELOPE: &str = r#"{"payload":"e30=","payloadType":"application/vnd.in-to
 
 /// The tokens of a state partition with one key slot.
 const SLOTS: &str = r#"{"tokens":{"0":{"type":"systemd-tpm2","keyslots":["0"],"tpm2-policy-hash":
-"74bb616cc14443abbc39105eb6c826fc8e27194e213a537c1169fdb4c5b88c3d"}},"keyslots":{"0":{}}}"#;
+"74bb616cc14443abbc39105eb6c826fc8e27194e213a537c1169fdb4c5b88c3d"},
+"1":{"type":"systemd-recovery","keyslots":["1"]}},"keyslots":{"0":{},"1":{}},"segments":{"0":{"offset":"16777216"}}}"#;
+/// An order to destroy a state.
+const RESET: &str = r#"{"schema":"casemate-reset-v1","state":"01234567-89ab-cdef-0123-456789abcdef",
+"machine":"000b1111111111111111111111111111111111111111111111111111111111111111","reason":"sold"}"#;
+/// A recovery key in escrow.
+const RECOVERY: &str = r#"{"schema":"casemate-recovery-v1","state":"01234567-89ab-cdef-0123-456789abcdef",
+"machine":"000b1111111111111111111111111111111111111111111111111111111111111111",
+"escrow":{"key_sha256":"00","enc":"AAAA","ciphertext":"AAAA"}}"#;
 /// A reseal order.
 const ORDER: &str = r#"{"schema":"casemate-reseal-v1","id":"00112233445566778899aabbccddeeff",
 "ak_name":"000b1111111111111111111111111111111111111111111111111111111111111111",
@@ -73,6 +81,8 @@ fn main() -> Result<(), Box<dyn Error>> {
         ("sigdb", "update", authenticated(&signature_list(CERT_X509, [1; 16], &[&[0x30, 0]]))),
         ("luks", "slots", SLOTS.as_bytes().to_vec()),
         ("luks", "order", ORDER.as_bytes().to_vec()),
+        ("luks", "reset", RESET.as_bytes().to_vec()),
+        ("luks", "recovery", RECOVERY.as_bytes().to_vec()),
         ("exception", "honest", EXCEPTION.as_bytes().to_vec()),
         ("update", "statement", update().into_bytes()),
         ("update", "envelope", ENVELOPE.as_bytes().to_vec()),

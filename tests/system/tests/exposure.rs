@@ -38,6 +38,18 @@ const EXPOSED: &[(&str, &str, &str)] = &[
         "RestrictAddressFamilies_AF_UNIX",
         "engine and gateway are reached by Unix sockets",
     ),
+    (
+        "casemate-recovery.service",
+        "UserOrDynamicUser",
+        "root owns the partition's device and locks",
+    ),
+    ("casemate-recovery.service", "PrivateDevices", "the TPM and the partition are devices"),
+    (
+        "casemate-recovery.service",
+        "RestrictAddressFamilies_OTHER",
+        "AF_ALG: libcryptsetup encrypts a key slot by the kernel's ciphers",
+    ),
+    ("casemate-recovery.service", "PrivateUsers", "the device's owner is the system's root"),
     ("casemate-reseal-accept.service", "SupplementaryGroups", "group tss opens the TPM"),
     ("casemate-reseal-accept.service", "PrivateDevices", "the TPM is a device"),
     (
@@ -60,6 +72,14 @@ const EXPOSED: &[(&str, &str, &str)] = &[
     ),
     ("casemate-reseal.service", "PrivateUsers", "the device's owner is the system's root"),
     ("casemate-reseal.service", "UMask", "casemate-reseal-accept.service reads the list as group"),
+    ("casemate-reset.service", "SupplementaryGroups", "groups tss and disk open TPM and disk"),
+    ("casemate-reset.service", "PrivateDevices", "the TPM and the disk are devices"),
+    (
+        "casemate-reset.service",
+        "RestrictSUIDSGID",
+        "it takes openat2(2) away, which follows no link out of a medium",
+    ),
+    ("casemate-reset.service", "PrivateUsers", "the groups of TPM and disk are the system's"),
     ("casemate-update.service", "UserOrDynamicUser", "root owns the disk and its partitions"),
     ("casemate-update.service", "PrivateDevices", "an image is written to partitions"),
     (

@@ -8,7 +8,7 @@ use crate::tree::Tree;
 
 /// Prepares everything, then shows the appliance at work.
 pub(crate) fn run(tree: &Tree, steps: &mut Steps) -> Result<()> {
-    let material = material::prepare(tree, steps)?;
+    let material = material::prepare(tree, steps, &[])?;
     steps.show("demonstration", || {
         let mut command = tree.enter(material.binaries.join("casemate"));
         command.arg("demo");

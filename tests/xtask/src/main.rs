@@ -3,6 +3,7 @@
 //! Compiles on a machine that has only a Rust toolchain. Everything else is built and run inside a
 //! Debian 13 tree (see `tree`), so that every host gives the same result.
 
+mod boot;
 mod demo;
 mod host;
 mod material;
@@ -74,6 +75,12 @@ enum Bench {
         #[arg(long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u32).range(3..=100))]
         rounds: u32,
     },
+    /// Cold boots to a healthy agent beside a stock Debian's, and a build after a change of the agent.
+    Boot {
+        /// How often each boots.
+        #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u32).range(2..=20))]
+        rounds: u32,
+    },
     /// What evidence costs: a quote under swtpm, and judging a file.
     Evidence,
 }
@@ -124,6 +131,9 @@ fn run(cli: &Cli, steps: &mut Steps) -> Result<ExitCode> {
         }
         Command::Bench { part: Bench::Engine { rounds } } => {
             peer::bench(&tree, steps, *rounds).map(|()| ExitCode::SUCCESS)
+        }
+        Command::Bench { part: Bench::Boot { rounds } } => {
+            boot::bench(&tree, steps, *rounds).map(|()| ExitCode::SUCCESS)
         }
         Command::Bench { part: Bench::Evidence } => {
             for (package, bench) in [("tpm", "quote"), ("evidence", "rates")] {

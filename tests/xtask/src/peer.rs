@@ -147,7 +147,7 @@ fn engine(tree: &Tree, steps: &mut Steps) -> Result<PathBuf> {
         command.args(["build", "--release", "--locked", "--offline"]);
         command.args(["--package", "engine", "--package", "engine-cli"]);
         sh(command.args(["--bins", "--examples"]))?;
-        Ok(tree.cache().join("target/release"))
+        Ok(tree.target().join("release"))
     })
 }
 

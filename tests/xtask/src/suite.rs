@@ -16,14 +16,17 @@ const CARGO_DENY: &str = "0.20.2";
 /// Seconds for each fuzz target with `--long`.
 const FUZZ_SECONDS: &str = "60";
 
+/// A scenario installs from the stick that is built with the image.
+const STICK: &[&str] = &["--installer"];
+
 /// Runs the whole suite, or only the boot scenarios called `only`.
 pub(crate) fn run(tree: &Tree, steps: &mut Steps, long: bool, only: &[String]) -> Result<()> {
     if !only.is_empty() {
-        let material = material::prepare(tree, steps)?;
+        let material = material::prepare(tree, steps, STICK)?;
         return scenarios(tree, steps, &material, long, only);
     }
     static_checks(tree, steps)?;
-    let material = material::prepare(tree, steps)?;
+    let material = material::prepare(tree, steps, STICK)?;
     steps.run("unit and integration tests", || {
         let mut command = tree.enter("/usr/bin/env");
         command.arg(format!("CASEMATE_TEST_MODEL={}", material.model.display()));
@@ -62,7 +65,7 @@ fn fuzz(tree: &Tree) -> Result<()> {
         return Ok(());
     }
     let mut command = Command::new(tree.workspace().join("tests/fuzz/run"));
-    sh(command.arg(FUZZ_SECONDS).env("CARGO_TARGET_DIR", tree.cache().join("fuzz")))
+    sh(command.arg(FUZZ_SECONDS).env("CARGO_TARGET_DIR", tree.target().join("fuzz")))
 }
 
 /// Builds cargo-deny once for this cache.

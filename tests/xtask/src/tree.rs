@@ -13,7 +13,8 @@ use sha2::{Digest, Sha256};
 use crate::host::is_root;
 use crate::steps::{output, sh};
 
-const SUITE: &str = "trixie";
+/// Debian 13.
+pub(crate) const SUITE: &str = "trixie";
 const MIRROR_DEFAULT: &str = "http://deb.debian.org/debian";
 
 /// Packages of the tools tree, and why each is there.
@@ -68,6 +69,7 @@ const PACKAGES: &[(&str, &str)] = &[
 pub(crate) struct Tree {
     root: PathBuf,
     cache: PathBuf,
+    target: PathBuf,
     workspace: PathBuf,
     cargo_home: PathBuf,
     sysroot: PathBuf,
@@ -86,6 +88,8 @@ impl Tree {
             bootstrap(&root, &include, &mirror)?;
         }
         let workspace = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..").canonicalize()?;
+        let checkout = Sha256::digest(workspace.as_os_str().as_encoded_bytes());
+        let target = cache.join(format!("target-{}", hex::encode(&checkout[..6])));
         let sysroot = output(Command::new("rustc").args(["--print", "sysroot"]))?;
         let cargo_home = match std::env::var_os("CARGO_HOME") {
             Some(dir) => PathBuf::from(dir),
@@ -96,6 +100,7 @@ impl Tree {
         Ok(Self {
             root,
             cache: cache.to_owned(),
+            target,
             workspace,
             cargo_home,
             sysroot: PathBuf::from(sysroot.trim()),
@@ -106,6 +111,17 @@ impl Tree {
     /// The cache folder, at the same path inside and outside.
     pub(crate) fn cache(&self) -> &Path {
         &self.cache
+    }
+
+    /// Cargo's target folder, one for each checkout: by its file times Cargo would take another checkout's build for this
+    /// one's.
+    pub(crate) fn target(&self) -> &Path {
+        &self.target
+    }
+
+    /// Where a file of the tree is outside of it.
+    pub(crate) fn path(&self, inside: &str) -> PathBuf {
+        self.root.join(inside.trim_start_matches('/'))
     }
 
     /// The repository, at the same path inside and outside.
@@ -131,7 +147,7 @@ impl Tree {
         command.args(["/usr/bin/env", "-i", "LC_ALL=C.UTF-8", "RUST_BACKTRACE=1", "HOME=/root"]);
         command.arg(format!("PATH={}/bin:/usr/sbin:/usr/bin:/sbin:/bin", self.sysroot.display()));
         command.arg(format!("CARGO_HOME={}", self.cargo_home.display()));
-        command.arg(format!("CARGO_TARGET_DIR={}", self.cache.join("target").display()));
+        command.arg(format!("CARGO_TARGET_DIR={}", self.target.display()));
         command.arg(format!("XDG_CACHE_HOME={}", self.cache.display()));
         if shared.join("corpus").exists() {
             command.arg(format!("CASEMATE_CORPUS={}", shared.join("corpus").display()));

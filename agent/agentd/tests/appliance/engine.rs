@@ -9,6 +9,7 @@ use std::thread;
 use std::time::Duration;
 
 use ipc::{Confinement, FrameError, Load, LoadReply, ModelInfo};
+use sha2::{Digest, Sha256};
 
 /// What one engine process was given: file names with their contents, and its end of the connection.
 pub(crate) struct Given {
@@ -72,6 +73,7 @@ fn take(mut process: UnixStream, refusal: Option<&str>) -> Option<Given> {
         let mut content = Vec::new();
         File::from(fd).read_to_end(&mut content).unwrap();
         assert_eq!(content.len() as u64, file.bytes);
+        assert_eq!(file.sha256, hex::encode(Sha256::digest(&content)));
         files.push((file.name.clone(), content));
     }
     let reply = match refusal {

@@ -3,6 +3,7 @@
 pub(crate) mod engine;
 pub(crate) mod medium;
 mod swtpm;
+pub(crate) mod volume;
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
@@ -27,6 +28,10 @@ const CLIENT_CA: &str = "authority of the clients";
 const START: &str = r#"
 exec 3<&0 4<"$FIRMWARE_LOG" 5<"$USERSPACE_LOG" 0</dev/null
 export LISTEN_PID=$$ LISTEN_FDS=3 LISTEN_FDNAMES=gateway:firmware-log:userspace-log
+if [ -e "$RECOVERY" ]; then
+    exec 6<"$RECOVERY"
+    export LISTEN_FDS=4 LISTEN_FDNAMES=$LISTEN_FDNAMES:recovery
+fi
 exec "$@"
 "#;
 
@@ -96,6 +101,7 @@ impl Appliance {
             version: 1,
             server_names: vec!["casemate".to_owned(), "127.0.0.1".to_owned()],
             client_ca_sha256: hex::encode(Sha256::digest(CLIENT_CA)),
+            recovery_escrow: None,
         };
         fs::write(path("site/site.json"), serde_json::to_string(&site).unwrap()).unwrap();
         fs::create_dir(path("bundle")).unwrap();
@@ -106,6 +112,12 @@ impl Appliance {
 
     pub(crate) fn path(&self, name: &str) -> PathBuf {
         self.folder.path().join(name)
+    }
+
+    /// Lets a program that takes `--tcti` talk to this TPM; agentd must not run meanwhile.
+    pub(crate) fn reach_tpm(&self, command: &mut Command) {
+        command.args(["--tcti", &self.swtpm.tcti()]);
+        command.env("LD_LIBRARY_PATH", self.swtpm.libraries());
     }
 
     pub(crate) fn policy_text(&self) -> String {
@@ -194,6 +206,7 @@ impl Appliance {
             .env("FIRMWARE_LOG", &self.firmware_log)
             .env("LD_LIBRARY_PATH", self.swtpm.libraries())
             .env("USERSPACE_LOG", self.path("userspace-log"))
+            .env("RECOVERY", self.path("recovery/recovery.json"))
             .stdin(Stdio::from(listener))
             .stderr(File::create(&console).unwrap())
             .spawn()

@@ -11,7 +11,8 @@ use std::time::Duration;
 
 use ipc::{
     Chat, Confinement, EngineReply, EngineRequest, FRAME_BYTES_MAX, Finish, Load, LoadFile,
-    LoadReply, Message, Role, Sampling, TokenLogprobs, read_frame, send_with_fds, write_frame,
+    LoadReply, Message, Receipt, Role, Sampling, TokenLogprobs, read_frame, send_with_fds,
+    write_frame,
 };
 use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, memfd_create};
 
@@ -34,6 +35,7 @@ pub(crate) struct Answer {
     pub(crate) prompt_tokens: u32,
     pub(crate) completion_tokens: u32,
     pub(crate) cached_tokens: u32,
+    pub(crate) receipt: Option<Box<Receipt>>,
 }
 
 impl PartialEq for Answer {
@@ -84,9 +86,11 @@ impl Engine {
 
     pub(crate) fn load_files(&self, files: &[(&str, &[u8])], seals: SealFlags) -> LoadReply {
         let memfds: Vec<OwnedFd> = files.iter().map(|(_, bytes)| memfd(bytes, seals)).collect();
-        let files = files
-            .iter()
-            .map(|(name, bytes)| LoadFile { name: (*name).to_owned(), bytes: bytes.len() as u64 });
+        let files = files.iter().map(|(name, bytes)| LoadFile {
+            name: (*name).to_owned(),
+            bytes: bytes.len() as u64,
+            sha256: "5b".repeat(32),
+        });
         let load = Load {
             model_id: "tiny".to_owned(),
             bundle_digest: "5a".repeat(32),
@@ -180,6 +184,7 @@ pub(crate) fn user(text: &str, max_tokens: u32) -> Chat {
         stop: Vec::new(),
         partition: "test".to_owned(),
         priority: 0,
+        receipt: None,
     }
 }
 
@@ -199,7 +204,13 @@ pub(crate) fn answer(stream: &mut UnixStream) -> Answer {
                 text += &more;
                 tokens.extend(more_tokens);
             }
-            EngineReply::Done { finish, prompt_tokens, completion_tokens, cached_tokens } => {
+            EngineReply::Done {
+                finish,
+                prompt_tokens,
+                completion_tokens,
+                cached_tokens,
+                receipt,
+            } => {
                 assert_eq!(prompt_tokens, accepted);
                 let end: Result<EngineReply, _> = read_frame(stream, FRAME_BYTES_MAX);
                 assert!(matches!(end, Err(ipc::FrameError::Closed)), "{end:?}");
@@ -210,6 +221,7 @@ pub(crate) fn answer(stream: &mut UnixStream) -> Answer {
                     prompt_tokens,
                     completion_tokens,
                     cached_tokens,
+                    receipt,
                 };
             }
             other => panic!("{other:?} in the middle of an answer"),

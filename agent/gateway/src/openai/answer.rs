@@ -4,7 +4,7 @@
 //! Invariants of a stream: every event has the same `id`; only the first delta has a role; the event with
 //! `finish_reason` has no content; the usage event has no choice; `[DONE]` is last.
 
-use ipc::{Finish, ModelInfo, TokenLogprob, TokenLogprobs};
+use ipc::{Finish, ModelInfo, Receipt, TokenLogprob, TokenLogprobs};
 use serde::Serialize;
 use serde_json::value::{RawValue, to_raw_value};
 use serde_json::{Value, json};
@@ -38,6 +38,17 @@ pub struct Usage {
     pub completion_tokens: u32,
     /// Tokens of the prompt whose keys and values the engine had from an earlier request of the same client.
     pub cached_tokens: u32,
+}
+
+/// The end of an answer that is complete.
+#[derive(Clone, Debug)]
+pub struct Ending {
+    /// Why it ended.
+    pub finish: Finish,
+    /// Token counts.
+    pub usage: Usage,
+    /// What makes the answer, if the client asked for that: `casemate_receipt` beside OpenAI's members.
+    pub receipt: Option<Box<Receipt>>,
 }
 
 /// `system_fingerprint` of what `model` is now.
@@ -118,8 +129,7 @@ pub fn completion(
     header: &Header,
     text: &str,
     entries: Option<&[Entry]>,
-    finish: Finish,
-    usage: Usage,
+    end: &Ending,
 ) -> Result<String, ApiError> {
     #[derive(Serialize)]
     struct Completion<'a> {
@@ -130,6 +140,8 @@ pub fn completion(
         system_fingerprint: &'a str,
         choices: [Choice<'a>; 1],
         usage: Value,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        casemate_receipt: Option<&'a Receipt>,
     }
     #[derive(Serialize)]
     struct Choice<'a> {
@@ -142,7 +154,7 @@ pub fn completion(
         index: 0,
         message: json!({"role": "assistant", "content": text, "refusal": null}),
         logprobs: entries.map(Logprobs::of),
-        finish_reason: finish_reason(finish),
+        finish_reason: finish_reason(end.finish),
     };
     let completion = Completion {
         id: &header.id,
@@ -151,7 +163,8 @@ pub fn completion(
         model: &header.model,
         system_fingerprint: &header.system_fingerprint,
         choices: [choice],
-        usage: usage.object(),
+        usage: end.usage.object(),
+        casemate_receipt: end.receipt.as_deref(),
     };
     serde_json::to_string(&completion).map_err(|_| ApiError::Internal)
 }
@@ -175,6 +188,9 @@ struct Chunk<'a> {
     /// With `include_usage`, every event has it, `null` in all but the last.
     #[serde(skip_serializing_if = "Option::is_none")]
     usage: Option<Value>,
+    /// In the event with `finish_reason`, if it was asked for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    casemate_receipt: Option<&'a Receipt>,
 }
 
 #[derive(Serialize)]
@@ -195,22 +211,25 @@ impl Events {
     /// First event: who speaks.
     #[must_use]
     pub fn role(&self) -> String {
-        self.choice(json!({"role": "assistant", "content": ""}), None, None)
+        self.choice(json!({"role": "assistant", "content": ""}), None)
     }
 
     /// More text, and the tokens that begin in it.
     #[must_use]
     pub fn delta(&self, text: &str, entries: &[Entry]) -> String {
         let logprobs = self.logprobs.then(|| Logprobs::of(entries));
-        self.choice(json!({"content": text}), logprobs, None)
+        self.choice(json!({"content": text}), logprobs)
     }
 
-    /// Why it ended, the usage if it was asked for, and `[DONE]`.
+    /// Why it ended with the receipt, the usage if it was asked for, and `[DONE]`.
     #[must_use]
-    pub fn end(&self, finish: Finish, usage: Usage) -> String {
-        let mut events = self.choice(json!({}), None, Some(finish_reason(finish)));
+    pub fn end(&self, end: &Ending) -> String {
+        let finish_reason = Some(finish_reason(end.finish));
+        let choice = Choice { index: 0, delta: json!({}), logprobs: None, finish_reason };
+        let usage = self.include_usage.then_some(Value::Null);
+        let mut events = self.chunk(&[choice], usage, end.receipt.as_deref());
         if self.include_usage {
-            events.push_str(&self.chunk(&[], Some(usage.object())));
+            events.push_str(&self.chunk(&[], Some(end.usage.object()), None));
         }
         events.push_str(DONE);
         events
@@ -222,17 +241,17 @@ impl Events {
         event(&error.object())
     }
 
-    fn choice(
-        &self,
-        delta: Value,
-        logprobs: Option<Logprobs<'_>>,
-        finish_reason: Option<&'static str>,
-    ) -> String {
-        let choice = Choice { index: 0, delta, logprobs, finish_reason };
-        self.chunk(&[choice], self.include_usage.then_some(Value::Null))
+    fn choice(&self, delta: Value, logprobs: Option<Logprobs<'_>>) -> String {
+        let choice = Choice { index: 0, delta, logprobs, finish_reason: None };
+        self.chunk(&[choice], self.include_usage.then_some(Value::Null), None)
     }
 
-    fn chunk(&self, choices: &[Choice<'_>], usage: Option<Value>) -> String {
+    fn chunk(
+        &self,
+        choices: &[Choice<'_>],
+        usage: Option<Value>,
+        casemate_receipt: Option<&Receipt>,
+    ) -> String {
         let Header { id, created, model, system_fingerprint } = &self.header;
         event(&Chunk {
             id,
@@ -242,6 +261,7 @@ impl Events {
             system_fingerprint,
             choices,
             usage,
+            casemate_receipt,
         })
     }
 }
@@ -269,6 +289,10 @@ mod tests {
 
     const USAGE: Usage = Usage { prompt_tokens: 3, completion_tokens: 2, cached_tokens: 1 };
 
+    fn end(finish: Finish) -> Ending {
+        Ending { finish, usage: USAGE, receipt: None }
+    }
+
     /// The JSON of each event, `[DONE]` as text.
     fn read(stream: &str) -> Vec<Value> {
         let events = stream.strip_suffix("\n\n").unwrap().split("\n\n");
@@ -279,7 +303,7 @@ mod tests {
     fn stream(include_usage: bool) -> Vec<Value> {
         let events = Events::new(header(), include_usage, false);
         let text = "a\r\n\n\u{2028}data: [DONE]";
-        read(&(events.role() + &events.delta(text, &[]) + &events.end(Finish::Length, USAGE)))
+        read(&(events.role() + &events.delta(text, &[]) + &events.end(&end(Finish::Length))))
     }
 
     /// A token of two bytes that are no whole character, beside a control token.
@@ -306,13 +330,13 @@ mod tests {
         let stream = events.role()
             + &events.delta("", &entries)
             + &events.delta("x", &[])
-            + &events.end(Finish::Stop, USAGE);
+            + &events.end(&end(Finish::Stop));
         let found: Vec<Value> =
             read(&stream)[..4].iter().map(|e| e["choices"][0]["logprobs"].clone()).collect();
         let content = |entries: Value| json!({"content": entries, "refusal": null});
         let expected = [Value::Null, content(json!([entry()])), content(json!([])), Value::Null];
         assert_eq!(found, expected);
-        let whole = completion(&header(), "x", Some(&entries), Finish::Stop, USAGE).unwrap();
+        let whole = completion(&header(), "x", Some(&entries), &end(Finish::Stop)).unwrap();
         let whole: Value = serde_json::from_str(&whole).unwrap();
         assert_eq!(whole["choices"][0]["logprobs"], content(json!([entry()])));
         assert!(stream_without().iter().all(|e| e["choices"][0]["logprobs"] == Value::Null));
@@ -360,7 +384,7 @@ mod tests {
 
     #[test]
     fn a_whole_answer_has_message_reason_and_usage() {
-        let object = completion(&header(), "hi", None, Finish::Stop, USAGE).unwrap();
+        let object = completion(&header(), "hi", None, &end(Finish::Stop)).unwrap();
         let object: Value = serde_json::from_str(&object).unwrap();
         assert_eq!(object["choices"][0]["logprobs"], Value::Null);
         assert_eq!(object["object"], "chat.completion");

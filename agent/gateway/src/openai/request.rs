@@ -45,6 +45,9 @@ pub const NEUTRAL: &[(&str, &[&str])] = &[
     ("web_search_options", &[]),
 ];
 
+/// Name of the parameter that asks for a receipt, and of the member that has it.
+pub const RECEIPT: &str = "casemate_receipt";
+
 /// Longest JSON text of a value in [`NEUTRAL`]; a longer one is none of them.
 const NEUTRAL_BYTES_MAX: usize = 64;
 
@@ -72,6 +75,8 @@ pub struct ChatRequest {
     pub stream: bool,
     /// Whether a stream ends with a usage event.
     pub include_usage: bool,
+    /// Whether the answer comes with a receipt: `casemate_receipt`, which is no parameter of OpenAI's.
+    pub receipt: bool,
 }
 
 impl ChatRequest {
@@ -101,6 +106,7 @@ impl ChatRequest {
             partition,
             // All clients are equal.
             priority: 0,
+            receipt: None,
         })
     }
 }
@@ -134,6 +140,7 @@ pub fn parse(body: &[u8]) -> Result<ChatRequest, ApiError> {
         stop: stop(&mut fields)?,
         stream,
         include_usage: include_usage(&mut fields, stream)?,
+        receipt: fields.take(RECEIPT)?.unwrap_or(false),
     };
     fields.refuse_rest()?;
     Ok(request)
@@ -293,7 +300,8 @@ mod tests {
         assert_eq!(request.sampling, Sampling::default());
         assert_eq!(request.logprobs, None);
         assert_eq!((request.max_tokens, request.seed, request.stream), (None, None, false));
-        assert!(request.stop.is_empty() && !request.include_usage);
+        assert!(request.stop.is_empty() && !request.include_usage && !request.receipt);
+        assert!(with(r#""casemate_receipt":true"#).unwrap().receipt);
         assert_eq!(with(r#""temperature":null,"stop":null,"stream":null"#).unwrap(), request);
     }
 
@@ -381,6 +389,7 @@ mod tests {
             (r#""stop":[""]"#, "stop"),
             (r#""stop":[1]"#, "stop"),
             (r#""stream":1"#, "stream"),
+            (r#""casemate_receipt":"yes""#, "casemate_receipt"),
             (r#""stream_options":{"include_usage":true}"#, "stream_options"),
             (r#""stream":true,"stream_options":{"other":1}"#, "stream_options"),
         ];

@@ -1,12 +1,12 @@
 //! Answers, and the records that come before them.
 
-use ipc::{Exchange, Role};
+use ipc::{Exchange, Receipt, Role};
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
 use crate::appliance::Appliance;
 use crate::client::{chat, post};
-use crate::peers::{PROMPT_TOKENS, model};
+use crate::peers::{PROMPT_TOKENS, model, receipt};
 
 fn sha256(text: &str) -> String {
     hex::encode(Sha256::digest(text))
@@ -54,7 +54,9 @@ fn a_plain_answer_is_what_the_engine_said_and_is_on_record() {
         prompt_tokens: PROMPT_TOKENS,
         completion_tokens: 3,
         outcome: "stop".to_owned(),
+        receipt_sha256: None,
     };
+    assert!(object.get("casemate_receipt").is_none());
     assert_eq!(records(&appliance, 1), [expected]);
     assert!(response.head.contains(object["id"].as_str().unwrap()), "x-request-id");
 
@@ -84,6 +86,31 @@ fn a_stream_ends_with_usage_and_done() {
     let record = &records(&appliance, 1)[0];
     assert!(events[..events.len() - 1].iter().all(|event| event["id"] == record.request.as_str()));
     assert_eq!(record.answer_sha256, sha256("eins zwei"));
+}
+
+#[test]
+fn a_receipt_comes_plain_and_streamed_and_its_digest_is_on_record() {
+    let appliance = Appliance::start();
+    for stream in [false, true] {
+        let more = json!({"casemate_receipt": true, "stream": stream, "seed": 5});
+        let body = chat("un deux", &more).to_string();
+        let response = appliance.connect().ask(post(&body));
+        let given = if stream {
+            let events = response.events();
+            let (last, before) = events[..events.len() - 1].split_last().unwrap();
+            assert!(before.iter().all(|event| event.get("casemate_receipt").is_none()));
+            assert_eq!(last["choices"][0]["finish_reason"], "stop");
+            last["casemate_receipt"].clone()
+        } else {
+            response.json()["casemate_receipt"].clone()
+        };
+        let asked = appliance.engine.change(|state| state.chats.remove(0));
+        assert_eq!(asked.receipt, Some(sha256(&body)));
+        let given: Receipt = serde_json::from_value(given).unwrap();
+        assert_eq!(Some(&given), receipt(&asked).as_ref());
+        let record = records(&appliance, 1 + usize::from(stream)).pop().unwrap();
+        assert_eq!(record.receipt_sha256, Some(given.digest().unwrap()));
+    }
 }
 
 #[test]

@@ -10,8 +10,8 @@ use std::time::{Duration, Instant};
 
 use ipc::{
     AgentReply, AgentRequest, AgentStatus, Chat, Confinement, EngineErrorKind, EngineReply,
-    EngineRequest, Exchange, FRAME_BYTES_MAX, Finish, ModelInfo, TokenLogprob, TokenLogprobs,
-    read_frame, write_frame,
+    EngineRequest, Exchange, FRAME_BYTES_MAX, Finish, ModelInfo, Receipt, ReceiptFormat,
+    TokenLogprob, TokenLogprobs, read_frame, tokens_sha256, write_frame,
 };
 
 /// How long a test waits for what must happen.
@@ -151,10 +151,8 @@ pub(crate) fn engine(socket: &Path) -> Arc<Watched<EngineState>> {
             drop(write_frame(&mut stream, &reply, FRAME_BYTES_MAX));
         }
         Ok(EngineRequest::Chat(chat)) => {
-            let text = chat.messages.last().unwrap().content.clone();
-            let logprobs = chat.logprobs;
-            state.change(|state| state.chats.push(chat));
-            if !play(&text, logprobs, &mut stream) {
+            state.change(|state| state.chats.push(chat.clone()));
+            if !play(&chat, &mut stream) {
                 state.change(|state| state.cancelled += 1);
             }
         }
@@ -170,8 +168,30 @@ fn token(text: &str, top: u8) -> TokenLogprobs {
     TokenLogprobs { top: vec![chosen.clone(); top.into()], chosen }
 }
 
+/// The receipt that the engine gives for `chat`, if it asks for one.
+pub(crate) fn receipt(chat: &Chat) -> Option<Receipt> {
+    let request_sha256 = chat.receipt.clone()?;
+    Some(Receipt {
+        format: ReceiptFormat::V1,
+        bundle_digest: Some(model().bundle_digest),
+        model_sha256: "5d".repeat(32),
+        request_sha256,
+        sampling: chat.sampling.clone(),
+        max_tokens: 9,
+        stop: chat.stop.clone(),
+        answer_format: None,
+        kernels: "scalar".to_owned(),
+        prompt_tokens: 7,
+        prompt_tokens_sha256: tokens_sha256(&[0; 7]),
+        output_tokens: 2,
+        output_tokens_sha256: tokens_sha256(&[3, 4]),
+        output_token_ids: Some(vec![3, 4]),
+    })
+}
+
 /// False if the gateway left first.
-fn play(text: &str, logprobs: Option<u8>, stream: &mut UnixStream) -> bool {
+fn play(chat: &Chat, stream: &mut UnixStream) -> bool {
+    let text = chat.messages.last().unwrap().content.as_str();
     let errors = BTreeMap::from([
         ("no-model", EngineErrorKind::NoModel),
         ("prompt-too-long", EngineErrorKind::PromptTooLong),
@@ -195,7 +215,7 @@ fn play(text: &str, logprobs: Option<u8>, stream: &mut UnixStream) -> bool {
     }
     let delta = |text: &str| EngineReply::Delta {
         text: text.to_owned(),
-        tokens: logprobs.map(|top| token(text, top)).into_iter().collect(),
+        tokens: chat.logprobs.map(|top| token(text, top)).into_iter().collect(),
     };
     match text {
         "die" => say(delta("half an ans")),
@@ -208,6 +228,7 @@ fn play(text: &str, logprobs: Option<u8>, stream: &mut UnixStream) -> bool {
                     prompt_tokens: PROMPT_TOKENS,
                     completion_tokens: 6000,
                     cached_tokens: CACHED_TOKENS,
+                    receipt: receipt(chat).map(Box::new),
                 })
         }
         "flood" => (0..10_000).all(|_| say(delta(&"flood ".repeat(1000)))),
@@ -220,6 +241,7 @@ fn play(text: &str, logprobs: Option<u8>, stream: &mut UnixStream) -> bool {
                     prompt_tokens: PROMPT_TOKENS,
                     completion_tokens: u32::try_from(words.len()).unwrap(),
                     cached_tokens: CACHED_TOKENS,
+                    receipt: receipt(chat).map(Box::new),
                 })
         }
     }

@@ -3,7 +3,8 @@
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 
-use super::{DatabaseName, ForecastError, is_firmware, sha256, variable};
+use super::log::variable;
+use super::{DatabaseName, ForecastError, is_firmware, sha256};
 use crate::eventlog::EventLog;
 use crate::format::Evidence;
 use crate::key::AttestationKey;

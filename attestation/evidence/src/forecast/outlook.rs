@@ -2,6 +2,8 @@
 
 use std::collections::BTreeMap;
 
+use crate::quote::PcrValues;
+
 /// What a PCR will hold.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum After {
@@ -36,8 +38,17 @@ pub enum Why {
         /// Number of its event in the log.
         event: usize,
     },
+    /// Another certificate of db verifies the UKI.
+    Authority {
+        /// Number of the event in the log that names the present one.
+        event: usize,
+    },
+    /// The reference values do not say which certificate verifies the UKI.
+    AuthorityUnsaid,
     /// The builder predicted it for the image.
     Image,
+    /// The firmware measures the partition table, and the image's partitions have other identifiers in it.
+    Partitions,
     /// The kernel measures the initrd with what systemd-stub adds to it.
     Initrd,
     /// The firmware measures itself, its settings and option ROMs.
@@ -96,38 +107,47 @@ impl Outlook {
     /// Whether it will hold what it holds now; `None` if nobody can say.
     #[must_use]
     pub fn stays(&self) -> Option<bool> {
+        self.holds(self.before)
+    }
+
+    /// Whether it will hold `value`; `None` if nobody can say.
+    fn holds(&self, value: [u8; 32]) -> Option<bool> {
         match self.after {
-            After::Exactly(value) => Some(value == self.before),
+            After::Exactly(after) => Some(after == value),
             After::Unless | After::Unknown | After::Replayed => None,
         }
     }
 }
 
-/// Something that the TPM releases only to certain PCRs.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Sealed {
-    /// What is sealed.
-    pub name: &'static str,
-    /// PCRs whose values are in the seal.
-    pub literal: &'static [u8],
-    /// PCR whose values the image brings, signed.
-    pub signed: u8,
+/// Something that the TPM releases only to certain PCRs: together, everything that an appliance seals.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Sealed {
+    /// The state partition, to the values that [`STATE_PCRS`] have now and to a PCR 11 that the image brings, signed.
+    State,
+    /// The key of an encrypted bundle, to the values that its own file names.
+    Bundle {
+        /// What its operator calls the medium.
+        medium: String,
+        /// The values.
+        pcrs: PcrValues,
+    },
 }
 
-/// Everything that an appliance seals: `image/config`, `systemd-repart.service.d` and the UKI's policy.
-pub const SEALS: &[Sealed] =
-    &[Sealed { name: "state-partition", literal: &[7, 12, 13], signed: 11 }];
+/// PCRs whose values are in the seal of the state partition: `systemd-repart.service.d` of the image's configuration.
+pub const STATE_PCRS: [u8; 3] = [7, 12, 13];
 
 /// What becomes of a seal.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Seal {
     /// What is sealed.
     pub sealed: Sealed,
+    /// PCRs that keep it closed already, before any change.
+    pub closed_by: Vec<u8>,
     /// What becomes of it.
     pub fate: Fate,
 }
 
-/// Whether a seal still opens.
+/// Whether a seal opens after the change.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Fate {
     /// It opens.
@@ -140,20 +160,49 @@ pub enum Fate {
     Uncertain(Vec<u8>),
 }
 
-impl Sealed {
-    pub(super) fn fate(&self, pcrs: &BTreeMap<u8, Outlook>, image: bool) -> Seal {
-        let of = |stays: Option<bool>| -> Vec<u8> {
-            let is = |pcr: &&u8| pcrs.get(*pcr).and_then(Outlook::stays) == stays;
-            self.literal.iter().filter(is).copied().collect()
+impl Seal {
+    /// `image` says whether another one will bring the policy of PCR 11.
+    pub(super) fn of_state(pcrs: &BTreeMap<u8, Outlook>, image: bool) -> Self {
+        let present = |pcr| (pcr, pcrs.get(&pcr).map(|outlook| outlook.before));
+        let fate = match fate(pcrs, STATE_PCRS.map(present)) {
+            Fate::Opens if image => Fate::OpensIfSigned,
+            fate => fate,
         };
-        let (breaks, uncertain) = (of(Some(false)), of(None));
-        let fate = match (breaks.is_empty(), uncertain.is_empty(), image) {
-            (false, ..) => Fate::Breaks(breaks),
-            (true, false, _) => Fate::Uncertain(uncertain),
-            (true, true, true) => Fate::OpensIfSigned,
-            (true, true, false) => Fate::Opens,
+        Self { sealed: Sealed::State, closed_by: Vec::new(), fate }
+    }
+
+    pub(super) fn of_bundle(
+        pcrs: &BTreeMap<u8, Outlook>,
+        medium: String,
+        sealed_to: &PcrValues,
+    ) -> Self {
+        let expected = sealed_to.iter().map(|(&pcr, &value)| (pcr, Some(value)));
+        let closed = |(pcr, value): &(&u8, &[u8; 32])| {
+            pcrs.get(*pcr).is_some_and(|outlook| outlook.before != **value)
         };
-        Seal { sealed: *self, fate }
+        let closed_by = sealed_to.iter().filter(closed).map(|(&pcr, _)| pcr).collect();
+        let fate = fate(pcrs, expected);
+        Self { sealed: Sealed::Bundle { medium, pcrs: sealed_to.clone() }, closed_by, fate }
+    }
+}
+
+/// What becomes of something sealed to these values; one that is not known can be anything.
+fn fate(
+    pcrs: &BTreeMap<u8, Outlook>,
+    expected: impl IntoIterator<Item = (u8, Option<[u8; 32]>)>,
+) -> Fate {
+    let (mut breaks, mut uncertain) = (Vec::new(), Vec::new());
+    for (pcr, value) in expected {
+        match value.and_then(|value| pcrs.get(&pcr)?.holds(value)) {
+            Some(true) => {}
+            Some(false) => breaks.push(pcr),
+            None => uncertain.push(pcr),
+        }
+    }
+    match (breaks.is_empty(), uncertain.is_empty()) {
+        (false, _) => Fate::Breaks(breaks),
+        (true, false) => Fate::Uncertain(uncertain),
+        (true, true) => Fate::Opens,
     }
 }
 
@@ -174,5 +223,10 @@ pub enum Obstacle {
     CertificateGone {
         /// Its SHA-256 digest.
         sha256: [u8; 32],
+    },
+    /// The db has no certificate by which the new image, as its builder predicts, is verified.
+    AuthorityUnknown {
+        /// Digest of the measurement that the builder predicts.
+        measured: [u8; 32],
     },
 }

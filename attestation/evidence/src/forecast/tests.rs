@@ -2,13 +2,14 @@ use std::fs;
 
 use super::*;
 use crate::corpus;
+use crate::eventlog::EventKind;
 use crate::fixture::log::{
     authenticated, event, measured, signature_list, spec_id, variable as global, variable_of,
 };
-use crate::fixture::{Appliance, reference};
+use crate::fixture::{Appliance, SoftTpm, reference, sealed_key};
 use crate::format::Measurement;
 use crate::pcr::Pcr;
-use crate::sigdb::CERT_SHA256;
+use crate::sigdb::{CERT_SHA256, CERT_X509, EFI_IMAGE_SECURITY_DATABASE};
 
 const OWNER: [u8; 16] = [0x22; 16];
 const CERTIFICATE: &[u8] = &[0x30, 6, 0x30, 2, 5, 0, 5, 0];
@@ -57,9 +58,13 @@ fn foresee(changes: &[Change<'_>]) -> Forecast {
     forecast(&machine(), changes).unwrap()
 }
 
+/// What becomes of the state partition, where no bundle was added.
 fn fate(forecast: &Forecast) -> &Fate {
-    let [seal] = forecast.seals.as_slice() else { panic!("{:?}", forecast.seals) };
-    &seal.fate
+    let [Seal { sealed: Sealed::State, closed_by, fate }] = forecast.seals.as_slice() else {
+        panic!("{:?}", forecast.seals)
+    };
+    assert!(closed_by.is_empty());
+    fate
 }
 
 /// The value is the one that the same machine shows with the other dbx, and nothing else moves.
@@ -148,7 +153,7 @@ fn a_new_image_gives_what_its_builder_predicted() {
         assert_eq!(forecast.pcrs[&pcr].stays(), Some(true), "PCR {pcr}");
     }
 
-    let mut new = reference();
+    let mut new = reference_of(&log(&hashes(&[[0x99; 32]])));
     new.uki_authenticode = hex::encode([0x99; 32]);
     new.pcrs.insert(11, hex::encode([0x11; 32]));
     for pcr in [12, 13] {
@@ -160,6 +165,7 @@ fn a_new_image_gives_what_its_builder_predicted() {
     let four = Pcr::ZERO.measure(&[0; 4]).extend([0x99; 32]);
     assert_eq!(value(4), After::Exactly(four.value()));
     assert_eq!(value(11), After::Exactly([0x11; 32]));
+    assert_eq!((value(5), value(0)), (After::Unknown, After::Exactly(log.pcr(0).unwrap())));
     assert_eq!(forecast.pcrs[&7].stays(), Some(true));
     assert_eq!(forecast.obstacles, [Obstacle::ImageForbidden { authenticode: [0x99; 32] }]);
 }
@@ -171,10 +177,12 @@ fn reference_of(log: &[u8]) -> Reference {
     let digests: Vec<_> =
         events.map(|e| sha256(e.digest(HashAlg::Sha256).unwrap()).unwrap()).collect();
     let mut reference = reference();
-    let list = digests
+    let mut list: Vec<_> = digests
         .iter()
-        .map(|digest| Measurement { what: "w".to_owned(), sha256: hex::encode(digest) });
-    reference.measurements.insert(7, list.collect());
+        .map(|digest| Measurement { what: "w".to_owned(), sha256: hex::encode(digest) })
+        .collect();
+    list.last_mut().unwrap().what = AUTHORITY_OF_UKI.to_owned();
+    reference.measurements.insert(7, list);
     let pcr = digests.iter().fold(Pcr::ZERO, |pcr, digest| pcr.extend(*digest));
     reference.pcrs.insert(7, pcr.to_string());
     reference
@@ -186,14 +194,149 @@ fn reference_values_follow_a_database() {
     let update = hashes(&[[1; 32], [2; 32]]);
     let change = Change::Replace(DatabaseName::Dbx, Database::parse(&update).unwrap());
     let forecast = foresee(&[change]);
-    assert_eq!(forecast.reference(&reference_of(&before)).unwrap(), reference_of(&after));
+    let before = reference_of(&before);
+    assert_eq!(forecast.reference(&before, &before).unwrap(), reference_of(&after));
     // Of a machine with another dbx, and without the list.
-    let mut bare = reference_of(&before);
+    let mut bare = before.clone();
     bare.measurements.clear();
     for reference in [reference_of(&log(&[])), bare] {
-        let error = forecast.reference(&reference).unwrap_err();
+        let error = forecast.reference(&before, &reference).unwrap_err();
         assert!(matches!(error, ForecastError::OtherReference { .. }), "{error}");
     }
+}
+
+/// [`log`], with another certificate that verifies the UKI.
+fn log_verified_by(certificate: &[u8], db: &[u8]) -> Vec<u8> {
+    let mut old =
+        [security("db", &[&OWNER[..], CERTIFICATE].concat()), security("db", &self::db())];
+    let new = [security("db", &[&OWNER[..], certificate].concat()), security("db", db)];
+    let events = log(&hashes(&[[1; 32]]));
+    let kinds = [EventKind::EFI_VARIABLE_AUTHORITY, CONFIG];
+    old.iter_mut().zip(new).zip(kinds).fold(events, |events, ((old, new), kind)| {
+        let (old, new) = (measured(7, kind, old), measured(7, kind, &new));
+        let at = events.windows(old.len()).position(|window| window == old).unwrap();
+        [&events[..at], &new, &events[at + old.len()..]].concat()
+    })
+}
+
+#[test]
+fn an_image_that_another_key_signed_changes_pcr_7() {
+    let new_certificate: &[u8] = &[0x30, 7, 0x30, 2, 5, 0, 5, 0, 0];
+    let both = [db(), signature_list(CERT_X509, OWNER, &[new_certificate])].concat();
+    let (old_key, new_key) =
+        (log_verified_by(CERTIFICATE, &both), log_verified_by(new_certificate, &both));
+    let rotated = Measured::by_log(old_key.clone()).unwrap();
+    let mut image = reference_of(&new_key);
+    image.uki_authenticode = hex::encode([0x99; 32]);
+    for pcr in [12, 13] {
+        image.pcrs.insert(pcr, hex::encode(rotated.pcr(pcr).unwrap()));
+    }
+
+    let forecast = super::forecast(&rotated, &[Change::Image(&image)]).unwrap();
+    let real = Measured::by_log(new_key.clone()).unwrap();
+    assert_eq!(forecast.pcrs[&7].after, After::Exactly(real.pcrs[&7]));
+    assert!(matches!(forecast.pcrs[&7].why[..], [Why::Authority { event: 13 }]));
+    assert_eq!(*fate(&forecast), Fate::Breaks(vec![7]));
+    assert_eq!(forecast.obstacles, []);
+    // The machine is judged by the values of the image before, and afterwards by these.
+    let new = forecast.reference(&image, &reference_of(&old_key)).unwrap();
+    assert_eq!(new.pcrs[&7], hex::encode(real.pcrs[&7]));
+    assert_eq!(new.uki_authenticode, image.uki_authenticode);
+
+    // Before its certificate is in db, and when it is there and in dbx too.
+    let obstacles =
+        |changes: &[Change<'_>]| super::forecast(&machine(), changes).unwrap().obstacles;
+    let image_change = || Change::Image(&image);
+    let found = obstacles(&[image_change()]);
+    assert!(matches!(found[..], [Obstacle::AuthorityUnknown { .. }]), "{found:?}");
+    let append = Change::Append(DatabaseName::Db, Database::parse(&both).unwrap());
+    assert_eq!(obstacles(&[image_change(), append]), []);
+    let revoked = signature_list(CERT_X509, OWNER, &[new_certificate]);
+    let revoke = Change::Append(DatabaseName::Dbx, Database::parse(&revoked).unwrap());
+    let found = super::forecast(&rotated, &[image_change(), revoke]).unwrap().obstacles;
+    assert!(matches!(found[..], [Obstacle::CertificateForbidden { .. }]), "{found:?}");
+    // The old certificate may go with the last image that it verifies.
+    let only_new = Change::Replace(DatabaseName::Db, Database::parse(&revoked).unwrap());
+    assert_eq!(obstacles(&[image_change(), only_new]), []);
+
+    // Reference values without the list say nothing of it.
+    image.measurements.clear();
+    let forecast = super::forecast(&rotated, &[Change::Image(&image)]).unwrap();
+    assert_eq!(forecast.pcrs[&7].after, After::Unless);
+    assert_eq!(forecast.pcrs[&7].why, [Why::AuthorityUnsaid]);
+}
+
+/// A bundle's key for the machine of [`Appliance::booted`].
+fn sealed_to(reference: &Reference) -> SealedKey {
+    sealed_key(1, reference)
+}
+
+/// The machine, and the second seal after `changes`, that of `key`.
+fn bundle_seal(key: &SealedKey, changes: &[Change<'_>]) -> (Vec<u8>, Fate) {
+    let machine = Measured::by_evidence(&Appliance::booted().evidence([1; 32])).unwrap();
+    let mut forecast = super::forecast(&machine, changes).unwrap();
+    forecast.add_bundle(&machine, "medium", key).unwrap();
+    let [Seal { sealed: Sealed::State, .. }, bundle] = forecast.seals.as_slice() else {
+        panic!("{:?}", forecast.seals)
+    };
+    let expected = Sealed::Bundle { medium: "medium".to_owned(), pcrs: key.pcrs().clone() };
+    assert_eq!(bundle.sealed, expected);
+    (bundle.closed_by.clone(), bundle.fate.clone())
+}
+
+#[test]
+fn a_sealed_bundle_is_a_seal_of_its_own_values() {
+    let present = sealed_to(&reference());
+    assert_eq!(bundle_seal(&present, &[]), (vec![], Fate::Opens));
+    let same = reference();
+    assert_eq!(bundle_seal(&present, &[Change::Image(&same)]), (vec![], Fate::Opens));
+
+    let mut next = reference();
+    next.uki_authenticode = hex::encode([0x99; 32]);
+    next.pcrs.insert(11, hex::encode([0x11; 32]));
+    let update = [Change::Image(&next)];
+    assert_eq!(bundle_seal(&present, &update), (vec![], Fate::Breaks(vec![4, 11])));
+    assert_eq!(bundle_seal(&present, &[Change::Firmware]), (vec![], Fate::Uncertain(vec![4, 7])));
+
+    // Packed with the reference values that the forecast gives: closed until the change is made.
+    let machine = Measured::by_evidence(&Appliance::booted().evidence([1; 32])).unwrap();
+    let forecast = super::forecast(&machine, &update).unwrap();
+    let mut next = forecast.reference(&next, &reference()).unwrap();
+    // The fixture's builder does not predict PCR 4 anew.
+    next.pcrs.insert(4, forecast_hex(&forecast, 4));
+    let again = sealed_to(&next);
+    assert_eq!(bundle_seal(&again, &update), (vec![4, 11], Fate::Opens));
+    assert_eq!(bundle_seal(&again, &[]), (vec![4, 11], Fate::Breaks(vec![4, 11])));
+}
+
+#[test]
+fn a_dbx_update_breaks_a_sealed_bundle_until_it_is_packed_again() {
+    let update = hashes(&[[9; 32]]);
+    let change = || [Change::Append(DatabaseName::Dbx, Database::parse(&update).unwrap())];
+    let present = sealed_to(&reference());
+    assert_eq!(bundle_seal(&present, &change()), (vec![], Fate::Breaks(vec![7])));
+    let machine = Measured::by_evidence(&Appliance::booted().evidence([1; 32])).unwrap();
+    let forecast = super::forecast(&machine, &change()).unwrap();
+    let again = sealed_to(&forecast.reference(&reference(), &reference()).unwrap());
+    assert_eq!(bundle_seal(&again, &change()), (vec![7], Fate::Opens));
+}
+
+fn forecast_hex(forecast: &Forecast, pcr: u8) -> String {
+    let After::Exactly(value) = forecast.pcrs[&pcr].after else { panic!("PCR {pcr}") };
+    hex::encode(value)
+}
+
+#[test]
+fn a_bundle_for_another_machine_is_no_seal_of_this_one() {
+    let other = Appliance { tpm: SoftTpm::new(2), ..Appliance::booted() };
+    let machine = Measured::by_evidence(&other.evidence([1; 32])).unwrap();
+    let mut forecast = super::forecast(&machine, &[]).unwrap();
+    let error = forecast.add_bundle(&machine, "medium", &sealed_to(&reference())).unwrap_err();
+    assert!(matches!(error, Misfit::Machine { .. }), "{error}");
+    assert_eq!(forecast.seals.len(), 1);
+    // A log names no machine.
+    let error = forecast.add_bundle(&self::machine(), "medium", &sealed_to(&reference()));
+    assert!(matches!(error, Err(Misfit::Machine { .. })));
 }
 
 #[test]

@@ -131,6 +131,9 @@ pub struct Exchange {
     pub completion_tokens: u32,
     /// `stop`, `length`, `cancelled`, or `error` with the kind: `error:overloaded`.
     pub outcome: String,
+    /// Digest of the receipt that the client was given (`ipc::Receipt::digest`), hex; absent if it asked for none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub receipt_sha256: Option<String>,
 }
 
 impl Event {
@@ -217,6 +220,9 @@ impl Exchange {
         digest("client_cert_sha256", &self.client_cert_sha256)?;
         digest("prompt_sha256", &self.prompt_sha256)?;
         digest("answer_sha256", &self.answer_sha256)?;
+        if let Some(receipt) = &self.receipt_sha256 {
+            digest("receipt_sha256", receipt)?;
+        }
         if self.model.is_empty() { Ok(()) } else { digest("model", &self.model) }
     }
 }

@@ -157,6 +157,7 @@ fn record(seq: u64, request: &str) -> Record {
             prompt_tokens: 7,
             completion_tokens: 9,
             outcome: "stop".into(),
+            receipt_sha256: None,
         }),
     }
 }
@@ -366,6 +367,13 @@ fn malformed_records_are_refused() {
     check_record(&good.replace(&"22".repeat(32), "x"), "model");
     check_record(&good.replace("chatcmpl-1", &"x".repeat(RECORD_BYTES_MAX)), "at most 16384");
     assert!(Record::parse(&good.replace(&"22".repeat(32), "")).is_ok());
+    let with = |receipt: &str| {
+        let outcome = r#""outcome":"stop""#;
+        good.replace(outcome, &format!(r#"{outcome},"receipt_sha256":{receipt}"#))
+    };
+    assert!(Record::parse(&with(&format!("\"{}\"", "55".repeat(32)))).is_ok());
+    check_record(&with(r#""55""#), "receipt_sha256");
+    check_record(&with("null"), "canonical");
 }
 
 #[test]

@@ -1,7 +1,8 @@
-use super::luks::tests::header;
+use super::luks::tests::{header, header_with};
 use super::*;
 use crate::bundle::SignedFile;
 use crate::fixture::{policy, sign_files};
+use crate::pcr::HashAlg;
 
 const AK: &str = "000b1111111111111111111111111111111111111111111111111111111111111111";
 const NOW: [u8; 32] = [1; 32];
@@ -59,6 +60,16 @@ fn an_order_that_the_quorum_signed_is_applied_once_on_its_machine_in_its_state()
     assert!(matches!(error, ResealError::OtherMachine { .. }), "{error}");
     let error = order.check(AK, NEXT, std::iter::empty()).unwrap_err();
     assert!(matches!(error, ResealError::OtherState { .. }), "{error}");
+}
+
+#[test]
+fn the_slot_of_the_recovery_key_is_none_of_them() {
+    let slot = |(keyslot, &pcr7): (u32, &[u8; 32])| Slot { keyslot, policy: key().policy(pcr7) };
+    let states: Vec<_> = (1..).zip(&[NOW, [7; 32], [8; 32]]).map(slot).collect();
+    let slots = Slots::parse(&header_with(&states, &[0])).unwrap();
+    assert_eq!(approved().step(&slots, &key()).unwrap(), Step::Add { pcr7: NEXT });
+    let applied = Applied { present: hex::encode(NOW), forecast: hex::encode(NEXT), used: vec![] };
+    assert_eq!(applied.obsolete(NOW, &slots, &key()).unwrap(), [2, 3], "not 0");
 }
 
 #[test]

@@ -6,16 +6,7 @@ use std::io::Read as _;
 use serde_json::{Value, json};
 
 use super::*;
-use crate::fixture::{Appliance, Says, SoftTpm, Vendor, pinned, reference};
-
-/// Randomness of which every byte is foreseen.
-fn draw(byte: u8) -> Draw {
-    let fill = |bytes: &mut [u8]| {
-        bytes.fill(byte);
-        Ok::<_, std::convert::Infallible>(())
-    };
-    Draw::new(fill).unwrap()
-}
+use crate::fixture::{Appliance, Says, SoftTpm, Vendor, draw, pinned, reference};
 
 /// The identity of the TPM made of `seed`, and how an auditor pinned it.
 fn machine(seed: u8) -> (Identity, Machine) {

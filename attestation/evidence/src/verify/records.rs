@@ -2,7 +2,7 @@
 
 use super::clock::Order;
 use super::reason::says;
-use super::{Case, ClaimId, Doubt, Judged, Proven, digest_of_hex, rests_on};
+use super::{Case, ClaimId, Doubt, Judged, Proven, Reason, digest_of_hex, rests_on};
 use crate::format::ProvenRecord;
 use crate::key::AttestationKey;
 use crate::ledger::{Checkpoint, Hash, ORIGIN_PREFIX, Record};
@@ -10,9 +10,16 @@ use crate::ledger::{Checkpoint, Hash, ORIGIN_PREFIX, Record};
 /// Longest request identifier that is shown, in characters.
 const REQUEST_CHARS_MAX: usize = 80;
 
-/// Whether the head is the machine's and every record is under it, without a gap up to the newest, and no later
-/// one is dated before an earlier one.
-pub(super) fn ledger(case: &Case<'_>, key: &Judged<AttestationKey>) -> Judged<Checkpoint> {
+/// A head whose records were all seen, and what their dates say.
+#[derive(Debug)]
+pub(super) struct Head {
+    pub(super) checkpoint: Checkpoint,
+    pub(super) facts: Vec<Reason>,
+}
+
+/// Whether the head is the machine's and every record is under it, without a gap up to the newest, and within one
+/// boot no later one is dated before an earlier one.
+pub(super) fn ledger(case: &Case<'_>, key: &Judged<AttestationKey>) -> Judged<Head> {
     let key = rests_on(ClaimId::Machine, key)?;
     let checkpoint = checkpoint(case, key)?;
     let sent = &case.evidence.ledger;
@@ -22,7 +29,8 @@ pub(super) fn ledger(case: &Case<'_>, key: &Judged<AttestationKey>) -> Judged<Ch
         let record = open(&checkpoint, next, sent)?;
         let index = sent.index;
         next = index.checked_add(1);
-        order.follow(&record.time, says!("record {index}", "l'enregistrement {index}"))?;
+        let what = says!("record {index}", "l'enregistrement {index}");
+        order.follow(&record.time, Some(record.boot), what)?;
     }
     // The newest records are what an attacker would leave out, and the head says how many there are.
     if next.unwrap_or(0) != size {
@@ -32,13 +40,15 @@ pub(super) fn ledger(case: &Case<'_>, key: &Judged<AttestationKey>) -> Judged<Ch
             "la tête compte {size} enregistrements ; ceux envoyés s'arrêtent avant l'enregistrement {last}"
         )));
     }
-    order.follow(&case.evidence.created, says!("the evidence", "le fichier de preuves"))?;
+    // The agent's first act after a start is a record, so the newest one is of the boot that made the evidence.
+    let what = says!("the evidence", "le fichier de preuves");
+    order.follow(&case.evidence.created, None, what)?;
     let proven = sent.len();
     let reason = says!(
         "the newest {proven} of {size} records are in the ledger under the signed head",
         "les {proven} derniers enregistrements sur {size} sont dans le registre sous la tête signée"
     );
-    Ok(Proven { value: checkpoint, reason })
+    Ok(Proven { value: Head { checkpoint, facts: order.facts() }, reason })
 }
 
 /// The ledger's head, signed by the machine in its own name.

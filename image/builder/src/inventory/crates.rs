@@ -5,6 +5,7 @@ use std::path::Path;
 
 use serde::Deserialize;
 
+use super::licences::of_crate;
 use super::{InventoryError, Result};
 use crate::tool::Tool;
 
@@ -18,7 +19,7 @@ pub(crate) struct Crate {
     pub(crate) name: String,
     pub(crate) version: String,
     /// SPDX expression, as the crate's manifest has it.
-    pub(crate) licence: Option<String>,
+    pub(crate) licence: String,
     /// Whether it is of this repository.
     pub(crate) ours: bool,
 }
@@ -108,16 +109,19 @@ fn closure(metadata: &Metadata, programs: &[&str]) -> Result<Vec<Crate>> {
             open.extend(node.deps.iter().filter(normal).map(|dependency| dependency.pkg.as_str()));
         }
     }
-    let mut crates: Vec<Crate> = seen
-        .into_iter()
-        .filter_map(|id| packages.get(id))
-        .map(|package| Crate {
-            name: package.name.clone(),
-            version: package.version.clone(),
-            licence: package.license.clone(),
-            ours: package.source.is_none(),
-        })
-        .collect();
+    let (mut crates, mut unlicensed) = (Vec::new(), Vec::new());
+    for package in seen.into_iter().filter_map(|id| packages.get(id)) {
+        let (name, version) = (package.name.clone(), package.version.clone());
+        match package.license.as_deref().map(of_crate) {
+            Some(licence) => {
+                crates.push(Crate { name, version, licence, ours: package.source.is_none() });
+            }
+            None => unlicensed.push(format!("crate {name} {version}: its manifest names none")),
+        }
+    }
+    if !unlicensed.is_empty() {
+        return Err(InventoryError::Licences { unlicensed });
+    }
     crates.sort_by(|a, b| (&a.name, &a.version).cmp(&(&b.name, &b.version)));
     Ok(crates)
 }
@@ -128,10 +132,11 @@ mod tests {
 
     #[test]
     fn normal_dependencies_follow_and_others_do_not() {
-        let metadata: Metadata = serde_json::from_value(serde_json::json!({
+        let licensed = |licence: serde_json::Value| -> Metadata {
+            serde_json::from_value(serde_json::json!({
             "packages": [
                 {"id": "a", "name": "agentd", "version": "1.0.0", "license": "Apache-2.0", "source": null},
-                {"id": "l", "name": "lib", "version": "2.0.0", "license": "MIT", "source": "registry"},
+                {"id": "l", "name": "lib", "version": "2.0.0", "license": licence, "source": "registry"},
                 {"id": "b", "name": "built", "version": "3.0.0", "license": null, "source": "registry"},
             ],
             "resolve": {"nodes": [
@@ -141,11 +146,16 @@ mod tests {
                 ]},
                 {"id": "l", "deps": [{"pkg": "a", "dep_kinds": [{"kind": null}]}]},
             ]},
-        }))
-        .unwrap();
+            }))
+            .unwrap()
+        };
+        let metadata = licensed("MIT/Zlib".into());
         let crates = closure(&metadata, &["agentd"]).unwrap();
+        assert_eq!(crates[1].licence, "MIT OR Zlib");
         let names: Vec<_> = crates.iter().map(|c| (c.name.as_str(), c.ours)).collect();
         assert_eq!(names, [("agentd", true), ("lib", false)]);
         assert!(closure(&metadata, &["agentd", "engine"]).is_err());
+        let error = closure(&licensed(serde_json::Value::Null), &["agentd"]).unwrap_err();
+        assert!(error.to_string().contains("crate lib 2.0.0: its manifest names none"), "{error}");
     }
 }

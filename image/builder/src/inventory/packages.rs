@@ -3,21 +3,18 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
+use super::licences::{Licence, Overrides};
 use super::system::TreeFile;
 use super::{Inputs, InventoryError, Result, read_text};
 use crate::lock::{Lock, Locked, Role};
 use crate::reasoned;
 
-/// Longest name of a licence; a longer one is prose.
-const LICENCE_BYTES_MAX: usize = 80;
-
 /// One package.
 #[derive(Clone, Debug)]
 pub(crate) struct DebianPackage {
     pub(crate) locked: Locked,
-    /// Short names of the licences in its copyright file (Debian's machine-readable format 1.0, "License"); empty
-    /// if that file is prose.
-    pub(crate) licences: Vec<String>,
+    /// By its copyright file, or by our reading of it; never empty.
+    pub(crate) licences: Vec<Licence>,
     /// Why it is there: its reason in packages.list, or that another package needs it.
     pub(crate) reason: String,
     /// Bytes of its files that are in the image.
@@ -35,7 +32,8 @@ pub(super) fn read(
             .into_iter()
             .map(|entry| (entry.fields.concat(), entry.reason))
             .collect();
-    let mut packages = Vec::new();
+    let mut overrides = Overrides::read(inputs.source)?;
+    let (mut packages, mut unlicensed) = (Vec::new(), Vec::new());
     for locked in &lock.packages {
         let kernel = locked.role == Role::Kernel;
         let unpacked = if kernel { inputs.bootstrap.kernel() } else { inputs.bootstrap.tree() };
@@ -45,9 +43,14 @@ pub(super) fn read(
             bytes_left(&inputs.bootstrap.tree(), inputs.tree, &locked.name)?
         };
         if bytes > 0 {
+            let copyright = copyright(&unpacked, &locked.name)?;
+            let licences = overrides.licences(&locked.name, &copyright).unwrap_or_else(|missing| {
+                unlicensed.push(missing);
+                Vec::new()
+            });
             packages.push(DebianPackage {
                 locked: locked.clone(),
-                licences: licences(&unpacked, &locked.name)?,
+                licences,
                 reason: listed.get(&locked.name).cloned().unwrap_or_else(|| {
                     "essential in Debian, or a listed package depends on it".to_owned()
                 }),
@@ -55,7 +58,8 @@ pub(super) fn read(
             });
         }
     }
-    Ok(packages)
+    unlicensed.extend(overrides.stale());
+    if unlicensed.is_empty() { Ok(packages) } else { Err(InventoryError::Licences { unlicensed }) }
 }
 
 /// The kernel itself, which the UKI holds, and its modules in the tree.
@@ -88,44 +92,19 @@ fn bytes_left(bootstrap: &Path, tree: &Path, package: &str) -> Result<u64> {
     Ok(bytes)
 }
 
-fn licences(unpacked: &Path, package: &str) -> Result<Vec<String>> {
+/// The copyright file; empty if there is none. Its folder may be a link to another package's, whose licences it has.
+fn copyright(unpacked: &Path, package: &str) -> Result<Vec<u8>> {
     let path = unpacked.join("usr/share/doc").join(package).join("copyright");
     match std::fs::read(&path) {
-        Ok(bytes) => Ok(short_names(&String::from_utf8_lossy(&bytes))),
-        // A folder that is a link to another package's: it has that one's licences.
+        Ok(bytes) => Ok(bytes),
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(Vec::new()),
         Err(source) => Err(InventoryError::File { path, source }),
     }
 }
 
-/// First lines of the `License` fields, each once, in order. Prose has none: only a file that says `Format:` counts.
-fn short_names(copyright: &str) -> Vec<String> {
-    let mut names: Vec<String> = Vec::new();
-    if !copyright.lines().any(|line| line.starts_with("Format:")) {
-        return names;
-    }
-    for line in copyright.lines() {
-        let Some(name) = line.strip_prefix("License:").map(str::trim) else { continue };
-        if !name.is_empty() && name.len() <= LICENCE_BYTES_MAX && !names.iter().any(|n| n == name) {
-            names.push(name.to_owned());
-        }
-    }
-    names.sort_unstable();
-    names
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn short_names_come_from_the_machine_readable_format_only() {
-        let text = "Format: https://www.debian.org/doc/packaging-manuals/copyright-format/1.0/\n\
-                    Files: *\nLicense: LGPL-2.1+\n text\n\nFiles: x\nLicense: CC0-1.0\n\n\
-                    License: LGPL-2.1+\n the text\n";
-        assert_eq!(short_names(text), ["CC0-1.0", "LGPL-2.1+"]);
-        assert!(short_names("This is free software.\nLicense: see below\n").is_empty());
-    }
 
     #[test]
     fn bytes_are_those_of_files_that_are_left() {

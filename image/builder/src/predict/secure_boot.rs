@@ -1,5 +1,7 @@
 //! PCR 7: Secure Boot's state and keys; TCG PC Client Platform Firmware Profile, "PCR\[7\]".
 
+use evidence::format::AUTHORITY_OF_UKI;
+
 use super::{Predicted, SEPARATOR};
 use crate::keys::Guid;
 use crate::sign::variable::{GLOBAL, SECURITY};
@@ -36,7 +38,7 @@ pub fn secure_boot(keys: &SecureBoot<'_>) -> Vec<Predicted> {
         variable(SECURITY, "db", keys.db),
         variable(SECURITY, "dbx", keys.dbx),
         Predicted::of("separator", &SEPARATOR),
-        Predicted::of("authority of the UKI: db", &authority),
+        Predicted::of(AUTHORITY_OF_UKI, &authority),
     ]
 }
 

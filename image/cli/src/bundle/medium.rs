@@ -1,8 +1,8 @@
 //! `casemate bundle pack`: the disk image of a bundle medium.
 //!
 //! GPT with one partition labelled `casemate-bundle`, erofs, holding `model/…` and `signatures/*.sig`, and
-//! `exception/…` if something older is allowed; the medium of a reseal order is made alike (`casemate-reseal`,
-//! `order/…`). With `--seal-…` the files within `model` are encrypted and `sealed/key.json` has their key.
+//! `exception/…` if something older is allowed; the media of orders are made alike (`casemate-reseal`,
+//! `casemate-reset`, `order/…`). With `--seal-…` the files within `model` are encrypted and `sealed/key.json` has their key.
 //! The same input gives the same image, but for a sealed one: each has a fresh key, so no two are alike. Packing judges
 //! nothing, since the appliance does.
 
@@ -38,6 +38,8 @@ impl Medium {
     pub(crate) const RESEAL: Self = Self { label: "casemate-reseal", content: "order" };
     /// An update; its files lie at the top.
     const UPDATE: Self = Self { label: evidence::update::LABEL, content: "." };
+    /// An order to destroy a state.
+    pub(crate) const RESET: Self = Self { label: "casemate-reset", content: "order" };
 }
 
 #[derive(Debug, clap::Args)]

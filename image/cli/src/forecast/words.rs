@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use evidence::forecast::{Fate, Forecast, Obstacle, Outlook, Seal, Why};
+use evidence::forecast::{Fate, Forecast, Obstacle, Outlook, Seal, Sealed, Why};
 
 /// Language of the output.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
@@ -61,10 +61,25 @@ impl Language {
                 "firmware starts the new UKI (event {event} of the log)",
                 "le micrologiciel démarre la nouvelle UKI (événement {event} du journal)"
             ),
+            Why::Authority { event } => says!(
+                self,
+                "another certificate of db verifies the new UKI (event {event} of the log)",
+                "un autre certificat de db vérifie la nouvelle UKI (événement {event} du journal)"
+            ),
+            Why::AuthorityUnsaid => says!(
+                self,
+                "stays unless another certificate verifies the new UKI; its reference values do not say which does",
+                "inchangé, sauf si un autre certificat vérifie la nouvelle UKI ; ses valeurs de référence ne disent pas lequel"
+            ),
             Why::Image => says!(
                 self,
                 "predicted by the image's builder, for a complete boot",
                 "prédit par le constructeur de l'image, pour un démarrage complet"
+            ),
+            Why::Partitions => says!(
+                self,
+                "identifiers of the image's partitions in the partition table: unpredictable until measured",
+                "identifiants des partitions de l'image dans la table de partitions : imprévisible avant la mesure"
             ),
             Why::Initrd => says!(
                 self,
@@ -95,11 +110,24 @@ impl Language {
     }
 
     pub(super) fn seal(self, seal: &Seal) -> String {
-        let name = match seal.sealed.name {
-            "state-partition" => self.pick("state partition", "partition d'état"),
-            other => other,
+        let name = match &seal.sealed {
+            Sealed::State => self.pick("state partition", "partition d'état").to_owned(),
+            Sealed::Bundle { medium, .. } => format!("bundle {medium}"),
         };
-        match &seal.fate {
+        let fate = self.fate(&name, &seal.fate);
+        if seal.closed_by.is_empty() {
+            return fate;
+        }
+        let closed_by = &seal.closed_by;
+        says!(
+            self,
+            "{fate}; it does not open now, by PCRs {closed_by:?}",
+            "{fate} ; il ne s'ouvre pas aujourd'hui, à cause des PCR {closed_by:?}"
+        )
+    }
+
+    fn fate(self, name: &str, fate: &Fate) -> String {
+        match fate {
             Fate::Opens => says!(self, "seal of the {name}: opens", "scellé ({name}) : s'ouvre"),
             Fate::OpensIfSigned => says!(
                 self,
@@ -137,6 +165,16 @@ impl Language {
                     "NE DÉMARRERA PAS : dbx interdit le certificat {digest} qui vérifie l'UKI"
                 )
             }
+            Obstacle::AuthorityUnknown { measured } => {
+                let digest = hex::encode(measured);
+                says!(
+                    self,
+                    "WILL NOT START: db has no certificate by which firmware would measure {digest}, as predicted for the \
+                     new UKI; append its key's to db first",
+                    "NE DÉMARRERA PAS : db n'a aucun certificat pour lequel le micrologiciel mesurerait {digest}, comme \
+                     prédit pour la nouvelle UKI ; ajoutez d'abord celui de sa clé à db"
+                )
+            }
             Obstacle::CertificateGone { sha256 } => {
                 let digest = hex::encode(sha256);
                 says!(
@@ -157,10 +195,39 @@ impl Language {
                 "ne faites pas cette modification : le micrologiciel refuserait l'image"
             )];
         }
-        let fate = |wanted: fn(&Fate) -> bool| forecast.seals.iter().any(|s| wanted(&s.fate));
+        let fates = |of_state: bool| {
+            let wanted = move |seal: &&Seal| (seal.sealed == Sealed::State) == of_state;
+            forecast.seals.iter().filter(wanted).map(|seal| &seal.fate)
+        };
         let mut advice = Vec::new();
-        if fate(|fate| matches!(fate, Fate::Breaks(pcrs) if pcrs == &[7])) {
+        advice.extend(fates(true).flat_map(|fate| self.advice_on_state(fate)));
+        if fates(false).any(|fate| matches!(fate, Fate::Breaks(_))) {
             advice.push(says!(
+                self,
+                "pack the bundle again (casemate bundle pack --seal-reference FILE) with the reference values that \
+                 --new-reference writes here, and plug that medium in after the change",
+                "empaquetez à nouveau le bundle (casemate bundle pack --seal-reference FICHIER) avec les valeurs de \
+                 référence que --new-reference écrit ici, et branchez ce support après la modification"
+            ));
+        }
+        if fates(false).any(|fate| matches!(fate, Fate::Uncertain(_))) {
+            advice.push(says!(
+                self,
+                "keep the bundle's plain files at hand: if it does not open after the change, pack it again with \
+                 reference values of that state",
+                "gardez les fichiers en clair du bundle à portée de main : s'il ne s'ouvre pas après la modification, \
+                 empaquetez-le à nouveau avec les valeurs de référence de cet état"
+            ));
+        }
+        advice
+    }
+
+    fn advice_on_state(self, fate: &Fate) -> Vec<String> {
+        let mut advice = Vec::new();
+        match fate {
+            Fate::Opens | Fate::OpensIfSigned => {}
+            Fate::Breaks(pcrs) if pcrs == &[7] => {
+                advice.push(says!(
                 self,
                 "before the change: make an order (--reseal DIR --machine FILE), have the release keys sign it \
                  (casemate bundle sign DIR), pack it (casemate reseal pack), plug the medium in, and restart once",
@@ -168,26 +235,28 @@ impl Language {
                  clés de publication (casemate bundle sign DIR), empaquetez-le (casemate reseal pack), branchez le \
                  support et redémarrez une fois"
             ));
-            advice.push(says!(
+                advice.push(says!(
                 self,
                 "after the change: verifiers need reference values with the new PCR 7",
                 "après la modification : les vérificateurs ont besoin de valeurs de référence avec le nouveau PCR 7"
             ));
-        } else if fate(|fate| matches!(fate, Fate::Breaks(_))) {
-            advice.push(says!(
+            }
+            Fate::Breaks(_) => {
+                advice.push(says!(
                 self,
                 "no order mends this: PCRs 12 and 13 must be zero; remove what is injected beside the UKI",
                 "aucun ordre n'y remédie : les PCR 12 et 13 doivent être nuls ; retirez ce qui est injecté à côté de l'UKI"
             ));
-        }
-        if fate(|fate| matches!(fate, Fate::Uncertain(_))) {
-            advice.push(says!(
+            }
+            Fate::Uncertain(_) => {
+                advice.push(says!(
                 self,
                 "keep the present firmware at hand: if the state stays closed afterwards, going back opens it again; \
                  where several machines are alike, change one first and compare its evidence",
                 "gardez le micrologiciel actuel à portée de main : si l'état reste fermé ensuite, y revenir le rouvre ; \
                  si plusieurs machines sont identiques, modifiez-en d'abord une et comparez ses preuves"
             ));
+            }
         }
         advice
     }

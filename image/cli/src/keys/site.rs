@@ -38,8 +38,8 @@ const CLIENT: &[&str] = &[
 ];
 
 /// The site's clients: a CA with one client, and a client of a CA that nobody trusts, for tests. The server's key is
-/// made on the appliance.
-pub(super) fn make(dir: &Path) -> anyhow::Result<()> {
+/// made on the appliance. Recovery keys are encrypted to `escrow`, a public key in PEM.
+pub(super) fn make(dir: &Path, escrow: &str) -> anyhow::Result<()> {
     folder(dir)?;
     let authority = |files, common_name| Certificate {
         files,
@@ -68,6 +68,7 @@ pub(super) fn make(dir: &Path) -> anyhow::Result<()> {
         version: 1,
         server_names: SERVER_NAMES.map(str::to_owned).into(),
         client_ca_sha256: hex::encode(Sha256::digest(&client_ca)),
+        recovery_escrow: Some(escrow.to_owned()),
     };
     let site = serde_json::to_string_pretty(&site)? + "\n";
     fs::write(dir.join("site.json"), site).context("site.json")

@@ -70,7 +70,8 @@ pub(super) fn sealed(scene: &Scene<'_>) -> anyhow::Result<()> {
     let mut machine = scene.fork_ready()?;
     let api = scene.api(&machine)?;
     let desk = enrolment::enrolled(scene, &machine, &api)?;
-    let medium = seal(scene, &unpack(scene, good)?, &desk)?;
+    let reference = scene.bench.auditor().reference;
+    let medium = seal(scene, &unpack(scene, good)?, &desk, &reference)?;
     machine.plug_bundle(&medium)?;
     let model = wait_admitted(&mut machine)?;
     api.wait_health(200, scene.within(HEALTH_LIMIT)?)?;
@@ -92,7 +93,7 @@ pub(super) fn sealed(scene: &Scene<'_>) -> anyhow::Result<()> {
 }
 
 /// What is on a medium, in a folder.
-fn unpack(scene: &Scene<'_>, medium: &Path) -> anyhow::Result<PathBuf> {
+pub(super) fn unpack(scene: &Scene<'_>, medium: &Path) -> anyhow::Result<PathBuf> {
     let image = File::open(medium).with_context(|| medium.display().to_string())?;
     let partitions = disk::partitions(|offset, length| {
         let mut bytes = vec![0; length];
@@ -107,8 +108,13 @@ fn unpack(scene: &Scene<'_>, medium: &Path) -> anyhow::Result<PathBuf> {
     Ok(folder)
 }
 
-/// The same bundle for the machine that was enrolled at `desk` alone.
-fn seal(scene: &Scene<'_>, unpacked: &Path, desk: &Desk<'_>) -> anyhow::Result<PathBuf> {
+/// The same bundle for the machine that was enrolled at `desk` alone, in the boot that `reference` predicts.
+pub(super) fn seal(
+    scene: &Scene<'_>,
+    unpacked: &Path,
+    desk: &Desk<'_>,
+    reference: &Path,
+) -> anyhow::Result<PathBuf> {
     let medium = scene.path("sealed.img");
     let mut pack = scene.casemate();
     pack.args(["bundle", "pack"]).arg(unpacked.join("model")).arg("--out").arg(&medium);
@@ -118,7 +124,7 @@ fn seal(scene: &Scene<'_>, unpacked: &Path, desk: &Desk<'_>) -> anyhow::Result<P
     for (option, file) in [
         ("--seal-identity", desk.path("identity.json")),
         ("--seal-machine", desk.path("machine.json")),
-        ("--seal-reference", scene.bench.inputs.image.join("reference.json")),
+        ("--seal-reference", reference.to_owned()),
     ] {
         pack.arg(option).arg(file);
     }

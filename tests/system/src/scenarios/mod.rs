@@ -2,6 +2,7 @@
 //!
 //! Nothing passes that was not seen: a refusal is a line that says so, never only silence.
 
+mod attacks;
 mod attested_tls;
 mod boot;
 mod bundles;
@@ -9,10 +10,16 @@ mod enrolment;
 mod evidence;
 mod flash;
 mod injection;
+mod installer;
+mod receipts;
+mod recovery;
 mod requests;
 mod reseal;
+mod reset;
 mod rollback;
+mod secure_boot;
 mod setup_mode;
+mod size;
 mod tamper;
 mod update;
 
@@ -29,6 +36,14 @@ pub const ALL: &[Scenario] = &[
         long_factor: 1,
         needs: Ready,
         run: boot::boots_and_measures,
+    },
+    Scenario {
+        name: "small-image",
+        about: "the disk image's content and the programs in PATH are as few as the SBOM says, and below our bounds",
+        limit_s: 60,
+        long_factor: 1,
+        needs: Nothing,
+        run: size::small_image,
     },
     Scenario {
         name: "flashed-disk",
@@ -69,6 +84,14 @@ pub const ALL: &[Scenario] = &[
         long_factor: 1,
         needs: Nothing,
         run: setup_mode::enrols,
+    },
+    Scenario {
+        name: "installed-from-stick",
+        about: "the installer stick writes the disk whose serial number is typed, enrols the keys, and evidence is ESTABLISHED",
+        limit_s: 900,
+        long_factor: 1,
+        needs: Nothing,
+        run: installer::from_stick,
     },
     Scenario {
         name: "credentials-injected",
@@ -135,12 +158,28 @@ pub const ALL: &[Scenario] = &[
         run: evidence::established,
     },
     Scenario {
+        name: "receipt-replayed",
+        about: "casemate-engine gives the appliance's answer again from its receipt, which the ledger names",
+        limit_s: 300,
+        long_factor: 1,
+        needs: Serving,
+        run: receipts::replayed,
+    },
+    Scenario {
         name: "evidence-tpm2-tools",
         about: "tpm2_checkquote and tpm2_eventlog read the quote and the log as we do",
         limit_s: 300,
         long_factor: 1,
         needs: Serving,
         run: evidence::tpm2_tools,
+    },
+    Scenario {
+        name: "evidence-attacked",
+        about: "evidence of a real boot, attacked 29 ways: each refuted by the claim that it concerns and by no other",
+        limit_s: 300,
+        long_factor: 1,
+        needs: Serving,
+        run: attacks::on_evidence,
     },
     Scenario {
         name: "evidence-edited-ledger",
@@ -296,7 +335,7 @@ pub const ALL: &[Scenario] = &[
     },
     Scenario {
         name: "image-rolled-back",
-        about: "an older image, correctly signed, is refused until a quorum allows it",
+        about: "an older image, correctly signed, is refused until a quorum allows it; its PCRs are those foreseen",
         limit_s: 600,
         long_factor: 1,
         needs: Serving,
@@ -359,8 +398,32 @@ pub const ALL: &[Scenario] = &[
         run: tamper::other_tpm_does_not_unlock,
     },
     Scenario {
+        name: "secure-boot-off",
+        about: "with Secure Boot switched off the state stays closed",
+        limit_s: 420,
+        long_factor: 1,
+        needs: Ready,
+        run: secure_boot::off,
+    },
+    Scenario {
+        name: "db-key-added",
+        about: "with another key in db beside ours the state stays closed",
+        limit_s: 420,
+        long_factor: 1,
+        needs: Ready,
+        run: secure_boot::db_key_added,
+    },
+    Scenario {
+        name: "recovery-key",
+        about: "the escrowed recovery key is on no console, and opens the state on another computer",
+        limit_s: 300,
+        long_factor: 1,
+        needs: Ready,
+        run: recovery::escrowed_key,
+    },
+    Scenario {
         name: "dbx-update-forecast",
-        about: "a dbx update is foreseen to the bit, and a signed order keeps the state open",
+        about: "a dbx update is foreseen to the bit; a signed order keeps the state open, a new packing the sealed bundle",
         limit_s: 900,
         long_factor: 1,
         needs: Ready,
@@ -381,6 +444,22 @@ pub const ALL: &[Scenario] = &[
         long_factor: 1,
         needs: Ready,
         run: reseal::reseal_order_refused,
+    },
+    Scenario {
+        name: "factory-reset",
+        about: "a signed order destroys the state: neither disk nor copy opens afterwards, a new state begins",
+        limit_s: 900,
+        long_factor: 1,
+        needs: Ready,
+        run: reset::factory_reset,
+    },
+    Scenario {
+        name: "reset-order-refused",
+        about: "an order with one signature, or for another state, destroys nothing",
+        limit_s: 300,
+        long_factor: 1,
+        needs: Ready,
+        run: reset::order_refused,
     },
     Scenario {
         name: "smbios-cmdline-injected",

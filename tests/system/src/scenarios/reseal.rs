@@ -9,10 +9,10 @@ use evidence::format::{Evidence, Machine as Pin};
 use qemu::{Config, Machine};
 use serde_json::Value;
 
-use super::tamper::state_stays_closed;
+use super::tamper::{set_variables, state_stays_closed};
+use super::{bundles, enrolment};
 use crate::auditor::{self, Auditor, Gateway};
-use crate::bench::{BOOT_LIMIT, HEALTH_LIMIT, Ready, Scene, wait_ready};
-use crate::tool;
+use crate::bench::{BOOT_LIMIT, HEALTH_LIMIT, Ready, Scene, wait_admitted, wait_ready};
 
 /// Longest from plugging the order in to the word on it.
 const ORDER_LIMIT: Duration = Duration::from_secs(60);
@@ -54,12 +54,42 @@ impl Foreseen {
     }
 }
 
-/// The forecast is what the machine then shows, and the order keeps its state open.
+/// A bundle that is encrypted to the machine as it will be after the update. The one for its present state is foreseen to
+/// break, this one to open.
+fn packed_again(
+    scene: &Scene<'_>,
+    machine: &Machine,
+    foreseen: &Foreseen,
+) -> anyhow::Result<PathBuf> {
+    let good = scene.bench.inputs.bundles.good.as_deref().context("no --bundle")?;
+    let (plain, api) = (bundles::unpack(scene, good)?, scene.api(machine)?);
+    let desk = enrolment::enrolled(scene, machine, &api)?;
+    let present = bundles::seal(scene, &plain, &desk, &scene.bench.auditor().reference)?;
+    let again = bundles::seal(scene, &plain, &desk, &foreseen.reference)?;
+    let evidence = scene.path("evidence.json");
+    std::fs::write(&evidence, serde_json::to_vec(&foreseen.before)?)?;
+    let mut command = scene.casemate();
+    command.arg("forecast").arg(&evidence).arg("--dbx").arg(&foreseen.update).arg("--json");
+    for medium in [&present, &again] {
+        command.arg("--sealed").arg(bundles::unpack(scene, medium)?);
+    }
+    let said: Value = serde_json::from_str(&scene.run(&mut command)?)?;
+    let seals = said.get("seals").and_then(Value::as_array).context("no seals")?;
+    let found: Vec<_> = seals.iter().map(|seal| (&seal["fate"], &seal["pcrs"])).collect();
+    let (breaks, opens) = (Value::from("breaks"), Value::from("opens"));
+    let (by_7, by_none) = (Value::from([7]), Value::Array(Vec::new()));
+    let expected = [(&breaks, &by_7), (&breaks, &by_7), (&opens, &by_none)];
+    ensure!(found == expected, "state, present and new bundle: {found:?}");
+    Ok(again)
+}
+
+/// The forecast is what the machine then shows; the order keeps its state open, and a bundle that was packed anew too.
 pub(super) fn dbx_update_forecast(scene: &Scene<'_>) -> anyhow::Result<()> {
     let ready = scene.bench.ready()?;
     let mut machine = scene.fork_ready()?;
-    let Foreseen { before, update, folder, reference, forecast } =
-        Foreseen::of(scene, ready, &machine)?;
+    let foreseen = Foreseen::of(scene, ready, &machine)?;
+    let bundle = packed_again(scene, &machine, &foreseen)?;
+    let Foreseen { before, update, folder, reference, forecast } = foreseen;
 
     let medium = signed(scene, &folder, &["release-1", "release-3"])?;
     machine.plug_bundle(&medium)?;
@@ -105,7 +135,9 @@ pub(super) fn dbx_update_forecast(scene: &Scene<'_>) -> anyhow::Result<()> {
     let (nonce, api) = (auditor::nonce()?, scene.api(&machine)?);
     let text = api.evidence(&nonce)?;
     let old = auditor.verify(&scene.path("old-reference"), &text, &ready.ak_name, &nonce)?;
-    old.expect_refuted(&["REFUTED", "secure-boot"])
+    old.expect_refuted(&["REFUTED", "secure-boot"])?;
+    machine.plug_bundle(&bundle)?;
+    wait_admitted(&mut machine).map(drop)
 }
 
 /// The control: the same update without an order keeps the state closed.
@@ -144,7 +176,7 @@ pub(super) fn reseal_order_refused(scene: &Scene<'_>) -> anyhow::Result<()> {
     refused(&mut machine, &other, "the order is for the machine")
 }
 
-fn evidence(scene: &Scene<'_>, machine: &Machine) -> anyhow::Result<Evidence> {
+pub(super) fn evidence(scene: &Scene<'_>, machine: &Machine) -> anyhow::Result<Evidence> {
     let api = scene.api(machine)?;
     api.wait_health(503, scene.within(HEALTH_LIMIT)?)?;
     Ok(serde_json::from_str(&api.evidence(&auditor::nonce()?)?)?)
@@ -203,11 +235,5 @@ fn signed(scene: &Scene<'_>, folder: &Path, keys: &[&str]) -> anyhow::Result<Pat
 
 /// What a dbx update leaves in the variable store of a machine that is off.
 fn set_dbx(scene: &Scene<'_>, config: &Config, update: &Path) -> anyhow::Result<()> {
-    let vars = config.state.join("vars.qcow2");
-    let (old, new) = (scene.path("vars.fd"), scene.path("vars.fd"));
-    scene.convert(["qcow2", "raw"], &vars, &old)?;
-    let mut command = tool::command("virt-fw-vars");
-    command.arg("--input").arg(&old).arg("--output").arg(&new).arg("--set-dbx").arg(update);
-    scene.run(&mut command)?;
-    scene.convert(["raw", "qcow2"], &new, &vars)
+    set_variables(scene, config, &["--set-dbx".as_ref(), update.as_os_str()])
 }

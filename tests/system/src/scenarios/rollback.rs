@@ -5,8 +5,11 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, ensure};
 use qemu::disk::{self, Disk};
 use qemu::{Config, Machine};
+use serde_json::Value;
 
+use super::reseal;
 use super::tamper::never_goes_on;
+use crate::auditor;
 use crate::bench::{
     ADMITTED, AGENTD_READY, BOOT_LIMIT, HEALTH_LIMIT, Scene, wait_ready, wait_refused,
 };
@@ -40,12 +43,13 @@ pub(super) fn bundle(scene: &Scene<'_>) -> anyhow::Result<()> {
 }
 
 /// The appliance has served on image version 1. Its disk gets version 0, signed by the same keys; then the quorum allows
-/// that.
+/// that, and the PCRs are those that were foreseen.
 pub(super) fn image(scene: &Scene<'_>) -> anyhow::Result<()> {
     const REFUSED: &str = " is below 1, which has run here; the TPM's counter shows ";
     let older = scene.bench.inputs.image_older.as_ref().context("no --image-older")?;
     let serving = scene.bench.serving()?;
     let machine = scene.fork_serving()?;
+    let foreseen = foreseen(scene, &machine, older)?;
     let mut config = machine.config().clone();
     machine.quit()?;
     install(scene, &config, older)?;
@@ -63,7 +67,27 @@ pub(super) fn image(scene: &Scene<'_>) -> anyhow::Result<()> {
     ensure!(wait_ready(&mut machine)? == serving.ak_name, "another attestation key");
     let console = machine.console().transcript.text();
     ensure!(console.contains("agentd: exception accepted: "), "not by the exception:\n{console}");
+
+    let found = reseal::evidence(scene, &machine)?.quote.pcrs;
+    for (pcr, outlook) in
+        [(4, "changes"), (7, "stays"), (11, "changes"), (12, "stays"), (13, "stays")]
+    {
+        let of = |key| foreseen.pointer(&format!("/pcrs/{pcr}/{key}")).and_then(Value::as_str);
+        ensure!(of("outlook") == Some(outlook), "PCR {pcr} {:?}: {foreseen}", of("outlook"));
+        let (after, found) = (of("after"), found.get(&pcr).map(String::as_str));
+        ensure!(after == found, "PCR {pcr} is {found:?}, the forecast was {after:?}");
+    }
     Ok(())
+}
+
+/// What `casemate forecast` says of this machine if it gets that image.
+fn foreseen(scene: &Scene<'_>, machine: &Machine, image: &Path) -> anyhow::Result<Value> {
+    let evidence = scene.path("evidence.json");
+    std::fs::write(&evidence, scene.api(machine)?.evidence(&auditor::nonce()?)?)?;
+    let mut command = scene.casemate();
+    command.arg("forecast").arg(&evidence).arg("--json");
+    command.arg("--image").arg(image.join("reference.json"));
+    Ok(serde_json::from_str(&scene.run(&mut command)?)?)
 }
 
 /// Boot partitions of another image on a machine's disk.

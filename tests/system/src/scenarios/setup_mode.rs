@@ -13,7 +13,7 @@ use crate::tool;
 /// Debian's package systemd-boot-efi: a boot loader that enrols what lies beside it; systemd-boot(7).
 const LOADER: &str = "/usr/lib/systemd/boot/efi/systemd-bootx64.efi";
 /// Debian's variable store without keys (package ovmf): firmware in setup mode.
-const EMPTY: &str = "/usr/share/OVMF/OVMF_VARS_4M.fd";
+pub(super) const EMPTY: &str = "/usr/share/OVMF/OVMF_VARS_4M.fd";
 const VARIABLES: [&str; 4] = ["PK", "KEK", "db", "dbx"];
 const TOOL_LIMIT: Duration = Duration::from_secs(60);
 /// The loader counts down some seconds before it enrols.
@@ -51,10 +51,15 @@ fn enrol(scene: &Scene<'_>, config: qemu::Config) -> anyhow::Result<Enrolled> {
     let (state, stick) = (config.state.clone(), config.image.join("casemate.raw"));
     let mut machine = Machine::boot(config)?;
     machine.wait_stopped(scene.within(ENROL_LIMIT)?)?;
+    Ok(Enrolled { stick, variables: enrolled_variables(scene, &state)? })
+}
+
+/// The variable store of the machine at `state`, once it holds the key set's variables.
+pub(super) fn enrolled_variables(scene: &Scene<'_>, state: &Path) -> anyhow::Result<PathBuf> {
     let variables = scene.path("enrolled.fd");
     let mut convert = tool::command("qemu-img");
     convert.args(["convert", "-O", "raw"]).arg(state.join("vars.qcow2")).arg(&variables);
-    run(&mut convert, &state)?;
+    run(&mut convert, state)?;
     for name in VARIABLES {
         let list = scene.bench.inputs.keys.join(format!("secureboot/{name}.esl"));
         let list = std::fs::read(&list).with_context(|| list.display().to_string())?;
@@ -62,7 +67,7 @@ fn enrol(scene: &Scene<'_>, config: qemu::Config) -> anyhow::Result<Enrolled> {
         let is_there = store.windows(list.len()).any(|window| window == list);
         ensure!(is_there, "firmware does not hold {name} as {name}.esl has it");
     }
-    Ok(Enrolled { stick, variables })
+    Ok(variables)
 }
 
 /// An image folder: the stick with loader and variables, and firmware without keys.
@@ -94,7 +99,7 @@ fn stick(scene: &Scene<'_>) -> anyhow::Result<PathBuf> {
 }
 
 /// An image folder of a disk and a variable store that are elsewhere; neither is written.
-fn image(folder: &Path, disk: &Path, variables: &Path) -> anyhow::Result<()> {
+pub(super) fn image(folder: &Path, disk: &Path, variables: &Path) -> anyhow::Result<()> {
     std::fs::create_dir(folder)?;
     for (from, name) in [(disk, "casemate.raw"), (variables, "OVMF_VARS.fd")] {
         std::os::unix::fs::symlink(from, folder.join(name))
@@ -103,7 +108,7 @@ fn image(folder: &Path, disk: &Path, variables: &Path) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn run(command: &mut Command, scratch: &Path) -> anyhow::Result<()> {
+pub(super) fn run(command: &mut Command, scratch: &Path) -> anyhow::Result<()> {
     let ended = tool::run(command, scratch, TOOL_LIMIT)?;
     let name = command.get_program().display().to_string();
     ensure!(ended.code == Some(0), "{name}: {}", ended.said());

@@ -1,5 +1,6 @@
 //! What somebody with the disk, the mainboard or the management controller in hands could try.
 
+use std::ffi::OsStr;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -8,6 +9,7 @@ use qemu::disk::{self, Disk, Section};
 use qemu::{Config, Machine, MachineError};
 
 use crate::bench::{AGENTD_READY, BOOT_LIMIT, Scene};
+use crate::tool;
 
 /// How long a machine that refused is watched for going on all the same.
 const AFTERMATH: Duration = Duration::from_secs(20);
@@ -100,6 +102,21 @@ pub(super) fn never_goes_on(
 pub(super) fn other_tpm_does_not_unlock(scene: &Scene<'_>) -> anyhow::Result<()> {
     let ready = scene.bench.ready()?;
     state_stays_closed(scene, ready.snapshot.transplant(&scene.path("other-server"))?).map(drop)
+}
+
+/// Changes the variable store of a machine that is off; `change` is in the words of virt-fw-vars.
+pub(super) fn set_variables(
+    scene: &Scene<'_>,
+    config: &Config,
+    change: &[impl AsRef<OsStr>],
+) -> anyhow::Result<()> {
+    let vars = config.state.join("vars.qcow2");
+    let (old, new) = (scene.path("vars.fd"), scene.path("vars.fd"));
+    scene.convert(["qcow2", "raw"], &vars, &old)?;
+    let mut command = tool::command("virt-fw-vars");
+    command.arg("--input").arg(&old).arg("--output").arg(&new).args(change);
+    scene.run(&mut command)?;
+    scene.convert(["raw", "qcow2"], &new, &vars)
 }
 
 /// Boots a machine whose TPM must not release the key of the state partition; nothing of ours runs on it.

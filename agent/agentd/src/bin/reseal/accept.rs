@@ -1,18 +1,18 @@
 //! `reseal accept`.
 
 use anyhow::Context as _;
-use evidence::reseal::{Applied, Approved, approve};
+use evidence::reseal::{Applied, Approved, ORDER_BYTES_MAX, ORDER_FILE, approve};
 use sandbox::{AGENTD, Access, PathRule, Profile};
 
 use crate::options::{Accept, Options};
-use crate::{Machine, keep, medium, quorum, say};
+use crate::{Machine, keep, quorum, say, signed};
 
 pub(crate) fn run(options: &Options, paths: &Accept) -> anyhow::Result<()> {
     let quorum = quorum(options)?;
     let machine = Machine::ask(&options.tcti)?;
     let applied = keep::applied(&options.applied)?;
     confine(options, paths)?;
-    let signed = medium::read(&paths.medium)?;
+    let signed = signed::read(&paths.medium, ORDER_FILE, ORDER_BYTES_MAX)?;
     let order = approve(&quorum, &signed.signatures, &signed.order)?;
     check(&order, &machine, applied.as_ref())?;
     keep::keep_order(&options.accepted, &signed)?;

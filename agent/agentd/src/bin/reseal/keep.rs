@@ -10,8 +10,8 @@ use evidence::bundle::SIGNATURES_MAX;
 use evidence::reseal::{Applied, ORDER_BYTES_MAX, USED_MAX};
 use serde::{Deserialize, Serialize};
 
-/// Longest signature file over an order: a statement about one file.
-pub(crate) const SIGNATURE_BYTES_MAX: usize = 16 << 10;
+use crate::signed::{SIGNATURE_BYTES_MAX, Signed};
+
 /// Name of the accepted order.
 const ACCEPTED: &str = "order.json";
 /// Longest accepted order: base64 takes a third more.
@@ -21,13 +21,6 @@ const ACCEPTED_BYTES_MAX: u64 =
 const APPLIED: &str = "applied.json";
 /// Longest list: two states, and identifiers of 32 digits with quotes, comma and space.
 const APPLIED_BYTES_MAX: u64 = 4096 + 64 * USED_MAX as u64;
-
-/// An order with its signature files, judged by nobody.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Signed {
-    pub(crate) order: Vec<u8>,
-    pub(crate) signatures: Vec<Vec<u8>>,
-}
 
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]

@@ -15,23 +15,24 @@ mod files;
 #[path = "../../journal.rs"]
 mod journal;
 mod keep;
-mod medium;
+#[path = "../../luks.rs"]
+mod luks;
 mod options;
+#[path = "../../policy.rs"]
+mod policy;
+#[path = "../../signed.rs"]
+mod signed;
 mod slots;
 
 use std::process::ExitCode;
 
-use anyhow::Context as _;
 use clap::Parser as _;
 use evidence::bundle::Quorum;
-use evidence::format::Policy;
 use tpm::{AttestationKey, Tpm};
 
 use journal::say;
 use options::{Command, Options};
 
-/// Longest quorum policy.
-const POLICY_BYTES_MAX: u64 = 256 << 10;
 /// PCR of Secure Boot's variables.
 const PCR_SECURE_BOOT: usize = 7;
 
@@ -69,10 +70,5 @@ impl Machine {
 }
 
 fn quorum(options: &Options) -> anyhow::Result<Quorum> {
-    let shown = options.policy.display();
-    let bytes = files::read_bounded(&options.policy, POLICY_BYTES_MAX)
-        .with_context(|| format!("cannot read the quorum policy {shown}"))?;
-    let policy: Policy =
-        serde_json::from_slice(&bytes).with_context(|| format!("{shown} is no quorum policy"))?;
-    Ok(Quorum::parse(&policy)?)
+    Ok(Quorum::parse(&policy::read(&options.policy)?.1)?)
 }

@@ -1,17 +1,13 @@
 //! The key slots of the state partition, read by ourselves and changed by systemd-cryptenroll.
 
-use std::process::{Command, Stdio};
+use anyhow::Context as _;
+use evidence::reseal::{SealingKey, Slots, tpm2_pcrs};
 
-use anyhow::{Context as _, ensure};
-use evidence::reseal::{HEADER_BYTES_MAX, SealingKey, Slots, tpm2_pcrs};
-
-use crate::files;
 use crate::options::Apply;
+use crate::{files, luks};
 
 /// Longest public key in PEM.
 const KEY_BYTES_MAX: u64 = 8192;
-/// Most characters of a program's messages that are repeated.
-const MESSAGE_CHARS_MAX: usize = 1000;
 
 /// The state partition.
 #[derive(Debug)]
@@ -37,36 +33,25 @@ impl<'a> Device<'a> {
 
     /// The header as it is on the disk now.
     pub(crate) fn slots(&self) -> anyhow::Result<Slots> {
-        let path = &self.paths.device;
-        let context = || format!("cannot read {}", path.display());
-        let device = std::fs::File::open(path).with_context(context)?;
-        let device = std::io::Read::take(device, HEADER_BYTES_MAX as u64);
-        let header = files::read_all(device, HEADER_BYTES_MAX as u64).with_context(context)?;
-        Ok(Slots::parse(&header)?)
+        luks::slots(&self.paths.device)
     }
 
     /// Adds a slot that opens with this PCR 7, PCRs 12 and 13 zero, and a PCR 11 that the image's key signed. The volume key
     /// comes from the TPM, by the slot of the present state.
     pub(crate) fn enroll(&self, pcr7: [u8; 32]) -> anyhow::Result<()> {
-        let mut command = self.command();
+        let mut command = luks::cryptenroll(&self.paths.cryptenroll);
         command.args(["--unlock-tpm2-device=auto", "--tpm2-device=auto"]);
         command.arg(format!("--tpm2-pcrs={}", tpm2_pcrs(Some(pcr7))));
         command.arg(option("--tpm2-public-key=", &self.paths.key));
         command.arg("--tpm2-public-key-pcrs=11");
         command.arg(option("--tpm2-signature=", &self.paths.signature));
-        run(command.arg(&self.paths.device))
+        luks::run(command.arg(&self.paths.device)).map(drop)
     }
 
     /// Wipes a slot and its token.
     pub(crate) fn wipe(&self, keyslot: u32) -> anyhow::Result<()> {
-        let mut command = self.command();
-        run(command.arg(format!("--wipe-slot={keyslot}")).arg(&self.paths.device))
-    }
-
-    fn command(&self) -> Command {
-        let mut command = Command::new(&self.paths.cryptenroll);
-        command.env_clear().stdin(Stdio::null());
-        command
+        let mut command = luks::cryptenroll(&self.paths.cryptenroll);
+        luks::run(command.arg(format!("--wipe-slot={keyslot}")).arg(&self.paths.device)).map(drop)
     }
 }
 
@@ -74,13 +59,4 @@ fn option(name: &str, path: &std::path::Path) -> std::ffi::OsString {
     let mut option = std::ffi::OsString::from(name);
     option.push(path);
     option
-}
-
-fn run(command: &mut Command) -> anyhow::Result<()> {
-    let program = command.get_program().to_string_lossy().into_owned();
-    let output = command.output().with_context(|| format!("cannot run {program}"))?;
-    let said: String =
-        String::from_utf8_lossy(&output.stderr).chars().take(MESSAGE_CHARS_MAX).collect();
-    ensure!(output.status.success(), "{program}: {}: {}", output.status, said.trim_end());
-    Ok(())
 }

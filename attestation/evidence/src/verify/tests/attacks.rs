@@ -273,7 +273,7 @@ const ATTACKS: &[Attack] = &[
     attack(On::Clock, "the count of resets is edited", ClaimId::Quote, || {
         requoted(|attest| attest[CLOCK_AT + 8 + 3] ^= 1)
     }),
-    attack(On::Clock, "the appliance's clock is set back", ClaimId::Ledger, || {
+    attack(On::Clock, "the appliance's clock is set back while it runs", ClaimId::Ledger, || {
         booted(|appliance| {
             let record = &mut appliance.records[2];
             *record = record.replace("2026-11-01", "2026-10-01");

@@ -139,6 +139,53 @@ fn dated(time: &str) -> Appliance {
     appliance
 }
 
+/// The same, restarted `times` times, each after an hour and to the same time: its clock's battery is empty.
+fn restarted(times: usize) -> Appliance {
+    let mut appliance = Appliance::booted();
+    let boot = |number: usize| format!("b0{number:030x}");
+    let mut record = crate::ledger::Record::parse(&appliance.records[3]).unwrap();
+    for number in 1..=times {
+        for time in ["2024-01-01T00:00:00Z", "2024-01-01T01:00:00Z"] {
+            record.seq += 1;
+            (record.boot, record.time) = (boot(number), time.to_owned());
+            appliance.records.push(record.to_json().unwrap());
+        }
+    }
+    appliance
+}
+
+fn restarted_evidence(appliance: &Appliance) -> Evidence {
+    Evidence { created: "2024-01-01T01:00:00Z".to_owned(), ..appliance.evidence(NONCE) }
+}
+
+#[test]
+fn a_clock_that_went_back_over_a_restart_is_shown_and_refutes_nothing() {
+    let verdict = judge(&restarted_evidence(&restarted(1)));
+    check(&verdict, &[], &[]);
+    let first = "record 4, the first after a restart, is dated 2024-01-01T00:00:00Z";
+    has_fact(&verdict, ClaimId::Ledger, &[first, "record 3 before it 2026-11-01T12:00:00Z"]);
+    let facts = |verdict: &Verdict| facts(verdict, ClaimId::Ledger);
+    assert_eq!(facts(&verdict).len(), 1);
+    assert!(facts(&judge(&Appliance::booted().evidence(NONCE))).is_empty());
+
+    // However many there are, the file stays short; the newest are told one by one.
+    let verdict = judge(&restarted_evidence(&restarted(20)));
+    check(&verdict, &[], &[]);
+    assert_eq!(facts(&verdict).len(), 17);
+    has_fact(&verdict, ClaimId::Ledger, &["record 42, the first after a restart"]);
+    has_fact(&verdict, ClaimId::Ledger, &["over 4 earlier restarts"]);
+
+    // A restart excuses nothing that happens after it.
+    let mut appliance = restarted(1);
+    let newest = appliance.records.last_mut().unwrap();
+    *newest = newest.replace("2024-01-01T01", "2023-01-01T01");
+    check(&judge(&restarted_evidence(&appliance)), &[ClaimId::Ledger], &[]);
+    // And evidence is of the boot of the newest record.
+    let mut evidence = restarted_evidence(&restarted(1));
+    evidence.created = "2023-01-01T00:00:00Z".to_owned();
+    check(&judge(&evidence), &[ClaimId::Ledger], &[]);
+}
+
 #[test]
 fn a_clock_that_was_set_back_is_found_out() {
     let verdict = judge(&dated("2026-11-01T11:54:59Z").evidence(NONCE));

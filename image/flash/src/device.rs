@@ -7,11 +7,11 @@ use std::os::unix::fs::{FileExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use anyhow::{Context as _, ensure};
 use rustix::fs::{FallocateFlags, Mode, OFlags, SeekFrom};
 use rustix::io::Errno;
 
 use super::copy::Target;
-use crate::tool;
 
 /// How often the kernel is asked for the new partitions, and the pause between: udev looks at the disk as well.
 const REREADS_MAX: u32 = 5;
@@ -105,7 +105,13 @@ impl Target for Device {
 
 /// Makes the kernel look at the new partition table. The disk must not be open any more.
 pub(crate) fn reread_table(path: &Path) -> anyhow::Result<()> {
-    let reread = || tool::run("blockdev", &["--rereadpt".as_ref(), path.as_os_str()]);
+    let reread = || {
+        let mut blockdev = std::process::Command::new("blockdev");
+        let output = blockdev.arg("--rereadpt").arg(path).output().context("blockdev")?;
+        let said = String::from_utf8_lossy(&output.stderr);
+        ensure!(output.status.success(), "blockdev: {}: {}", output.status, said.trim());
+        Ok(())
+    };
     for _ in 1..REREADS_MAX {
         if reread().is_ok() {
             return Ok(());

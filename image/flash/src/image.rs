@@ -184,7 +184,7 @@ fn segments(file: &File, bytes: u64) -> io::Result<Vec<Segment>> {
 }
 
 #[cfg(test)]
-#[path = "../../tests/builder_key/mod.rs"]
+#[path = "../../cli/tests/builder_key/mod.rs"]
 mod builder_key;
 
 #[cfg(test)]

@@ -1,4 +1,4 @@
-//! The medium with an order: somebody else's file system. Paths are resolved beneath its root, through no link and
+//! The medium with a signed order: somebody else's file system. Paths are resolved beneath its root, through no link and
 //! no other mount (openat2(2)); only regular files are read, each to its maximum.
 
 use std::ffi::CStr;
@@ -8,12 +8,12 @@ use std::path::Path;
 
 use anyhow::{Context as _, bail, ensure};
 use evidence::bundle::SIGNATURES_MAX;
-use evidence::reseal::{ORDER_BYTES_MAX, ORDER_FILE};
 use rustix::fs::{Dir, Mode, OFlags};
 
 use crate::files::open_beneath;
-use crate::keep::{SIGNATURE_BYTES_MAX, Signed};
 
+/// Longest signature file over an order: a statement about one file.
+pub(crate) const SIGNATURE_BYTES_MAX: usize = 16 << 10;
 /// Folder with the order.
 const ORDER: &str = "order";
 /// Folder with the signature files.
@@ -21,12 +21,19 @@ const SIGNATURES: &str = "signatures";
 /// Suffix of a signature file.
 const SIGNATURE_SUFFIX: &str = ".sig";
 
-/// Reads the order and its signatures, in order of their names.
-pub(crate) fn read(folder: &Path) -> anyhow::Result<Signed> {
+/// An order with its signature files, judged by nobody.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Signed {
+    pub(crate) order: Vec<u8>,
+    pub(crate) signatures: Vec<Vec<u8>>,
+}
+
+/// Reads the order, `name` of at most `bytes_max` bytes, and its signatures in order of their names.
+pub(crate) fn read(folder: &Path, name: &str, bytes_max: usize) -> anyhow::Result<Signed> {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let root = rustix::fs::open(folder, flags, Mode::empty())
         .with_context(|| format!("cannot open the medium at {}", folder.display()))?;
-    let order = read_file(&root, &format!("{ORDER}/{ORDER_FILE}"), ORDER_BYTES_MAX)?;
+    let order = read_file(&root, &format!("{ORDER}/{name}"), bytes_max)?;
     let mut signatures = Vec::new();
     for name in names(&root)? {
         signatures.push(read_file(&root, &format!("{SIGNATURES}/{name}"), SIGNATURE_BYTES_MAX)?);
@@ -71,12 +78,18 @@ mod tests {
 
     use super::*;
 
+    const BYTES_MAX: usize = 4096;
+
+    fn read_order(folder: &Path) -> anyhow::Result<Signed> {
+        read(folder, "order.json", BYTES_MAX)
+    }
+
     fn filled() -> tempfile::TempDir {
         let folder = tempfile::tempdir().unwrap();
         for part in [ORDER, SIGNATURES] {
             fs::create_dir(folder.path().join(part)).unwrap();
         }
-        fs::write(folder.path().join("order/reseal.json"), b"order").unwrap();
+        fs::write(folder.path().join("order/order.json"), b"order").unwrap();
         fs::write(folder.path().join("signatures/b.sig"), b"B").unwrap();
         fs::write(folder.path().join("signatures/a.sig"), b"A").unwrap();
         folder
@@ -84,7 +97,7 @@ mod tests {
 
     #[test]
     fn order_and_signatures_are_read() {
-        let signed = read(filled().path()).unwrap();
+        let signed = read_order(filled().path()).unwrap();
         assert_eq!(
             (&signed.order[..], signed.signatures.concat()),
             (&b"order"[..], b"AB".to_vec())
@@ -96,18 +109,18 @@ mod tests {
         let refused = |spoil: fn(&Path)| {
             let folder = filled();
             spoil(folder.path());
-            read(folder.path()).unwrap_err();
+            read_order(folder.path()).unwrap_err();
         };
         refused(|root| {
-            fs::remove_file(root.join("order/reseal.json")).unwrap();
-            symlink("/etc/hostname", root.join("order/reseal.json")).unwrap();
+            fs::remove_file(root.join("order/order.json")).unwrap();
+            symlink("/etc/hostname", root.join("order/order.json")).unwrap();
         });
         refused(|root| {
             fs::remove_dir_all(root.join("order")).unwrap();
             symlink("/etc", root.join("order")).unwrap();
         });
         refused(|root| {
-            fs::write(root.join("order/reseal.json"), vec![b' '; ORDER_BYTES_MAX + 1]).unwrap();
+            fs::write(root.join("order/order.json"), vec![b' '; BYTES_MAX + 1]).unwrap();
         });
         refused(|root| fs::write(root.join("signatures/README"), b"").unwrap());
         refused(|root| {

@@ -1,4 +1,4 @@
-//! `casemate flash`: writes an image onto a server's disk.
+//! Writes an image onto a server's disk: `casemate flash`, and the installer stick.
 //! Invariants: a disk that is used, or that the operator did not name by its serial number, is never written; a disk
 //! that was not written to the end and read back does not boot.
 
@@ -7,6 +7,7 @@ mod copy;
 mod device;
 mod disks;
 mod image;
+pub mod install;
 mod progress;
 
 use std::io::{BufRead, IsTerminal as _, Read as _, Write};
@@ -55,7 +56,7 @@ Exit codes:
 /// Arguments.
 #[derive(Debug, clap::Args)]
 #[command(after_help = HELP)]
-pub(crate) struct Args {
+pub struct Args {
     /// Disk image: casemate.raw of a build
     #[arg(required_unless_present = "list")]
     image: Option<PathBuf>,
@@ -73,10 +74,11 @@ pub(crate) struct Args {
     yes_serial: Option<String>,
 }
 
-pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
+/// `casemate flash`; `read_key` reads the builder's public key, PEM.
+pub fn run(args: &Args, read_key: fn(&Path) -> anyhow::Result<String>) -> anyhow::Result<()> {
     match (&args.image, &args.device, &args.key) {
         (Some(image), Some(device), Some(key)) => {
-            flash(image, device, &crate::verify_build::key(key)?, args.yes_serial.as_deref())
+            flash(image, device, &read_key(key)?, args.yes_serial.as_deref())
         }
         (image, ..) => {
             let needs = image.as_deref().map(|image| Image::open(image).map(|image| image.needs()));
@@ -87,7 +89,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
 }
 
 /// The exit code of the whole program for `error`, of whatever command.
-pub(crate) fn exit_code(error: &anyhow::Error) -> ExitCode {
+pub fn exit_code(error: &anyhow::Error) -> ExitCode {
     match error.downcast_ref::<Failure>().map(|failure| &failure.error) {
         None => ExitCode::FAILURE,
         Some(CopyError::Differs { .. }) => ExitCode::from(DIFFERS),
