@@ -15,7 +15,7 @@ use crate::image::{Image, OS_RELEASE_BYTES_MAX};
 use crate::medium::Medium;
 use crate::options::{Apply, Options};
 use crate::sets::Sets;
-use crate::{files, gpt, parts, say};
+use crate::{esp, files, gpt, parts, say};
 
 /// `IMAGE_ID` of what this program is part of.
 const IMAGE_ID: &str = "casemate";
@@ -76,7 +76,7 @@ fn write(medium: &Medium, sets: &mut Sets, update: &Update) -> anyhow::Result<()
 }
 
 /// The boot manager, if it is another one, and the entry.
-fn write_programs(medium: &Medium, esp: &Path, update: &Update) -> anyhow::Result<()> {
+fn write_programs(medium: &Medium, system: &Path, update: &Update) -> anyhow::Result<()> {
     let [_, _, uki, boot_manager] = PARTS;
     let program = |name: &str, part: &Part| {
         let bytes = files::read_all(medium.file(name)?, part.bytes).context(name.to_owned())?;
@@ -86,12 +86,12 @@ fn write_programs(medium: &Medium, esp: &Path, update: &Update) -> anyhow::Resul
     };
     let (new, uki) = (program(boot_manager, &update.boot_manager)?, program(uki, &update.uki)?);
     let [folder, name] = BOOT_MANAGER;
-    let folder = esp.join(folder);
+    let folder = system.join(folder);
     let old = files::read_bounded(&folder.join(name), evidence::update::PART_BYTES_MAX);
     if old.with_context(|| name.to_owned())? != new {
-        files::replace(&folder, name, 0o600, &new).with_context(|| name.to_owned())?;
+        esp::put(&folder, name, &new).with_context(|| name.to_owned())?;
     }
-    Entries::of(esp).add(&update.entry(), TRIES, &uki)
+    Entries::of(system).add(&update.entry(), TRIES, &uki)
 }
 
 fn text(path: &Path, bytes_max: u64) -> anyhow::Result<String> {

@@ -1,14 +1,13 @@
 //! Entries of the boot manager: UKIs in `EFI/Linux` whose names may count tries (`NAME+LEFT-DONE.efi`; UAPI Group, "Boot
 //! Loader Specification", "Boot counting").
 
-use std::fs::{self, File};
-use std::io;
+use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, bail, ensure};
 
 use crate::options::Options;
-use crate::say;
+use crate::{esp, say};
 
 /// Folder of the entries.
 const FOLDER: &str = "EFI/Linux";
@@ -59,21 +58,21 @@ impl Entries {
         Ok(own.any(|name| name == Name { stem, left: Some(0) }))
     }
 
-    /// Removes every entry of ours but those of `running`, which must have one, and what an update left half written.
+    /// Removes every entry of ours but those of `running`, which must have one.
     pub(crate) fn keep_only(&self, running: &str) -> anyhow::Result<()> {
         let names = self.names()?;
         let is_running = |name: &String| Name::parse(name).is_some_and(|name| name.stem == running);
         ensure!(names.iter().any(is_running), "the running image has no boot entry {running}");
         for name in names.iter().filter(|name| name.starts_with(PREFIX) && !is_running(name)) {
-            fs::remove_file(self.folder.join(name)).with_context(|| name.clone())?;
+            esp::remove(&self.folder, name).with_context(|| name.clone())?;
         }
-        Ok(sync(&self.folder)?)
+        Ok(())
     }
 
     /// Makes the entry `stem`, to be tried `tries` times: whole or not at all.
     pub(crate) fn add(&self, stem: &str, tries: u32, uki: &[u8]) -> anyhow::Result<()> {
         let name = format!("{stem}+{tries}{SUFFIX}");
-        crate::files::replace(&self.folder, &name, 0o600, uki).with_context(|| name)
+        esp::put(&self.folder, &name, uki).with_context(|| name)
     }
 
     fn names(&self) -> anyhow::Result<Vec<String>> {
@@ -101,12 +100,11 @@ pub(crate) fn bless(options: &Options) -> anyhow::Result<()> {
         bail!("the boot entry {name:?} counts no tries");
     };
     let folder = options.esp.join(FOLDER);
-    let blessed = folder.join(format!("{stem}{SUFFIX}"));
-    // A second call, after the power was cut or this was restarted, finds the work done.
-    if !blessed.exists() {
-        fs::rename(folder.join(name), &blessed).with_context(|| name.to_owned())?;
+    let blessed = format!("{stem}{SUFFIX}");
+    // A second call, after this was restarted, finds the work done.
+    if !folder.join(&blessed).exists() {
+        esp::rename(&folder, name, &blessed).with_context(|| name.to_owned())?;
     }
-    sync(&folder)?;
     fs::write(&options.blessed, "").with_context(|| options.blessed.display().to_string())?;
     say(&format!("the new image is healthy: {stem} is blessed"));
     Ok(())
@@ -123,10 +121,6 @@ fn counted(options: &Options) -> anyhow::Result<String> {
     let units: Vec<u16> = units.take_while(|&unit| unit != 0).collect();
     let path = String::from_utf16(&units).with_context(|| format!("{shown} is no text"))?;
     Ok(path.trim_start_matches('\\').replace('\\', "/"))
-}
-
-fn sync(folder: &Path) -> io::Result<()> {
-    File::open(folder)?.sync_all()
 }
 
 #[cfg(test)]
@@ -162,18 +156,12 @@ mod tests {
 
     #[test]
     fn an_update_takes_the_place_of_every_entry_but_the_running_one() {
-        let esp = esp(&[
-            "casemate-1-a.efi",
-            "casemate-0-b.efi",
-            "casemate-2-c+0-3.efi",
-            "x.efi",
-            "casemate-2-c+3.efi.new",
-        ]);
+        let esp = esp(&["casemate-1-a.efi", "casemate-0-b.efi", "casemate-2-c+0-3.efi", "x.efi"]);
         let entries = Entries::of(esp.path());
         assert!(entries.failed("casemate-2-c").unwrap());
         assert!(!entries.failed("casemate-1-a").unwrap());
         entries.keep_only("casemate-9-z").unwrap_err();
-        assert_eq!(names(&esp).len(), 5);
+        assert_eq!(names(&esp).len(), 4);
         entries.keep_only("casemate-1-a").unwrap();
         assert_eq!(names(&esp), ["casemate-1-a.efi", "x.efi"]);
         entries.add("casemate-3-d", 3, b"uki").unwrap();

@@ -10,6 +10,8 @@
 
 mod apply;
 mod entries;
+mod esp;
+#[expect(dead_code, reason = "files of the EFI system partition are replaced in another way")]
 #[path = "../../files.rs"]
 mod files;
 mod gpt;
