@@ -18,7 +18,7 @@ use crate::bundle::{BundleError, Differences, Quorum};
 use crate::document;
 
 pub use luks::{HEADER_BYTES_MAX, HeaderError, Slot, Slots};
-pub use seal::{SealError, SealingKey, tpm2_pcrs};
+pub use seal::{ImageKeys, SIGNATURES_BYTES_MAX, SealError, SealingKey, tpm2_pcrs};
 
 /// Schema name of [`Order`].
 pub const RESEAL_SCHEMA: &str = "casemate-reseal-v1";
@@ -261,31 +261,60 @@ pub struct Applied {
 }
 
 impl Applied {
-    /// Key slots to wipe in a boot in which the state opened with this PCR 7: all but the present one's and, as
-    /// long as the machine has not changed, the prepared one's. None if the header does not even have the present
-    /// one's, or the machine is in neither of the two states.
-    ///
-    /// # Errors
-    /// [`ResealError::Malformed`] if the remembered states are none.
-    pub fn obsolete(
-        &self,
-        pcr7: [u8; 32],
-        slots: &Slots,
-        key: &SealingKey,
-    ) -> Result<Vec<u32>, ResealError> {
+    /// The states whose key slots stay in a boot with this PCR 7: the present one and, as long as the machine has not
+    /// changed, the prepared one. `None` if the machine is in neither of the two.
+    fn kept(&self, pcr7: [u8; 32]) -> Result<Option<Vec<[u8; 32]>>, ResealError> {
         let (before, after) = (bytes32(&self.present)?, bytes32(&self.forecast)?);
-        let mut keep = vec![key.policy(pcr7)];
-        if pcr7 == before {
-            keep.push(key.policy(after));
-        } else if pcr7 != after {
-            return Ok(Vec::new());
-        }
-        if !keep.first().is_some_and(|present| slots.has(present)) {
-            return Ok(Vec::new());
-        }
-        let old = slots.slots().iter().filter(|slot| !keep.contains(&slot.policy));
-        Ok(old.map(|slot| slot.keyslot).collect())
+        Ok(if pcr7 == before {
+            Some(vec![pcr7, after])
+        } else {
+            (pcr7 == after).then(|| vec![pcr7])
+        })
     }
+}
+
+/// Whether a boot of this image leaves the key slots as they are, whatever the machine's state: all are sealed to the
+/// image's own key, and no order was ever applied.
+#[must_use]
+pub fn settled(image: &ImageKeys, slots: &Slots) -> bool {
+    slots.slots().iter().all(|slot| slot.key == *image.own())
+}
+
+/// Whether the state, which opened with this PCR 7, has no key slot for it by the image's own key, but by one that was
+/// rotated: then there must be one.
+///
+/// # Errors
+/// [`ResealError::Full`] if there is no room.
+pub fn succeeds(image: &ImageKeys, pcr7: [u8; 32], slots: &Slots) -> Result<bool, ResealError> {
+    let by_another = |slot: &Slot| slot.key != *image.own() && slot.policy == slot.key.policy(pcr7);
+    if slots.has(&image.own().policy(pcr7)) || !slots.slots().iter().any(by_another) {
+        return Ok(false);
+    }
+    let found = slots.slots().len();
+    if found >= SLOTS_MAX { Err(ResealError::Full { found }) } else { Ok(true) }
+}
+
+/// Key slots to wipe in a boot in which the state opened with this PCR 7: those of keys that signed nothing of the image,
+/// which were rotated, and those of states that [`Applied`] has done with. None if the header does not even have the one
+/// of the present state by the image's own key.
+///
+/// # Errors
+/// [`ResealError::Malformed`] if the remembered states are none.
+pub fn obsolete(
+    applied: Option<&Applied>,
+    image: &ImageKeys,
+    pcr7: [u8; 32],
+    slots: &Slots,
+) -> Result<Vec<u32>, ResealError> {
+    if !slots.has(&image.own().policy(pcr7)) {
+        return Ok(Vec::new());
+    }
+    let kept = applied.map(|applied| applied.kept(pcr7)).transpose()?.flatten();
+    let is_kept = |slot: &&Slot| {
+        let of_state = |&state: &[u8; 32]| slot.key.policy(state) == slot.policy;
+        image.signed_by(&slot.key) && kept.as_ref().is_none_or(|kept| kept.iter().any(of_state))
+    };
+    Ok(slots.slots().iter().filter(|slot| !is_kept(slot)).map(|slot| slot.keyslot).collect())
 }
 
 fn malformed(reason: String) -> ResealError {

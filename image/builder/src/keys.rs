@@ -36,6 +36,9 @@ const DB_URI: &str = "secureboot/db.uri";
 /// Public half of the key that signs PCR policies.
 const PCR_PUBLIC: &str = "pcr/pcr.pub";
 const PCR_URI: &str = "pcr/pcr.uri";
+/// The one before it, while a rotation lasts: images are signed by both, and machines follow.
+const PCR_EARLIER_PUBLIC: &str = "pcr/earlier.pub";
+const PCR_EARLIER_URI: &str = "pcr/earlier.uri";
 /// Public half of the key that signs what leaves a build.
 const BUILD_PUBLIC: &str = "build/build.pub.pem";
 const BUILD_URI: &str = "build/build.uri";
@@ -240,7 +243,9 @@ impl KeySet {
 
     /// The URIs of the keys that [`Self::signers`] opens.
     pub fn uris(&self) -> Result<Vec<Uri>, KeysError> {
-        [DB_URI, PCR_URI, BUILD_URI].iter().map(|file| self.uri(file)).collect()
+        let earlier = self.has_earlier_pcr()?.then_some(PCR_EARLIER_URI);
+        let files = [DB_URI, PCR_URI, BUILD_URI].into_iter().chain(earlier);
+        files.map(|file| self.uri(file)).collect()
     }
 
     /// Path of one file of the set.
@@ -274,6 +279,12 @@ impl KeySet {
     /// The public key to which state partitions are sealed, in PEM.
     pub(crate) fn pcr_public(&self) -> PathBuf {
         self.path(PCR_PUBLIC)
+    }
+
+    /// Whether the key that signs PCR policies is being rotated.
+    fn has_earlier_pcr(&self) -> Result<bool, KeysError> {
+        let path = self.path(PCR_EARLIER_URI);
+        path.try_exists().map_err(|source| KeysError::Read { path, source })
     }
 
     /// Variable store of a QEMU machine that trusts this set.

@@ -108,10 +108,13 @@ pub(crate) fn sign(
 ) -> Result<(), UkiBuildError> {
     let pcr_11 = |uki: &[u8]| predict::sections_and_phases(uki, UNLOCK_PHASES);
     let expected = predict::fold(&pcr_11(&read(unsigned)?)?);
-    let key = signers.pcr.public_key_der().map_err(SignError::from)?;
-    let entry = pcr_policy::entry(expected, &key, &|message| signers.pcr.sign(message))?;
+    let entries = signers.pcr.iter().map(|signer| {
+        let key = signer.public_key_der()?;
+        pcr_policy::entry(expected, &key, &|message| signer.sign(message))
+    });
     let policy = unsigned.with_extension("pcrsig");
-    write(&policy, pcr_policy::document(vec![entry]).as_bytes())?;
+    let document = pcr_policy::document(entries.collect::<Result<_, SignError>>()?);
+    write(&policy, document.as_bytes())?;
     ukify(inputs, "ukify-pcrsig", unsigned)
         .path_arg("--pcrpkey=", &inputs.keys.pcr_public())
         .path_arg("--section=.pcrsig:@", &policy)

@@ -45,6 +45,9 @@ pub(crate) struct Args {
     /// Give the set that is there a new key beside the old one
     #[arg(long, value_enum, conflicts_with = "profile")]
     rotate: Option<Rotated>,
+    /// Give up the earlier key of a rotation, once every machine has run an image that both keys signed
+    #[arg(long, value_enum, conflicts_with_all = ["profile", "rotate"])]
+    retire: Option<Retired>,
     #[command(flatten)]
     release: holders::Release,
     /// PKCS#11 module of keys whose URI names none [development: SoftHSM]
@@ -56,12 +59,23 @@ pub(crate) struct Args {
 enum Rotated {
     /// The key that signs UKIs
     Db,
+    /// The key that signs PCR policies
+    Pcr,
+}
+
+#[derive(Clone, Copy, Debug, clap::ValueEnum)]
+enum Retired {
+    /// The earlier key of PCR policies
+    Pcr,
 }
 
 pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     let (dir, module) = (std::path::absolute(&args.dir)?, args.module.as_deref());
-    if let Some(Rotated::Db) = args.rotate {
-        return rotate::db(&dir, args.release.db()?, module);
+    match (args.rotate, args.retire) {
+        (Some(Rotated::Db), _) => return rotate::db(&dir, args.release.db()?, module),
+        (Some(Rotated::Pcr), _) => return rotate::pcr(&dir, args.release.pcr()?, module),
+        (None, Some(Retired::Pcr)) => return rotate::retire_pcr(&dir),
+        (None, None) => {}
     }
     if dir.exists() && fs::read_dir(&dir)?.next().is_some() {
         bail!("{} is not empty; keys are never overwritten: choose another folder", dir.display());

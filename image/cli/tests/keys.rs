@@ -377,6 +377,39 @@ fn a_rotated_db_key_signs_beside_the_one_before() {
 }
 
 #[test]
+fn a_rotated_pcr_key_signs_beside_the_one_before_until_that_is_retired() {
+    if !tools_are_there() {
+        return;
+    }
+    let dir = scratch("rotated-pcr");
+    let set = dir.join("set");
+    check_ok(&casemate(&["keys", text(&set)], None));
+    let keys = |args: &[&str]| casemate(&[&["keys", text(&set)], args].concat(), None);
+    let file = |name: &str| read(set.join("pcr").join(name));
+    let before = (file("pcr.pub"), file("pcr.uri"));
+    check_refused(&keys(&["--retire", "pcr"]), "no rotation of pcr is going on");
+    check_refused(&keys(&["--rotate", "pcr", "--pcr", "pkcs11:token=x"]), "no --pcr");
+    check_ok(&keys(&["--rotate", "pcr"]));
+    assert_eq!((file("earlier.pub"), file("earlier.uri")), before);
+    assert_ne!(file("pcr.pub"), before.0);
+    assert!(file("pcr.uri").contains("development%20pcr-2;"), "{}", file("pcr.uri"));
+    check_refused(&build_from(&dir, &set, "development", None), "packages.lock");
+    check_refused(&keys(&["--rotate", "pcr"]), "--retire pcr, once no machine needs it");
+    // Both keys are opened before anything is written.
+    let earlier = file("earlier.uri");
+    let edited = earlier.replace("object=pcr;", "object=rcp;");
+    fs::write(set.join("pcr/earlier.uri"), edited).unwrap();
+    check_refused(&build_from(&dir, &set, "development", None), "0 private keys match");
+    fs::write(set.join("pcr/earlier.uri"), earlier).unwrap();
+
+    check_ok(&keys(&["--retire", "pcr"]));
+    assert!(!set.join("pcr/earlier.uri").exists() && !set.join("pcr/earlier.pub").exists());
+    check_refused(&build_from(&dir, &set, "development", None), "packages.lock");
+    check_ok(&keys(&["--rotate", "pcr"]));
+    assert!(file("pcr.uri").contains("development%20pcr-3;"), "{}", file("pcr.uri"));
+}
+
+#[test]
 fn a_pin_is_typed_without_echo() {
     if !tools_are_there() {
         return;

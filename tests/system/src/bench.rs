@@ -49,6 +49,10 @@ pub struct Inputs {
     pub image_newer: Option<PathBuf>,
     /// The same, with an agent that does not start.
     pub image_broken: Option<PathBuf>,
+    /// The same as `image`, by a new key of PCR policies and the one of `image`.
+    pub image_rotated: Option<PathBuf>,
+    /// The same by the new key alone.
+    pub image_retired: Option<PathBuf>,
     /// Bundle media, by name.
     pub bundles: Bundles,
     /// Python with the `openai` package.

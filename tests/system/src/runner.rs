@@ -184,6 +184,8 @@ mod tests {
             image_older: None,
             image_newer: None,
             image_broken: None,
+            image_rotated: None,
+            image_retired: None,
             image: results.join("no-image"),
             keys: results.join("no-keys"),
             bundles: Bundles::default(),

@@ -137,6 +137,32 @@ fn other_image(
     Ok(out)
 }
 
+/// Builds the image by a new key of PCR policies and the one before, then by the new one alone.
+pub(crate) fn rotated(tree: &Tree, material: &Material) -> Result<[PathBuf; 2]> {
+    let folder = tree.cache().join("development");
+    let keys = folder.join("keys-rotated");
+    if keys.exists() {
+        fs::remove_dir_all(&keys)?;
+    }
+    sh(tree.enter("cp").arg("-a").arg(&material.keys).arg(&keys))?;
+    // A developer's set names its place.
+    let (from, to) = (material.keys.display(), keys.display());
+    let mut moved = tree.enter("find");
+    moved.arg(&keys).args(["(", "-name", "*.uri", "-o", "-name", "softhsm2.conf", ")"]);
+    sh(moved.args(["-exec", "sed", "-i", &format!("s|{from}|{to}|g"), "{}", "+"]))?;
+    let images = ["image-rotated", "image-retired"].map(|name| folder.join(name));
+    for (image, change) in images.iter().zip(["--rotate", "--retire"]) {
+        sh(tree
+            .enter(material.binaries.join("casemate"))
+            .arg("keys")
+            .arg(&keys)
+            .args([change, "pcr"]))?;
+        let mut command = build(tree, &material.binaries, &material.binaries, &keys, image);
+        sh(command.arg("--cache").arg(tree.cache()))?;
+    }
+    Ok(images)
+}
+
 /// Builds the image once more in other folders, from a bootstrap of its own and the same packages; fails unless it
 /// comes out the same and every file is signed.
 pub(crate) fn reproduce(tree: &Tree, material: &Material) -> Result<()> {

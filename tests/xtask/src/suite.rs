@@ -90,10 +90,14 @@ fn scenarios(
     let older = steps.run("older image", || material::older_image(tree, material))?;
     let newer = steps.run("newer image", || material::newer_image(tree, material))?;
     let broken = steps.run("image without agent", || material::broken_image(tree, material))?;
+    let rotated = steps.run("images by another PCR key", || material::rotated(tree, material))?;
     let mut command = tree.enter(material.binaries.join("scenarios"));
     command.arg("--image").arg(&material.image).arg("--keys").arg(&material.keys);
     command.arg("--image-older").arg(older);
     command.arg("--image-newer").arg(newer).arg("--image-broken").arg(broken);
+    for (option, image) in ["--image-rotated", "--image-retired"].into_iter().zip(rotated) {
+        command.arg(option).arg(image);
+    }
     command.arg("--bundle").arg(&material.bundles.good);
     command.arg("--bundle-flipped-byte").arg(&material.bundles.flipped_byte);
     command.arg("--bundle-one-signature").arg(&material.bundles.one_signature);

@@ -6,9 +6,12 @@
 
 use std::collections::BTreeMap;
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use serde::Deserialize;
 use sha2::{Digest as _, Sha256};
 
+use super::seal::SealingKey;
 use crate::cursor::{Cursor, Short};
 
 /// Longest header that is read: the largest of the specification.
@@ -80,6 +83,8 @@ pub struct Slot {
     pub keyslot: u32,
     /// Policy digest that it is sealed to.
     pub policy: [u8; 32],
+    /// The key whose PCR 11 policies the digest allows.
+    pub key: SealingKey,
 }
 
 /// All key slots of a state partition.
@@ -119,6 +124,9 @@ struct Token {
     keyslots: Vec<String>,
     #[serde(rename = "tpm2-policy-hash")]
     policy: Option<String>,
+    /// PEM, in base64.
+    #[serde(rename = "tpm2_pubkey")]
+    key: Option<String>,
 }
 
 /// What opens a key slot.
@@ -269,7 +277,10 @@ fn slot(token: serde_json::Value) -> Result<Opens, String> {
     let mut policy = [0; 32];
     hex::decode_to_slice(token.policy.unwrap_or_default(), &mut policy)
         .map_err(|_| "its policy hash is not 64 hex digits".to_owned())?;
-    Ok(Opens::Tpm(Slot { keyslot, policy }))
+    let pem = STANDARD.decode(token.key.unwrap_or_default()).unwrap_or_default();
+    let key = SealingKey::from_pem(&String::from_utf8_lossy(&pem))
+        .map_err(|error| format!("tpm2_pubkey: {error}"))?;
+    Ok(Opens::Tpm(Slot { keyslot, policy, key }))
 }
 
 #[cfg(test)]
@@ -278,6 +289,14 @@ pub(super) mod tests {
     use super::*;
 
     pub(crate) const UUID: &str = "01234567-89ab-cdef-0123-456789abcdef";
+
+    /// Two keys, in PEM: the one of `seal`'s tests, and another.
+    pub(crate) const KEYS: [&str; 2] =
+        [include_str!("../fixture/pcr.pub.pem"), include_str!("../fixture/pcr-next.pub.pem")];
+
+    pub(crate) fn key(number: usize) -> SealingKey {
+        SealingKey::from_pem(KEYS[number]).unwrap()
+    }
 
     /// A header with these slots, as far as this module reads it.
     pub(crate) fn header(slots: &[Slot]) -> Vec<u8> {
@@ -288,7 +307,12 @@ pub(super) mod tests {
     pub(crate) fn header_with(slots: &[Slot], recovery: &[u32]) -> Vec<u8> {
         let token = |slot: &Slot| {
             let (keyslot, policy) = (slot.keyslot.to_string(), hex::encode(slot.policy));
-            serde_json::json!({"type": TOKEN_TPM2, "keyslots": [keyslot], "tpm2-policy-hash": policy})
+            let pem =
+                KEYS.iter().find(|pem| SealingKey::from_pem(pem).unwrap() == slot.key).unwrap();
+            let pem = STANDARD.encode(pem);
+            serde_json::json!({
+                "type": TOKEN_TPM2, "keyslots": [keyslot], "tpm2-policy-hash": policy, "tpm2_pubkey": pem
+            })
         };
         let mut tokens: serde_json::Map<_, _> =
             slots.iter().map(|slot| (slot.keyslot.to_string(), token(slot))).collect();
@@ -320,7 +344,10 @@ pub(super) mod tests {
 
     #[test]
     fn the_slots_of_a_header_are_read() {
-        let slots = [Slot { keyslot: 0, policy: [1; 32] }, Slot { keyslot: 2, policy: [2; 32] }];
+        let slots = [
+            Slot { keyslot: 0, policy: [1; 32], key: key(0) },
+            Slot { keyslot: 2, policy: [2; 32], key: key(1) },
+        ];
         let mut bytes = header(&slots);
         bytes.extend([7; 100]);
         let read = Slots::parse(&bytes).unwrap();
@@ -336,7 +363,7 @@ pub(super) mod tests {
 
     #[test]
     fn a_damaged_or_foreign_header_is_refused() {
-        let good = header(&[Slot { keyslot: 0, policy: [1; 32] }]);
+        let good = header(&[Slot { keyslot: 0, policy: [1; 32], key: key(0) }]);
         for length in [0, 5, 100, 4096, good.len() - 1] {
             assert!(Slots::parse(&good[..length]).is_err(), "{length} bytes");
         }
@@ -363,11 +390,16 @@ pub(super) mod tests {
             let error = Slots::parse(&with_json(&json)).unwrap_err();
             assert!(error.to_string().contains("segments at"), "{error}");
         }
+        let policy = "0".repeat(64);
+        let without_key = format!(
+            r#"{{"tokens":{{"0":{{"type":"systemd-tpm2","keyslots":["0"],"tpm2-policy-hash":"{policy}"}}}},"keyslots":{{"0":{{}}}},"segments":{{}}}}"#
+        );
         for json in [
             "{}",
             r#"{"tokens":{},"keyslots":{"0":{}},"segments":{}}"#,
             r#"{"tokens":{"0":{"type":"luks2-keyring","keyslots":["0"]}},"keyslots":{"0":{}},"segments":{}}"#,
             r#"{"tokens":{"0":{"type":"systemd-tpm2","keyslots":[],"tpm2-policy-hash":""}},"keyslots":{},"segments":{}}"#,
+            &without_key,
         ] {
             let error = Slots::parse(&with_json(json)).unwrap_err();
             assert!(matches!(error, HeaderError::Tokens { .. }), "{json}: {error}");

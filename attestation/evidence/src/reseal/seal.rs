@@ -2,14 +2,20 @@
 //! that signs PCR 11 policies, then TPM2_PolicyPCR over the literal PCRs 7, 12 and 13 (TPM 2.0 Library Part 3).
 
 use rsa::RsaPublicKey;
+use rsa::pkcs1::EncodeRsaPublicKey as _;
 use rsa::pkcs8::DecodePublicKey as _;
 use rsa::traits::PublicKeyParts as _;
+use serde::Deserialize;
 use sha2::{Digest as _, Sha256};
 
 use crate::pcr::HashAlg;
 
 /// Longest PEM of the key.
 const PEM_BYTES_MAX: usize = 8192;
+/// Longest signed policy of an image.
+pub const SIGNATURES_BYTES_MAX: usize = 64 << 10;
+/// Most signatures in it.
+const SIGNATURES_MAX: usize = 16;
 /// `TPM_CC_PolicyAuthorize`.
 const CC_POLICY_AUTHORIZE: u32 = 0x0000_016a;
 /// `TPM_CC_PolicyPCR`.
@@ -36,6 +42,12 @@ pub enum SealError {
         /// What the reader says.
         reason: String,
     },
+    /// Not what systemd-measure or the builder writes.
+    #[error("the image's signed PCR policy: {reason}")]
+    Signatures {
+        /// What was found.
+        reason: String,
+    },
     /// A size or exponent that TPMs do not take.
     #[error(
         "the key of the signed PCR policy has {bits} bits and an exponent of {exponent_bytes} bytes; 2048, 3072 \
@@ -49,10 +61,75 @@ pub enum SealError {
     },
 }
 
-/// The key that signs the image's PCR 11 policies (`pcr.pub`, in the UKI).
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// A key that signs PCR 11 policies of images.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SealingKey {
     authorized: [u8; 32],
+    fingerprint: [u8; 32],
+}
+
+/// The keys that signed an image's PCR 11 policies: its own, to which new slots are sealed, and while a key is being
+/// rotated the one before.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ImageKeys {
+    own: SealingKey,
+    signers: Vec<[u8; 32]>,
+}
+
+/// `.pcrsig`: systemd-measure(1), "sign".
+#[derive(Deserialize)]
+struct Signatures {
+    sha256: Vec<Signature>,
+}
+
+#[derive(Deserialize)]
+struct Signature {
+    /// SHA-256 over the `RSAPublicKey`, hex.
+    pkfp: String,
+}
+
+impl ImageKeys {
+    /// Reads what systemd-stub hands over of the UKI: `.pcrpkey` and `.pcrsig`.
+    ///
+    /// # Errors
+    /// [`SealError`] says what is wrong; the image's own key must have signed.
+    pub fn read(own: &str, signatures: &[u8]) -> Result<Self, SealError> {
+        let failed = |reason: String| SealError::Signatures { reason };
+        if signatures.len() > SIGNATURES_BYTES_MAX {
+            let found = signatures.len();
+            return Err(failed(format!("{found} bytes; at most {SIGNATURES_BYTES_MAX} are read")));
+        }
+        let own = SealingKey::from_pem(own)?;
+        let Signatures { sha256 } =
+            serde_json::from_slice(signatures).map_err(|error| failed(error.to_string()))?;
+        if sha256.len() > SIGNATURES_MAX {
+            let found = sha256.len();
+            return Err(failed(format!("{found} signatures; at most {SIGNATURES_MAX} are read")));
+        }
+        let mut signers = Vec::new();
+        for Signature { pkfp } in sha256 {
+            let mut signer = [0; 32];
+            hex::decode_to_slice(&pkfp, &mut signer)
+                .map_err(|_| failed(format!("pkfp {pkfp:.70?}; 64 hex digits are expected")))?;
+            signers.push(signer);
+        }
+        if !signers.contains(&own.fingerprint) {
+            return Err(failed("none is by the image's own key".to_owned()));
+        }
+        Ok(Self { own, signers })
+    }
+
+    /// The image's own key.
+    #[must_use]
+    pub fn own(&self) -> &SealingKey {
+        &self.own
+    }
+
+    /// Whether the image carries a signature by this key.
+    #[must_use]
+    pub fn signed_by(&self, key: &SealingKey) -> bool {
+        self.signers.contains(&key.fingerprint)
+    }
 }
 
 impl SealingKey {
@@ -98,7 +175,15 @@ impl SealingKey {
         let name = [&HashAlg::Sha256.tpm_id().to_be_bytes()[..], &Sha256::digest(public)].concat();
         // PolicyUpdate(): the policy so far (none), the command, the name; then policyRef (none).
         let first = extend(&[&[0; 32], &CC_POLICY_AUTHORIZE.to_be_bytes(), &name]);
-        Ok(Self { authorized: extend(&[&first]) })
+        let der =
+            key.to_pkcs1_der().map_err(|error| SealError::Pem { reason: error.to_string() })?;
+        Ok(Self { authorized: extend(&[&first]), fingerprint: extend(&[der.as_bytes()]) })
+    }
+
+    /// systemd's name of the key: SHA-256 over the `RSAPublicKey` in it, hex.
+    #[must_use]
+    pub fn fingerprint(&self) -> String {
+        hex::encode(self.fingerprint)
     }
 
     /// Policy digest of a seal that opens with this PCR 7, PCRs 12 and 13 = 0, and a PCR 11 that the key signed.
@@ -159,6 +244,38 @@ mod tests {
         assert!(unit.contains(&option), "{option} is not what systemd-repart does");
         assert_eq!([&[7][..], &PCRS_ZERO].concat(), crate::forecast::STATE_PCRS);
         assert!(tpm2_pcrs(Some([0xab; 32])).starts_with("7:sha256=abab"));
+    }
+
+    /// What `openssl rsa -RSAPublicKey_out -outform DER | sha256sum` says of the same key.
+    const FINGERPRINT: &str = "4ea33be0b46c6d9ddf136cc2388491f83f6f7d19901421cecfbf0434df69b368";
+
+    #[test]
+    fn an_image_is_signed_by_its_own_key_and_perhaps_another() {
+        let key = SealingKey::from_pem(PEM).unwrap();
+        let signatures = |fingerprints: &[&str]| {
+            let entry =
+                |fp: &&str| serde_json::json!({"pcrs": [11], "pkfp": fp, "pol": "", "sig": ""});
+            let entries: Vec<_> = fingerprints.iter().map(entry).collect();
+            serde_json::json!({"sha256": entries}).to_string().into_bytes()
+        };
+        let other = "ab".repeat(32);
+        let keys = ImageKeys::read(PEM, &signatures(&[&other, FINGERPRINT])).unwrap();
+        assert_eq!(*keys.own(), key);
+        assert!(keys.signed_by(&key));
+        assert!(!keys.signed_by(&SealingKey { fingerprint: [0; 32], ..key }));
+        assert!(keys.signed_by(&SealingKey { fingerprint: [0xab; 32], ..key }));
+        let many = vec![FINGERPRINT; SIGNATURES_MAX + 1];
+        for bad in [
+            signatures(&[]),
+            signatures(&[&other]),
+            signatures(&[FINGERPRINT, "ab"]),
+            signatures(&many),
+            b"{}".to_vec(),
+            vec![b' '; SIGNATURES_BYTES_MAX + 1],
+        ] {
+            let error = ImageKeys::read(PEM, &bad).unwrap_err();
+            assert!(matches!(error, SealError::Signatures { .. }), "{error}");
+        }
     }
 
     #[test]

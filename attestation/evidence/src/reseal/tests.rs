@@ -1,4 +1,4 @@
-use super::luks::tests::{header, header_with};
+use super::luks::tests::{KEYS, header, header_with, key as key_of};
 use super::*;
 use crate::bundle::SignedFile;
 use crate::fixture::{policy, sign_files};
@@ -34,13 +34,31 @@ fn approved() -> Approved {
 }
 
 fn key() -> SealingKey {
-    SealingKey::from_pem(include_str!("../fixture/pcr.pub.pem")).unwrap()
+    key_of(0)
+}
+
+/// An image whose own key is the first of these, and which all of them signed.
+fn image(keys: &[usize]) -> ImageKeys {
+    let entry = |&number: &usize| serde_json::json!({"pkfp": key_of(number).fingerprint()});
+    let entries: Vec<_> = keys.iter().map(entry).collect();
+    let signatures = serde_json::json!({"sha256": entries}).to_string();
+    ImageKeys::read(KEYS[keys[0]], signatures.as_bytes()).unwrap()
+}
+
+fn slot(keyslot: u32, key: usize, pcr7: [u8; 32]) -> Slot {
+    let key = key_of(key);
+    Slot { keyslot, policy: key.policy(pcr7), key }
+}
+
+fn slots_of(slots: &[(usize, [u8; 32])]) -> Slots {
+    let slots: Vec<_> =
+        (0..).zip(slots).map(|(keyslot, &(key, pcr7))| slot(keyslot, key, pcr7)).collect();
+    Slots::parse(&header(&slots)).unwrap()
 }
 
 fn slots(states: &[[u8; 32]]) -> Slots {
-    let slot = |(keyslot, &pcr7)| Slot { keyslot, policy: key().policy(pcr7) };
-    let slots: Vec<_> = (0..).zip(states).map(slot).collect();
-    Slots::parse(&header(&slots)).unwrap()
+    let by_first: Vec<_> = states.iter().map(|&pcr7| (0, pcr7)).collect();
+    slots_of(&by_first)
 }
 
 #[test]
@@ -64,12 +82,11 @@ fn an_order_that_the_quorum_signed_is_applied_once_on_its_machine_in_its_state()
 
 #[test]
 fn the_slot_of_the_recovery_key_is_none_of_them() {
-    let slot = |(keyslot, &pcr7): (u32, &[u8; 32])| Slot { keyslot, policy: key().policy(pcr7) };
-    let states: Vec<_> = (1..).zip(&[NOW, [7; 32], [8; 32]]).map(slot).collect();
+    let states = [slot(1, 0, NOW), slot(2, 0, [7; 32]), slot(3, 0, [8; 32])];
     let slots = Slots::parse(&header_with(&states, &[0])).unwrap();
     assert_eq!(approved().step(&slots, &key()).unwrap(), Step::Add { pcr7: NEXT });
     let applied = Applied { present: hex::encode(NOW), forecast: hex::encode(NEXT), used: vec![] };
-    assert_eq!(applied.obsolete(NOW, &slots, &key()).unwrap(), [2, 3], "not 0");
+    assert_eq!(obsolete(Some(&applied), &image(&[0]), NOW, &slots).unwrap(), [2, 3], "not 0");
 }
 
 #[test]
@@ -123,12 +140,43 @@ fn only_slots_of_neither_state_become_obsolete() {
         forecast: hex::encode(NEXT),
         used: vec![approved().id().to_owned()],
     };
-    let obsolete = |pcr7, states: &[_]| applied.obsolete(pcr7, &slots(states), &key()).unwrap();
+    let judged = |pcr7, states: &[_]| obsolete(Some(&applied), &image(&[0]), pcr7, &slots(states));
+    let obsolete = |pcr7, states: &[_]| judged(pcr7, states).unwrap();
     let all = [[8; 32], NOW, NEXT];
     assert_eq!(obsolete(NOW, &all), [0], "the update is still to come");
     assert_eq!(obsolete(NEXT, &all), [0, 1], "the update was made");
     assert!(obsolete([8; 32], &all).is_empty(), "a third state");
     assert!(obsolete(NEXT, &[[8; 32], NOW]).is_empty(), "the present slot is missing");
-    let broken = Applied { present: "x".to_owned(), ..applied };
-    assert!(broken.obsolete(NOW, &slots(&all), &key()).is_err());
+    let broken = Applied { present: "x".to_owned(), ..applied.clone() };
+    super::obsolete(Some(&broken), &image(&[0]), NOW, &slots(&all)).unwrap_err();
+}
+
+#[test]
+fn a_rotated_key_is_followed_and_then_forgotten() {
+    let (old, both, new) = (image(&[0]), image(&[1, 0]), image(&[1]));
+    let (before, during, after) =
+        (slots_of(&[(0, NOW)]), slots_of(&[(0, NOW), (1, NOW)]), slots_of(&[(1, NOW)]));
+    assert!(settled(&old, &before) && settled(&new, &after));
+    assert!(!settled(&both, &before) && !settled(&new, &during));
+
+    assert!(succeeds(&both, NOW, &before).unwrap());
+    assert!(!succeeds(&both, NOW, &during).unwrap());
+    assert!(!succeeds(&old, NOW, &before).unwrap());
+    assert!(!succeeds(&both, NEXT, &before).unwrap(), "no slot of this state opened");
+    let full = slots_of(&[(0, NOW), (0, NEXT), (0, [7; 32]), (0, [8; 32])]);
+    assert!(matches!(succeeds(&both, NOW, &full), Err(ResealError::Full { found: 4 })));
+
+    let wiped = |image, slots| obsolete(None, image, NOW, slots).unwrap();
+    assert!(wiped(&both, &before).is_empty(), "the slot that opened");
+    assert!(wiped(&both, &during).is_empty(), "an image by the old key may still come back");
+    assert_eq!(wiped(&new, &during), [0]);
+    assert!(wiped(&new, &after).is_empty());
+
+    // While a prepared state is waited for, both keys' slots for both states stay.
+    let applied = Applied { present: hex::encode(NOW), forecast: hex::encode(NEXT), used: vec![] };
+    let four = slots_of(&[(0, NOW), (0, NEXT), (1, NOW), (1, NEXT)]);
+    let wiped = |image, pcr7| obsolete(Some(&applied), image, pcr7, &four).unwrap();
+    assert!(wiped(&both, NOW).is_empty());
+    assert_eq!(wiped(&both, NEXT), [0, 2]);
+    assert_eq!(wiped(&new, NEXT), [0, 1, 2]);
 }

@@ -5,8 +5,8 @@ use std::path::Path;
 use pkcs11::{Algorithm, Pkcs11Error, Signer};
 
 use super::{
-    BUILD_PUBLIC, BUILD_URI, DB_CERTIFICATE, DB_URI, KeySet, KeysError, PCR_PUBLIC, PCR_URI,
-    Profile, block, read,
+    BUILD_PUBLIC, BUILD_URI, DB_CERTIFICATE, DB_URI, KeySet, KeysError, PCR_EARLIER_PUBLIC,
+    PCR_EARLIER_URI, PCR_PUBLIC, PCR_URI, Profile, block, read,
 };
 use crate::sign::certificate;
 
@@ -17,7 +17,8 @@ pub const DEVELOPER_TOKEN: &str = "casemate development ";
 #[derive(Debug)]
 pub struct Signers {
     pub(crate) db: Signer,
-    pub(crate) pcr: Signer,
+    /// Of PCR policies: the image's own key, then the one before it while a rotation lasts.
+    pub(crate) pcr: Vec<Signer>,
     pub(crate) build: Signer,
 }
 
@@ -41,12 +42,16 @@ impl KeySet {
         let certificate = certificate::public_key(&self.certificate(DB_CERTIFICATE)?)
             .map_err(|source| KeysError::Certificate { path: self.path(DB_CERTIFICATE), source })?;
         // TCG PC Client Platform TPM Profile: a TPM need verify no RSA but of 2048 bits.
-        let pcr = rsa("RSA-2048, which every TPM verifies", 2048);
+        let earlier = self.has_earlier_pcr()?.then_some((PCR_EARLIER_URI, PCR_EARLIER_PUBLIC));
+        let pcr = [(PCR_URI, PCR_PUBLIC)].into_iter().chain(earlier).map(|(uri, public)| {
+            let pcr = rsa("RSA-2048, which every TPM verifies", 2048);
+            self.signer(uri, module, pcr)?.of_pem(&self.path(public))
+        });
         Ok(Signers {
             db: self
                 .signer(DB_URI, module, rsa("RSA of 2048 to 4096 bits", 4096))?
                 .of(&certificate, &self.path(DB_CERTIFICATE))?,
-            pcr: self.signer(PCR_URI, module, pcr)?.of_pem(&self.path(PCR_PUBLIC))?,
+            pcr: pcr.collect::<Result<_, _>>()?,
             build: self.signer(BUILD_URI, module, ec)?.of_pem(&self.path(BUILD_PUBLIC))?,
         })
     }

@@ -30,7 +30,7 @@ pub(super) struct Release {
     /// Release: URI of the key that signs UKIs (RSA); also the new one of `--rotate db`
     #[arg(long, value_name = "URI", required_if_eq("profile", "release"))]
     db: Option<String>,
-    /// Release: URI of the key that signs PCR policies (RSA-2048)
+    /// Release: URI of the key that signs PCR policies (RSA-2048); also the new one of `--rotate pcr`
     #[arg(long, value_name = "URI", required_if_eq("profile", "release"))]
     pcr: Option<String>,
     /// Release: URI of the key that signs what leaves a build (EC)
@@ -70,9 +70,14 @@ impl Release {
             || self.site.is_some()
     }
 
-    /// The new key of a rotation.
+    /// The new key of `--rotate db`.
     pub(super) fn db(&self) -> anyhow::Result<Option<Uri>> {
         self.db.as_deref().map(read_uri).transpose()
+    }
+
+    /// The new key of `--rotate pcr`.
+    pub(super) fn pcr(&self) -> anyhow::Result<Option<Uri>> {
+        self.pcr.as_deref().map(read_uri).transpose()
     }
 
     pub(super) fn holders(&self) -> anyhow::Result<Holders> {

@@ -91,6 +91,8 @@ fn bench(cli: &Cli, accel: Accel) -> anyhow::Result<Bench> {
         image_older: None,
         image_newer: None,
         image_broken: None,
+        image_rotated: None,
+        image_retired: None,
         keys: absolute(&cli.keys)?,
         bundles: Bundles { good: Some(absolute(&cli.bundle)?), ..Bundles::default() },
         python: None,

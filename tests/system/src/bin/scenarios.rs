@@ -33,6 +33,12 @@ struct Cli {
     /// The same with an agent that does not start, for the update that falls back.
     #[arg(long)]
     image_broken: Option<PathBuf>,
+    /// The same by a new key of PCR policies beside the first.
+    #[arg(long)]
+    image_rotated: Option<PathBuf>,
+    /// The same by the new key alone.
+    #[arg(long)]
+    image_retired: Option<PathBuf>,
     /// Folder made by `casemate keys`.
     #[arg(long, required_unless_present = "list")]
     keys: Option<PathBuf>,
@@ -161,6 +167,8 @@ fn inputs(cli: Cli) -> anyhow::Result<Inputs> {
         image_older: optional(cli.image_older)?,
         image_newer: optional(cli.image_newer)?,
         image_broken: optional(cli.image_broken)?,
+        image_rotated: optional(cli.image_rotated)?,
+        image_retired: optional(cli.image_retired)?,
         keys: absolute(&cli.keys.context("no --keys")?)?,
         bundles,
         // Not resolved: a virtual environment is found by the path of its link.

@@ -17,6 +17,7 @@ mod requests;
 mod reseal;
 mod reset;
 mod rollback;
+mod rotation;
 mod secure_boot;
 mod setup_mode;
 mod size;
@@ -436,6 +437,14 @@ pub const ALL: &[Scenario] = &[
         long_factor: 1,
         needs: Ready,
         run: reseal::dbx_update_without_reseal,
+    },
+    Scenario {
+        name: "pcr-key-rotated",
+        about: "the state follows a new key of PCR policies, and opens no more by the one before",
+        limit_s: 900,
+        long_factor: 1,
+        needs: Ready,
+        run: rotation::pcr_key,
     },
     Scenario {
         name: "reseal-order-refused",

@@ -91,7 +91,7 @@ fn foreseen(scene: &Scene<'_>, machine: &Machine, image: &Path) -> anyhow::Resul
 }
 
 /// Boot partitions of another image on a machine's disk.
-fn install(scene: &Scene<'_>, config: &Config, image: &Path) -> anyhow::Result<()> {
+pub(super) fn install(scene: &Scene<'_>, config: &Config, image: &Path) -> anyhow::Result<()> {
     let (disk, raw) = (config.state.join("disk.qcow2"), scene.path("disk.raw"));
     scene.convert(["qcow2", "raw"], &disk, &raw)?;
     let kinds = [disk::TYPE_ESP, disk::TYPE_ROOT_X86_64, disk::TYPE_ROOT_X86_64_VERITY];

@@ -1,8 +1,9 @@
 //! `reseal apply`.
 
 use anyhow::{Context as _, ensure};
-use evidence::bundle::Quorum;
-use evidence::reseal::{Applied, Approved, ResealError, Step, USED_MAX, approve};
+use evidence::reseal::{
+    Applied, Approved, ResealError, Step, USED_MAX, approve, obsolete, settled, succeeds,
+};
 
 use crate::accept::check;
 use crate::options::{Apply, Options};
@@ -10,13 +11,22 @@ use crate::slots::Device;
 use crate::{Machine, keep, quorum, say};
 
 pub(crate) fn run(options: &Options, paths: &Apply) -> anyhow::Result<()> {
-    let quorum = quorum(options)?;
-    let machine = Machine::ask(&options.tcti)?;
     let device = Device::open(paths)?;
     let mut applied = keep::applied(&options.applied)?;
-    let order = pending(options, &quorum, applied.as_ref())?;
-    if let Some(applied) = &applied {
-        wipe(&device, applied, &machine)?;
+    let order = pending(options, applied.as_ref())?;
+    if order.is_none() && applied.is_none() && settled(device.image(), &device.slots()?) {
+        return Ok(());
+    }
+    let machine = Machine::ask(&options.tcti)?;
+    if succeeds(device.image(), machine.pcr7, &device.slots()?)? {
+        device.enroll(machine.pcr7)?;
+        say(
+            "the key of the PCR policies was rotated: the state partition opens by the new one as well",
+        );
+    }
+    for keyslot in obsolete(applied.as_ref(), device.image(), machine.pcr7, &device.slots()?)? {
+        device.wipe(keyslot)?;
+        say(&format!("key slot {keyslot} wiped: no boot that is still to come needs it"));
     }
     match order {
         Some(order) => add(options, &device, &machine, &order, &mut applied),
@@ -25,24 +35,11 @@ pub(crate) fn run(options: &Options, paths: &Apply) -> anyhow::Result<()> {
 }
 
 /// The kept order, unless it was applied in an earlier boot.
-fn pending(
-    options: &Options,
-    quorum: &Quorum,
-    applied: Option<&Applied>,
-) -> anyhow::Result<Option<Approved>> {
+fn pending(options: &Options, applied: Option<&Applied>) -> anyhow::Result<Option<Approved>> {
     let Some(signed) = keep::order(&options.accepted)? else { return Ok(None) };
-    let order = approve(quorum, &signed.signatures, &signed.order)?;
+    let order = approve(&quorum(options)?, &signed.signatures, &signed.order)?;
     let done = applied.is_some_and(|applied| applied.used.iter().any(|id| id == order.id()));
     Ok((!done).then_some(order))
-}
-
-/// Wipes slots for states that are neither the present one nor the prepared one.
-fn wipe(device: &Device<'_>, applied: &Applied, machine: &Machine) -> anyhow::Result<()> {
-    for keyslot in applied.obsolete(machine.pcr7, &device.slots()?, device.key())? {
-        device.wipe(keyslot)?;
-        say(&format!("key slot {keyslot} wiped: it was for a state that is of no use any more"));
-    }
-    Ok(())
 }
 
 fn add(

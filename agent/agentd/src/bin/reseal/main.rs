@@ -1,12 +1,16 @@
-//! Seals the state partition to a state of the machine that a signed order foresees.
+//! Seals the state partition to a state of the machine that a signed order foresees, and to the key that signs the
+//! policies of the image where that was rotated.
 //!
 //! `accept` runs when a medium with an order appears: without privileges, confined before it reads a byte of the
 //! medium, it keeps what the quorum signed. `apply` runs early in the next boot, while the image's signed policy
 //! lets the TPM release the key (`enter-initrd:leave-initrd`): as root it judges the kept order again, and adds or
-//! wipes key slots through systemd-cryptenroll.
+//! wipes key slots through systemd-cryptenroll. An image by a new key of PCR policies opened the state by a signature of
+//! the key before, which it carries too: then a slot is added for the new key, and the first image without the old
+//! signature wipes the old slot.
 //!
 //! Invariants: nothing that `accept` wrote is trusted by `apply`; a slot is added for an approved order of this
-//! machine in its present state alone; whatever fails, the slots are as they were and the boot goes on.
+//! machine in its present state alone, or for the key of the image that
+//! opened the state; whatever fails, the slots are as they were and the boot goes on.
 
 mod accept;
 mod apply;
@@ -45,7 +49,7 @@ fn main() -> ExitCode {
     match done {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            say(&format!("order refused: {error:#}"));
+            say(&format!("{}: {error:#}", options.command.failure()));
             ExitCode::FAILURE
         }
     }

@@ -28,8 +28,18 @@ pub(crate) struct Options {
 pub(crate) enum Command {
     /// Judge the order on a medium, and keep it for the next boot.
     Accept(Accept),
-    /// Apply the kept order, and wipe key slots that are of no use any more.
+    /// Apply the kept order, follow a rotated key, and wipe key slots that are of no use any more.
     Apply(Apply),
+}
+
+impl Command {
+    /// How a failure's line begins.
+    pub(crate) fn failure(&self) -> &'static str {
+        match self {
+            Self::Accept(_) => "order refused",
+            Self::Apply(_) => "not resealed",
+        }
+    }
 }
 
 #[derive(Clone, Debug, clap::Args)]

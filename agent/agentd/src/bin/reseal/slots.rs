@@ -1,7 +1,9 @@
 //! The key slots of the state partition, read by ourselves and changed by systemd-cryptenroll.
 
+use std::path::Path;
+
 use anyhow::Context as _;
-use evidence::reseal::{SealingKey, Slots, tpm2_pcrs};
+use evidence::reseal::{ImageKeys, SIGNATURES_BYTES_MAX, SealingKey, Slots, tpm2_pcrs};
 
 use crate::options::Apply;
 use crate::{files, luks};
@@ -13,22 +15,30 @@ const KEY_BYTES_MAX: u64 = 8192;
 #[derive(Debug)]
 pub(crate) struct Device<'a> {
     paths: &'a Apply,
-    key: SealingKey,
+    image: ImageKeys,
 }
 
 impl<'a> Device<'a> {
-    /// Reads the key that the image's policies are signed by.
+    /// Reads the keys that signed the image's policies.
     pub(crate) fn open(paths: &'a Apply) -> anyhow::Result<Self> {
-        let shown = paths.key.display();
-        let pem = files::read_bounded(&paths.key, KEY_BYTES_MAX)
-            .with_context(|| format!("cannot read the key of the signed policy {shown}"))?;
-        let pem = String::from_utf8(pem).with_context(|| format!("{shown} is not UTF-8"))?;
-        Ok(Self { paths, key: SealingKey::from_pem(&pem)? })
+        let read = |path: &Path, bytes_max| {
+            files::read_bounded(path, bytes_max)
+                .with_context(|| format!("cannot read {} of the signed policy", path.display()))
+        };
+        let pem = String::from_utf8(read(&paths.key, KEY_BYTES_MAX)?)
+            .with_context(|| format!("{} is not UTF-8", paths.key.display()))?;
+        let signatures = read(&paths.signature, SIGNATURES_BYTES_MAX as u64)?;
+        Ok(Self { paths, image: ImageKeys::read(&pem, &signatures)? })
     }
 
-    /// The key that the image's policies are signed by.
+    /// The keys that signed the image's policies.
+    pub(crate) fn image(&self) -> &ImageKeys {
+        &self.image
+    }
+
+    /// The image's own key, to which slots are sealed.
     pub(crate) fn key(&self) -> &SealingKey {
-        &self.key
+        self.image.own()
     }
 
     /// The header as it is on the disk now.
@@ -55,7 +65,7 @@ impl<'a> Device<'a> {
     }
 }
 
-fn option(name: &str, path: &std::path::Path) -> std::ffi::OsString {
+fn option(name: &str, path: &Path) -> std::ffi::OsString {
     let mut option = std::ffi::OsString::from(name);
     option.push(path);
     option
