@@ -10,12 +10,13 @@ use evidence::bundle::KEY_PEM_BYTES_MAX;
 use evidence::update::{PARTS, Part, Running, Step, TRIES, Update, entry_name};
 use sha2::{Digest as _, Sha256};
 
+use crate::discoverable::identifiers;
 use crate::entries::{self, Entries};
 use crate::image::{Image, OS_RELEASE_BYTES_MAX};
 use crate::medium::Medium;
 use crate::options::{Apply, Options};
 use crate::sets::Sets;
-use crate::{esp, files, gpt, parts, say};
+use crate::{esp, files, parts, say};
 
 /// `IMAGE_ID` of what this program is part of.
 const IMAGE_ID: &str = "casemate";
@@ -63,16 +64,16 @@ pub(crate) fn run(options: &Options, paths: &Apply) -> anyhow::Result<()> {
 /// The partitions of the set that does not run, and then their identifiers, by which the new image finds them.
 fn write(medium: &Medium, sets: &mut Sets, update: &Update) -> anyhow::Result<()> {
     let [root, verity, _, _] = PARTS;
-    let identifiers = gpt::identifiers(&update.root_hash).context("the root hash is none")?;
+    let identifiers = identifiers(&update.root_hash).context("the root hash is none")?;
     let targets = [(&sets.root, root, &update.root), (&sets.verity, verity, &update.verity)];
     for (target, name, part) in targets {
         parts::write(target, medium.file(name)?, part).with_context(|| name.to_owned())?;
     }
     let numbers = [sets.root.partition.number, sets.verity.partition.number];
     for (number, identifier) in numbers.into_iter().zip(identifiers) {
-        sets.table.identify(number, identifier);
+        sets.table.identify(number, identifier)?;
     }
-    Ok(sets.table.write(&sets.disk)?)
+    Ok(sets.table.write(&sets.disk, || sets.disk.sync_all())?)
 }
 
 /// The boot manager, if it is another one, and the entry.

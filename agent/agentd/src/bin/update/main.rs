@@ -9,11 +9,14 @@
 //! its signature is verified.
 
 mod apply;
+mod discoverable;
 mod entries;
 mod esp;
 #[expect(dead_code, reason = "files of the EFI system partition are replaced in another way")]
 #[path = "../../files.rs"]
 mod files;
+#[cfg_attr(not(test), expect(dead_code, reason = "an update takes no partition away"))]
+#[path = "../../gpt.rs"]
 mod gpt;
 #[path = "../../image.rs"]
 mod image;

@@ -74,7 +74,8 @@ fn copy(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::gpt::{Partition, ROOT};
+    use crate::discoverable::ROOT;
+    use crate::gpt::Partition;
 
     fn part(content: &[u8]) -> Part {
         Part { bytes: content.len() as u64, sha256: hex::encode(Sha256::digest(content)) }
@@ -89,7 +90,8 @@ mod tests {
         content[0] = 1;
         std::fs::write(&medium, &content).unwrap();
         let bytes = 3 * CHUNK_BYTES as u64;
-        let partition = Partition { number: 1, kind: ROOT, identifier: [0; 16], start: 0, bytes };
+        let (identifier, name) = ([0; 16], [0; 72]);
+        let partition = Partition { number: 1, kind: ROOT, identifier, start: 0, bytes, name };
         let target = Target { partition, node: node.clone() };
         let open = || File::open(&medium).unwrap();
         write(&target, open(), &part(&content)).unwrap();

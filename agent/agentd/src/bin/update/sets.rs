@@ -7,13 +7,16 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, bail, ensure};
 
-use crate::gpt::{ESP, Partition, ROOT, Table, VERITY, root_hash};
+use crate::discoverable::{ESP, ROOT, VERITY, root_hash};
+use crate::gpt::{Partition, Table};
 use crate::options::Apply;
 
 /// Name of the verified root's device; systemd-veritysetup-generator(8).
 const ROOT_NAME: &str = "root";
 /// Beginning of a dm-verity device's identifier.
 const VERITY_UUID: &str = "CRYPT-VERITY-";
+/// Images are laid out for these, and sysfs counts in them.
+const SECTOR_BYTES: u64 = 512;
 /// Most block devices that are looked at.
 const DEVICES_MAX: usize = 4096;
 /// Longest file of sysfs that is read here.
@@ -54,11 +57,11 @@ impl Sets {
         );
         let name = disk.file_name().context("the disk has no name")?;
         let sector = text(&disk.join("queue/logical_block_size"))?;
-        ensure!(sector == "512", "sectors of {sector} bytes; images are laid out for 512");
+        ensure!(sector == SECTOR_BYTES.to_string(), "sectors of {sector} bytes instead of 512");
         let sectors = text(&disk.join("size"))?.parse()?;
         let open = OpenOptions::new().read(true).write(true).open(paths.dev.join(name));
         let device = open.context("the disk")?;
-        let table = Table::read(&device, sectors)?;
+        let table = Table::read(&device, SECTOR_BYTES, sectors)?;
         let starts = folders.iter().map(|folder| Ok(text(&folder.join("start"))?.parse()?));
         let starts = starts.collect::<anyhow::Result<Vec<u64>>>()?;
         let (running, [root, verity], esp) = choose(&table.partitions(), &starts)?;
@@ -168,7 +171,7 @@ mod tests {
 
     fn partition(number: usize, kind: [u8; 16], start: u64) -> Partition {
         let identifier = [u8::try_from(number).unwrap(); 16];
-        Partition { number, kind, identifier, start, bytes: 512 }
+        Partition { number, kind, identifier, start, bytes: 512, name: [0; 72] }
     }
 
     #[test]
