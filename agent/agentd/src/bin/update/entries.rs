@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context as _, bail, ensure};
 
 use crate::options::Options;
+use crate::trial::Trial;
 use crate::{esp, say};
 
 /// Folder of the entries.
@@ -88,7 +89,7 @@ impl Entries {
 
 /// Whether this boot is a try of an image that was not healthy yet.
 pub(crate) fn on_trial(options: &Options) -> bool {
-    options.counted.exists() && !options.blessed.exists()
+    !Trial::of(&options.counted, &options.blessed).is_over()
 }
 
 /// Takes the counter off the entry of this boot.

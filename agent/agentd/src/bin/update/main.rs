@@ -26,6 +26,8 @@ mod medium;
 mod options;
 mod parts;
 mod sets;
+#[path = "../../trial.rs"]
+mod trial;
 
 use std::process::ExitCode;
 
