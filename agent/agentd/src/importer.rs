@@ -19,6 +19,7 @@ use crate::exceptions;
 use crate::journal::say;
 use crate::measured::MeasuredError;
 use crate::medium::{Identity, Medium};
+use crate::trial::Trial;
 
 /// The process at the other end of the control socket.
 const ENGINE: &str = "engine";
@@ -33,6 +34,7 @@ pub(crate) struct Route {
     pub(crate) policy: Policy,
     pub(crate) quorum: Quorum,
     pub(crate) bytes_max: u64,
+    pub(crate) trial: Trial,
 }
 
 /// The watching thread's state.
@@ -46,6 +48,8 @@ pub(crate) struct Importer {
     trouble: Option<String>,
     bundle: Option<Admissible>,
     engine: Engine,
+    /// Whether nothing older than the bundle that runs, and than this image, runs any more.
+    raised: bool,
 }
 
 /// What is known of the engine.
@@ -64,7 +68,7 @@ enum Engine {
 impl Importer {
     pub(crate) fn new(agent: Arc<Agent>, route: Route) -> Self {
         let (judged, trouble, bundle, engine) = (None, None, None, Engine::Absent);
-        Self { agent, route, judged, trouble, bundle, engine }
+        Self { agent, route, judged, trouble, bundle, engine, raised: false }
     }
 
     /// Never returns but with what stops the agent: a measurement or a record that cannot be made.
@@ -206,6 +210,18 @@ impl Importer {
         }
     }
 
+    /// Once the bundle runs, and the image is no try that may lead back to the one before.
+    fn raise(&mut self) -> Result<(), AgentError> {
+        match (&self.engine, &self.bundle) {
+            (Engine::Loaded(_), Some(bundle)) if !self.raised && self.route.trial.is_over() => {
+                self.agent.raise(&bundle.event)?;
+                self.raised = true;
+                Ok(())
+            }
+            _ => Ok(()),
+        }
+    }
+
     /// Gives the engine the admitted bundle if it has not got it.
     fn supply(&mut self) -> Result<(), AgentError> {
         let Some(bundle) = &self.bundle else { return Ok(()) };
@@ -213,16 +229,17 @@ impl Importer {
             Engine::Met(met) => met,
             other => {
                 self.engine = other;
-                return Ok(());
+                return self.raise();
             }
         };
         match met.load(bundle) {
             Ok(link) => {
                 say(&format!("engine loaded {} with {}", link.model.model_id, link.model.kernels));
-                self.agent.raise(&bundle.event)?;
-                self.agent.run(Some(link.model.clone()));
-                self.trouble = None;
+                let model = link.model.clone();
                 self.engine = Engine::Loaded(link);
+                self.raise()?;
+                self.agent.run(Some(model));
+                self.trouble = None;
             }
             Err(LoadError::Refused { reason }) => {
                 self.engine = Engine::Refused;

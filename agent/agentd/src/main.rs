@@ -28,6 +28,7 @@ mod rollback;
 mod sealed;
 mod site;
 mod tls;
+mod trial;
 mod versions;
 
 use std::fs::File;
@@ -58,6 +59,7 @@ use crate::journal::say;
 use crate::ledger::Unjudged;
 use crate::options::Options;
 use crate::rollback::{Opening, Rollback};
+use crate::trial::Trial;
 use crate::versions::Installed;
 
 fn main() -> ExitCode {
@@ -147,6 +149,7 @@ fn start(options: &Options, logs: EventLogs) -> anyhow::Result<(Agent, Route)> {
         policy,
         quorum,
         bytes_max,
+        trial: Trial::of(&options.counted, &options.blessed),
     };
     Ok((agent, route))
 }

@@ -38,6 +38,15 @@ pub(crate) struct Options {
     /// The TPM.
     #[arg(long, default_value = "device:/dev/tpmrm0")]
     pub(crate) tcti: String,
+    /// The boot manager's variable with the entry of this boot, if that counts tries.
+    #[arg(
+        long,
+        default_value = "/sys/firmware/efi/efivars/LoaderBootCountPath-4a67b082-0a4c-41cf-b6c7-440b29bb8c4f"
+    )]
+    pub(crate) counted: PathBuf,
+    /// There once a try is blessed.
+    #[arg(long, default_value = "/run/casemate-update/blessed")]
+    pub(crate) blessed: PathBuf,
     /// Identifier of this boot, 32 hex digits (systemd's %b).
     #[arg(long)]
     pub(crate) boot: String,

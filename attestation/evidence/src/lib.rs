@@ -22,6 +22,7 @@ pub mod ledger;
 mod mutations;
 pub mod nv;
 pub mod pcr;
+pub mod provenance;
 pub mod quote;
 pub mod recovery;
 pub mod reseal;
@@ -31,6 +32,7 @@ pub mod sigdb;
 pub mod signature;
 pub mod site;
 pub mod time;
+pub mod update;
 pub mod userspace;
 pub mod verify;
 

@@ -4,6 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use evidence::time::Timestamp;
+use evidence::update::{UPDATE_FILE, entry_name};
 
 use crate::bootstrap::{self, Bootstrap, BootstrapError};
 use crate::cache;
@@ -23,12 +24,26 @@ use crate::size;
 use crate::steps::{Done, Steps};
 use crate::tree::{self, TreeError};
 use crate::uki::{self, UkiBuildError};
+use crate::update::{self, UpdateBuildError};
 
 const IMAGE_ID: &str = "casemate";
 const IMAGE_VERSION: &str = env!("CARGO_PKG_VERSION");
+pub(crate) const UKI: &str = "casemate.efi";
+/// Signed like the UKI.
+pub(crate) const BOOT_MANAGER: &str = "systemd-boot.efi";
+/// systemd-boot of the tools tree, as the UKI's stub is.
+const BOOT_MANAGER_SOURCE: &str = "/usr/lib/systemd/boot/efi/systemd-bootx64.efi";
 /// Files of a finished build, but for the envelope over them.
-const OUTPUTS: &[&str] =
-    &[IMAGE, "casemate.efi", "OVMF_VARS.fd", "reference.json", "sbom.cdx.json", "report.html"];
+const OUTPUTS: &[&str] = &[
+    IMAGE,
+    UKI,
+    BOOT_MANAGER,
+    UPDATE_FILE,
+    "OVMF_VARS.fd",
+    "reference.json",
+    "sbom.cdx.json",
+    "report.html",
+];
 
 /// What to build.
 #[derive(Clone, Debug)]
@@ -96,6 +111,9 @@ pub enum BuildError {
     /// The disk.
     #[error(transparent)]
     Disk(#[from] DiskError),
+    /// The update.
+    #[error(transparent)]
+    Update(#[from] UpdateBuildError),
     /// The signature over all outputs.
     #[error(transparent)]
     Delivery(#[from] DeliveryError),
@@ -152,8 +170,10 @@ pub fn build(options: &Options) -> Result<Built> {
     let root_hash = build.root_file_system()?;
     let cmdline = uki::cmdline(&options.source, &root_hash)?;
     build.uki(&bootstrap, &initrd, &cmdline, &signers)?;
-    build.disk()?;
+    build.boot_manager(&signers)?;
+    build.disk(&root_hash)?;
     build.describe(&bootstrap, &inventory, &root_hash)?;
+    build.update(&root_hash)?;
     build.firmware_variables()?;
     build.reference_values(&root_hash, &cmdline)?;
     let mut digests = build.digests(OUTPUTS)?;
@@ -200,7 +220,7 @@ impl<'a> Build<'a> {
     }
 
     fn efi(&self) -> PathBuf {
-        self.work.join("casemate.efi")
+        self.work.join(UKI)
     }
 
     fn bootstrap(&mut self) -> Result<Bootstrap> {
@@ -269,11 +289,14 @@ impl<'a> Build<'a> {
         signers: &Signers,
     ) -> Result<()> {
         let (efi, unsigned) = (self.efi(), self.work.join("unsigned.efi"));
+        let release = self.work.join("uki-os-release");
+        let text = read(&self.root().join("usr/lib/os-release"))?;
+        write(&release, uki::os_release(&text, self.options.version_index).as_bytes())?;
         let inputs = uki::Inputs {
             kernel: &bootstrap.kernel_image(),
             kernel_version: &bootstrap.kernel_version,
             initrds: &[initrd],
-            os_release: &self.root().join("usr/lib/os-release"),
+            os_release: &release,
             cmdline,
             keys: &self.keys,
             source_date_s: self.options.source_date_s,
@@ -286,9 +309,34 @@ impl<'a> Build<'a> {
         step("UKI's signatures", &|| uki::sign(&inputs, signers, &unsigned, &efi))
     }
 
-    fn disk(&mut self) -> Result<()> {
-        let efi = self.efi();
-        self.on_disk("disk", |disk| disk.add_esp(&efi))
+    fn boot_manager(&self, signers: &Signers) -> Result<()> {
+        let unsigned = read(Path::new(BOOT_MANAGER_SOURCE))?;
+        let signed = uki::admit(&unsigned, &self.keys, signers)?;
+        write(&self.work.join(BOOT_MANAGER), &signed)
+    }
+
+    fn disk(&mut self, root_hash: &str) -> Result<()> {
+        let (boot_manager, efi) = (self.work.join(BOOT_MANAGER), self.efi());
+        let entry = entry_name(self.options.version_index, root_hash);
+        self.on_disk("disk", |disk| disk.add_esp(&boot_manager, (&entry, &efi)))
+    }
+
+    /// What a machine that runs an older image needs to take this one.
+    fn update(&mut self, root_hash: &str) -> Result<()> {
+        let (options, work) = (self.options, self.work.clone());
+        self.steps.step("update statement", || {
+            let update = update::describe(
+                &work,
+                &update::Image {
+                    image_id: IMAGE_ID,
+                    image_version: IMAGE_VERSION,
+                    profile: options.profile.name(),
+                    version_index: options.version_index,
+                    root_hash,
+                },
+            )?;
+            write_json(&work.join(UPDATE_FILE), &update).map(Done::fresh)
+        })
     }
 
     fn on_disk<T>(
@@ -319,8 +367,10 @@ impl<'a> Build<'a> {
             cmdline,
         };
         let (efi, keys, output) = (self.efi(), &self.keys, self.work.join("reference.json"));
+        let boot_manager = self.work.join(BOOT_MANAGER);
         self.steps.step("reference values", || {
-            let reference = reference::reference(&read(&efi)?, keys, &identity)?;
+            let programs = (&read(&boot_manager)?[..], &read(&efi)?[..]);
+            let reference = reference::reference(programs, keys, &identity)?;
             write_json(&output, &reference).map(Done::fresh)
         })
     }

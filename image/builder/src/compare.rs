@@ -9,7 +9,7 @@ use std::os::unix::fs::{FileExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
 
 use crate::cache;
-use crate::disk::IMAGE;
+use crate::disk::{ESP_BOOT_MANAGER, IMAGE};
 use crate::gpt::{self, GptError, Partition};
 use crate::pe::{Pe, PeError};
 use crate::tool::{Tool, ToolError};
@@ -18,8 +18,9 @@ const UKI: &str = "casemate.efi";
 /// Not signed themselves.
 const UNSIGNED: &[&str] = &["OVMF_VARS.fd", "sbom.cdx.json", "report.html"];
 const ESP_FOLDER: &str = "esp";
-/// The UKI in the ESP.
-const ESP_UKI: &str = "EFI/BOOT/BOOTX64.EFI";
+const BOOT_MANAGER: &str = crate::build::BOOT_MANAGER;
+/// Folder of the UKI in the ESP.
+const ESP_UKIS: &str = "EFI/Linux";
 const CHUNK_BYTES: usize = 1 << 20;
 /// Deepest folder of an image.
 const DEPTH_MAX: usize = 64;
@@ -72,6 +73,7 @@ pub fn compare(ours: &Path, theirs: &Path, work: &Path) -> Result<()> {
     // The root first: its hash is on the UKI's command line.
     comparison.disks()?;
     comparison.ukis()?;
+    comparison.boot_managers()?;
     for name in UNSIGNED {
         comparison.files(name)?;
     }
@@ -141,12 +143,15 @@ impl Comparison<'_> {
                 .arg("::/")
                 .arg(&folder)
                 .run()?;
-            if self.read(&folder, ESP_UKI)? != self.read(build, UKI)? {
-                let first = format!("{ESP_UKI} is not {UKI} of the same build");
-                return self.differs(&format!("ESP of {}", build.display()), first);
+            for (program, name) in [(ESP_BOOT_MANAGER, BOOT_MANAGER), (&uki_of(&folder)?, UKI)] {
+                if self.read(&folder, program)? != self.read(build, name)? {
+                    let first = format!("{program} is not {name} of the same build");
+                    return self.differs(&format!("ESP of {}", build.display()), first);
+                }
+                // Signed, so compared without: the boot manager below, the UKI by itself.
+                let path = folder.join(program);
+                fs::remove_file(&path).map_err(|source| CompareError::File { path, source })?;
             }
-            let uki = folder.join(ESP_UKI);
-            fs::remove_file(&uki).map_err(|source| CompareError::File { path: uki, source })?;
         }
         match self.unpacked(ESP_FOLDER)? {
             Some(first) => self.differs("ESP", first),
@@ -170,6 +175,15 @@ impl Comparison<'_> {
                 .run()?;
         }
         self.unpacked("root")
+    }
+
+    fn boot_managers(&self) -> Result<()> {
+        let (ours, theirs) =
+            (self.read(self.ours, BOOT_MANAGER)?, self.read(self.theirs, BOOT_MANAGER)?);
+        if Pe::parse(&ours)?.authenticode() == Pe::parse(&theirs)?.authenticode() {
+            return Ok(());
+        }
+        self.differs("boot manager", "its content".to_owned())
     }
 
     fn ukis(&self) -> Result<()> {
@@ -242,6 +256,21 @@ impl Comparison<'_> {
         let (part, other) = (part.to_owned(), self.theirs.to_owned());
         Err(CompareError::Differs { part, first, other })
     }
+}
+
+/// The one file in the folder of UKIs, as a path in the ESP.
+fn uki_of(esp: &Path) -> Result<String> {
+    let folder = esp.join(ESP_UKIS);
+    let read = || -> io::Result<String> {
+        let names = fs::read_dir(&folder)?
+            .map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned()))
+            .collect::<io::Result<Vec<_>>>()?;
+        match <[String; 1]>::try_from(names) {
+            Ok([name]) => Ok(format!("{ESP_UKIS}/{name}")),
+            Err(names) => Err(io::Error::other(format!("{} files; expected 1", names.len()))),
+        }
+    };
+    read().map_err(|source| CompareError::File { path: folder.clone(), source })
 }
 
 /// A disk image and its partitions in order.

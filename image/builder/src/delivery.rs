@@ -7,27 +7,14 @@ use std::fs::{self, File};
 use std::io::Read as _;
 use std::path::{Path, PathBuf};
 
-use base64::Engine as _;
-use base64::engine::general_purpose::STANDARD;
 use evidence::bundle::{BundleError, PublicKey, pae};
+pub use evidence::provenance::ENVELOPE;
+use evidence::provenance::{self, ENVELOPE_BYTES_MAX, ProvenanceError, Statement};
 use pkcs11::{Pkcs11Error, Signer};
-use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
-use crate::provenance::{PREDICATE_TYPE, STATEMENT_TYPE};
-
-/// The envelope's file: one JSON document on one line, as in-toto's bundles are.
-pub const ENVELOPE: &str = "provenance.intoto.jsonl";
 /// Folder beside the outputs that is not delivered.
 pub(crate) const LOGS: &str = "logs";
-/// DSSE payload type of an in-toto statement in JSON.
-const PAYLOAD_TYPE: &str = "application/vnd.in-toto+json";
-/// Longest envelope that is read; one of ours has some hundred packages.
-const ENVELOPE_BYTES_MAX: u64 = 16 << 20;
-/// Most signatures of an envelope.
-const SIGNATURES_MAX: usize = 16;
-/// Most files of a statement.
-const FILES_MAX: usize = 1024;
 const CHUNK_BYTES: usize = 1 << 20;
 
 /// Why files are not known to be what the holder of the key built.
@@ -41,35 +28,15 @@ pub enum DeliveryError {
         /// What the system said.
         source: std::io::Error,
     },
-    /// The envelope is not one that we read.
-    #[error("{ENVELOPE}: {reason}")]
-    Envelope {
-        /// What is wrong.
-        reason: String,
-    },
+    /// The statement is not the key's.
+    #[error("{ENVELOPE}: {0}")]
+    Provenance(ProvenanceError),
     /// The key.
     #[error(transparent)]
     Key(#[from] BundleError),
     /// The token did not sign.
     #[error(transparent)]
     Token(#[from] Pkcs11Error),
-    /// No signature is the key's.
-    #[error(
-        "{ENVELOPE}: none of its {count} signatures is by the key {key}; either this is not what \
-         was built, or the key is another builder's"
-    )]
-    Signature {
-        /// Signatures found.
-        count: usize,
-        /// SHA-256 of the key.
-        key: String,
-    },
-    /// The signed statement is about something else.
-    #[error("{ENVELOPE}: the signed statement is no build's: {reason}")]
-    Statement {
-        /// What is wrong.
-        reason: String,
-    },
     /// A file is another one.
     #[error("{name} differs: SHA-256 {found}; {expected} was signed")]
     Differs {
@@ -90,6 +57,13 @@ pub enum DeliveryError {
     },
 }
 
+// Not its source as well: the message holds it already.
+impl From<ProvenanceError> for DeliveryError {
+    fn from(error: ProvenanceError) -> Self {
+        Self::Provenance(error)
+    }
+}
+
 type Result<T> = std::result::Result<T, DeliveryError>;
 
 /// A folder whose every file is as it was signed.
@@ -103,101 +77,31 @@ pub struct Delivered {
     pub key: String,
 }
 
-#[derive(Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-struct Envelope {
-    payload: String,
-    payload_type: String,
-    signatures: Vec<Signature>,
-}
-
-#[derive(Serialize, Deserialize)]
-struct Signature {
-    keyid: String,
-    sig: String,
-}
-
-#[derive(Deserialize)]
-#[serde(rename_all = "camelCase")]
-struct Statement {
-    #[serde(rename = "_type")]
-    kind: String,
-    predicate_type: String,
-    subject: Vec<Subject>,
-    predicate: Predicate,
-}
-
-#[derive(Deserialize)]
-struct Subject {
-    name: String,
-    digest: Digest,
-}
-
-#[derive(Deserialize)]
-struct Digest {
-    sha256: String,
-}
-
-#[derive(Deserialize)]
-#[serde(rename_all = "camelCase")]
-struct Predicate {
-    build_definition: Definition,
-}
-
-#[derive(Deserialize)]
-#[serde(rename_all = "camelCase")]
-struct Definition {
-    external_parameters: Parameters,
-}
-
-#[derive(Deserialize)]
-struct Parameters {
-    profile: String,
-}
-
 /// The envelope around `statement`, signed.
 pub(crate) fn seal(statement: &[u8], signer: &Signer) -> Result<Vec<u8>> {
     let key = PublicKey::from_pem("build", signer.public_key_pem())?;
-    envelope(statement, &key, signer.sign(&pae(statement))?)
-}
-
-fn envelope(statement: &[u8], key: &PublicKey, signature: Vec<u8>) -> Result<Vec<u8>> {
-    let envelope = Envelope {
-        payload: STANDARD.encode(statement),
-        payload_type: PAYLOAD_TYPE.to_owned(),
-        signatures: vec![Signature {
-            keyid: key.hint().to_owned(),
-            sig: STANDARD.encode(signature),
-        }],
-    };
-    let mut line = serde_json::to_vec(&envelope).map_err(|error| refuse(error.to_string()))?;
-    line.push(b'\n');
-    open(&line, key)?;
-    Ok(line)
+    Ok(provenance::envelope(statement, &key, &signer.sign(&pae(statement))?)?)
 }
 
 /// Checks the signature over the folder's statement by the key `pem` (SubjectPublicKeyInfo), and returns the SHA-256, in
 /// lower-case hex, that it gives the file `name` of the folder. The file itself is not read.
 pub fn signed_digest(folder: &Path, name: &str, pem: &str) -> Result<String> {
     let statement = statement(folder, &PublicKey::from_pem("build", pem)?)?;
-    let named = statement.subject.into_iter().find(|subject| subject.name == name);
-    named
-        .map(|subject| subject.digest.sha256)
-        .ok_or_else(|| DeliveryError::Statement { reason: format!("it names no file {name:?}") })
+    Ok(statement.digest(name)?.to_owned())
 }
 
 /// Checks the signature over the folder's statement by the key `pem` (SubjectPublicKeyInfo), then every file.
 pub fn verify(folder: &Path, pem: &str) -> Result<Delivered> {
     let key = PublicKey::from_pem("build", pem)?;
     let statement = statement(folder, &key)?;
-    for subject in &statement.subject {
-        let found = digest_file(&folder.join(&subject.name))?;
-        if found != subject.digest.sha256 {
-            let (name, expected) = (subject.name.clone(), subject.digest.sha256.clone());
+    for (name, expected) in statement.files() {
+        let found = digest_file(&folder.join(name))?;
+        if found != *expected {
+            let (name, expected) = (name.clone(), expected.clone());
             return Err(DeliveryError::Differs { name, found, expected });
         }
     }
-    let signed = statement.subject.iter().map(|subject| subject.name.as_str());
+    let signed = statement.files().keys().map(String::as_str);
     let known: BTreeSet<&str> = signed.chain([ENVELOPE]).collect();
     for entry in fs::read_dir(folder).map_err(|source| error_in(folder, source))? {
         let entry = entry.map_err(|source| error_in(folder, source))?;
@@ -209,8 +113,8 @@ pub fn verify(folder: &Path, pem: &str) -> Result<Delivered> {
         }
     }
     Ok(Delivered {
-        files: statement.subject.len(),
-        profile: statement.predicate.build_definition.external_parameters.profile,
+        files: statement.files().len(),
+        profile: statement.profile().to_owned(),
         key: key.hint().to_owned(),
     })
 }
@@ -221,64 +125,8 @@ fn statement(folder: &Path, key: &PublicKey) -> Result<Statement> {
     let error = |source| DeliveryError::File { path: path.clone(), source };
     let mut bytes = Vec::new();
     let file = File::open(&path).map_err(error)?;
-    file.take(ENVELOPE_BYTES_MAX + 1).read_to_end(&mut bytes).map_err(error)?;
-    parse(&open(&bytes, key)?)
-}
-
-/// The payload, once the key's signature over it is verified.
-fn open(bytes: &[u8], key: &PublicKey) -> Result<Vec<u8>> {
-    if bytes.len() as u64 > ENVELOPE_BYTES_MAX {
-        return Err(refuse(format!("longer than {ENVELOPE_BYTES_MAX} bytes")));
-    }
-    let envelope: Envelope =
-        serde_json::from_slice(bytes).map_err(|error| refuse(error.to_string()))?;
-    if envelope.payload_type != PAYLOAD_TYPE {
-        let found = envelope.payload_type.escape_debug();
-        return Err(refuse(format!("payload type {found}; expected {PAYLOAD_TYPE}")));
-    }
-    let count = envelope.signatures.len();
-    if count > SIGNATURES_MAX {
-        return Err(refuse(format!("{count} signatures; at most {SIGNATURES_MAX}")));
-    }
-    let decode = |what: &str, text: &str| {
-        STANDARD.decode(text).map_err(|error| refuse(format!("{what} is no base64: {error}")))
-    };
-    let payload = decode("payload", &envelope.payload)?;
-    let message = pae(&payload);
-    for signature in &envelope.signatures {
-        if key.verifies(&message, &decode("sig", &signature.sig)?) {
-            return Ok(payload);
-        }
-    }
-    Err(DeliveryError::Signature { count, key: key.hint().to_owned() })
-}
-
-/// The statement, if it is one of a build over distinct files of one folder.
-fn parse(payload: &[u8]) -> Result<Statement> {
-    let refuse = |reason: String| DeliveryError::Statement { reason };
-    let statement: Statement =
-        serde_json::from_slice(payload).map_err(|error| refuse(error.to_string()))?;
-    for (what, found, expected) in [
-        ("_type", &statement.kind, STATEMENT_TYPE),
-        ("predicateType", &statement.predicate_type, PREDICATE_TYPE),
-    ] {
-        if found != expected {
-            return Err(refuse(format!("{what} is {found:?}; expected {expected:?}")));
-        }
-    }
-    let count = statement.subject.len();
-    if count == 0 || count > FILES_MAX {
-        return Err(refuse(format!("{count} files; expected 1 to {FILES_MAX}")));
-    }
-    let mut names = BTreeSet::new();
-    for Subject { name, .. } in &statement.subject {
-        let is_file =
-            !name.is_empty() && !name.starts_with('.') && !name.contains(['/', '\\', '\0']);
-        if !is_file || !names.insert(name) {
-            return Err(refuse(format!("{name:?} is no file name, or is there twice")));
-        }
-    }
-    Ok(statement)
+    file.take(ENVELOPE_BYTES_MAX as u64 + 1).read_to_end(&mut bytes).map_err(error)?;
+    Ok(Statement::open(&bytes, key)?)
 }
 
 /// SHA-256 of a file of any length, in hex.
@@ -300,12 +148,11 @@ fn error_in(path: &Path, source: std::io::Error) -> DeliveryError {
     DeliveryError::File { path: path.to_owned(), source }
 }
 
-fn refuse(reason: String) -> DeliveryError {
-    DeliveryError::Envelope { reason }
-}
-
 #[cfg(test)]
 mod tests {
+    use base64::Engine as _;
+    use base64::engine::general_purpose::STANDARD;
+    use evidence::provenance::{PREDICATE_TYPE, SIGNATURES_MAX, STATEMENT_TYPE, envelope};
     use p256::ecdsa::SigningKey;
     use p256::ecdsa::signature::Signer as _;
     use p256::pkcs8::{EncodePublicKey as _, LineEnding};
@@ -335,7 +182,7 @@ mod tests {
         let payload = statement.to_string().into_bytes();
         let signature: p256::ecdsa::Signature = by.sign(&pae(&payload));
         let public = PublicKey::from_pem("build", &pem(by)).unwrap();
-        envelope(&payload, &public, signature.to_der().as_bytes().to_vec()).unwrap()
+        envelope(&payload, &public, signature.to_der().as_bytes()).unwrap()
     }
 
     const FILES: &[(&str, &str)] = &[("casemate.raw", "disk"), ("sbom.cdx.json", "{}")];

@@ -14,6 +14,9 @@ const SEED: &str = "5e0f6f1a-7a0f-4a53-9a5c-0c7f0b2c4d11";
 /// lz4hc: reads fastest, under emulation too; 64 KiB clusters.
 const EROFS: &str = "-zlz4hc,12 -C65536 --all-time";
 
+/// What firmware starts by itself; UEFI Specification 2.10, 3.5.1.1.
+pub(crate) const ESP_BOOT_MANAGER: &str = "EFI/BOOT/BOOTX64.EFI";
+
 /// Why there is no disk.
 #[derive(Debug, thiserror::Error)]
 pub enum DiskError {
@@ -61,15 +64,24 @@ impl Disk<'_> {
         root_hash(&report)
     }
 
-    /// Second pass: the ESP with the UKI as the program that firmware starts by itself.
-    pub(crate) fn add_esp(&self, uki: &Path) -> Result<(), DiskError> {
-        let boot = self.content.join("esp/EFI/BOOT");
-        let target = boot.join("BOOTX64.EFI");
-        let copy = || {
-            std::fs::create_dir_all(&boot)?;
-            std::fs::copy(uki, &target)
-        };
-        copy().map_err(|source| DiskError::File { path: target.clone(), source })?;
+    /// Second pass: the ESP with the boot manager as the program that firmware starts by itself, and the UKI as its only
+    /// entry. The entry has no counter of tries: there is nothing to go back to.
+    pub(crate) fn add_esp(
+        &self,
+        boot_manager: &Path,
+        (entry, uki): (&str, &Path),
+    ) -> Result<(), DiskError> {
+        let esp = self.content.join("esp");
+        for (from, to) in
+            [(boot_manager, ESP_BOOT_MANAGER), (uki, &format!("EFI/Linux/{entry}.efi"))]
+        {
+            let target = esp.join(to);
+            let copy = || {
+                std::fs::create_dir_all(target.parent().unwrap_or(&esp))?;
+                std::fs::copy(from, &target)
+            };
+            copy().map_err(|source| DiskError::File { path: target.clone(), source })?;
+        }
         self.repart("repart-esp").arg("--empty=allow").arg(self.file).run()?;
         Ok(())
     }

@@ -40,6 +40,7 @@ mod steps;
 mod tool;
 mod tree;
 mod uki;
+mod update;
 mod users;
 mod varstore;
 
@@ -72,5 +73,6 @@ pub use steps::{StepTime, Steps};
 pub use tool::ToolError;
 pub use tree::TreeError;
 pub use uki::UkiBuildError;
+pub use update::{UpdateBuildError, check_parts as check_update, lay_out as lay_out_update};
 pub use users::UsersError;
 pub use varstore::VarstoreError;

@@ -3,13 +3,12 @@
 
 use std::collections::BTreeMap;
 
+use evidence::provenance::{PREDICATE_TYPE, STATEMENT_TYPE};
 use serde_json::{Value, json};
 
 use crate::bootstrap::SUITE;
 use crate::lock::{Lock, Target};
 
-pub(crate) const STATEMENT_TYPE: &str = "https://in-toto.io/Statement/v1";
-pub(crate) const PREDICATE_TYPE: &str = "https://slsa.dev/provenance/v1";
 /// Names the meaning of the parameters below; a tag URI (RFC 4151), since nothing is to be fetched there.
 const BUILD_TYPE: &str = "tag:casemate,2026:image-build/v1";
 const BUILDER_ID: &str = "tag:casemate,2026:casemate-build";

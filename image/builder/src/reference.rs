@@ -52,9 +52,9 @@ pub(crate) struct Identity<'a> {
     pub(crate) cmdline: &'a str,
 }
 
-/// Predicts the boot of `uki` on a machine that trusts the keys of the set.
+/// Predicts the boot of `uki` by `boot_manager` on a machine that trusts the keys of the set.
 pub(crate) fn reference(
-    uki: &[u8],
+    (boot_manager, uki): (&[u8], &[u8]),
     keys: &KeySet,
     identity: &Identity<'_>,
 ) -> Result<Reference, ReferenceError> {
@@ -65,7 +65,7 @@ pub(crate) fn reference(
     let owner = keys.owner();
     let secure_boot = SecureBoot { owner, pk: &pk, kek: &kek, db: &db, dbx: &dbx, signer: &signer };
     let predictions = [
-        (4, predict::boot_manager(&[authenticode])),
+        (4, predict::boot_manager(Pe::parse(boot_manager)?.authenticode(), authenticode)),
         (7, predict::secure_boot(&secure_boot)),
         (11, predict::sections_and_phases(uki, predict::PHASES)?),
     ];

@@ -16,7 +16,7 @@ use crate::tool::{Tool, ToolError};
 use crate::users::{self, UsersError};
 
 /// Programs of the agent, as cargo names them.
-pub(crate) const AGENT: &[&str] = &["agentd", "engine", "gateway", "reseal", "state"];
+pub(crate) const AGENT: &[&str] = &["agentd", "engine", "gateway", "reseal", "state", "update"];
 const AGENT_FOLDER: &str = "usr/lib/casemate/bin";
 /// The site's configuration. No secret is among it: the gateway's key is made on the appliance.
 const SITE: &[&str] = &["site.json", "client-ca.pem"];
@@ -131,6 +131,8 @@ pub(crate) fn make(inputs: &Inputs<'_>, tree: &Path) -> Result<()> {
 fn install_casemate(inputs: &Inputs<'_>, tree: &Path) -> Result<()> {
     let lib = tree.join("usr/lib/casemate");
     copy_file(&inputs.keys.path("policy.json"), &lib.join("policy.json"), 0o644)?;
+    // By which the running image judges the next one.
+    copy_file(&inputs.keys.path("build/build.pub.pem"), &lib.join("build.pub.pem"), 0o644)?;
     for file in SITE {
         copy_file(&inputs.keys.path(&format!("site/{file}")), &lib.join("site").join(file), 0o644)?;
     }

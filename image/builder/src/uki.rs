@@ -127,6 +127,16 @@ pub(crate) fn sign(
     write(output, &admit(&uki, inputs.keys, signers)?)
 }
 
+/// The os-release in the UKI: `IMAGE_VERSION` is the number by which machines compare images, since systemd-boot takes
+/// the entry with the highest; UAPI Group, "Boot Loader Specification", "Sorting".
+pub(crate) fn os_release(text: &[u8], version_index: u64) -> String {
+    let replace = |line: &str| match line.starts_with("IMAGE_VERSION=") {
+        true => format!("IMAGE_VERSION={version_index}\n"),
+        false => format!("{line}\n"),
+    };
+    String::from_utf8_lossy(text).lines().map(replace).collect()
+}
+
 /// The EFI program with a signature by db.
 pub(crate) fn admit(
     program: &[u8],
@@ -163,6 +173,15 @@ fn write(path: &Path, content: &[u8]) -> Result<(), UkiBuildError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_boot_manager_compares_the_version_index() {
+        let text =
+            b"ID=casemate\nIMAGE_ID=casemate\nIMAGE_VERSION=0.1.0\nCASEMATE_VERSION_INDEX=7\n";
+        let expected =
+            "ID=casemate\nIMAGE_ID=casemate\nIMAGE_VERSION=7\nCASEMATE_VERSION_INDEX=7\n";
+        assert_eq!(os_release(text, 7), expected);
+    }
 
     #[test]
     fn the_root_hash_comes_last_and_the_length_is_bounded() {

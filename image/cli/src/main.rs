@@ -12,6 +12,7 @@ mod recovery;
 mod reseal;
 mod reset;
 mod tool;
+mod update;
 mod verify_build;
 mod vm;
 
@@ -53,6 +54,8 @@ enum Command {
     Reseal(reseal::Args),
     /// Order the state of a machine destroyed, its keys first.
     Reset(reset::Args),
+    /// Make the signed medium that updates machines to a build, and check one.
+    Update(update::Args),
     /// Run an image in QEMU with OVMF and a software TPM.
     Vm(vm::Args),
     /// Show the whole appliance at work, refusals included.
@@ -83,6 +86,7 @@ fn run(command: Command) -> anyhow::Result<()> {
         Command::Recovery(args) => recovery::run(&args),
         Command::Reseal(args) => reseal::run(&args),
         Command::Reset(args) => reset::run(&args),
+        Command::Update(args) => update::run(&args),
         Command::Vm(args) => vm::run(&args),
         Command::Demo(args) => demo::run(&args),
     }

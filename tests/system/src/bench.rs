@@ -45,6 +45,10 @@ pub struct Inputs {
     pub keys: PathBuf,
     /// Folder made by `casemate build`, with a version below `image`.
     pub image_older: Option<PathBuf>,
+    /// Folder made by `casemate build`, with a version above `image`.
+    pub image_newer: Option<PathBuf>,
+    /// The same, with an agent that does not start.
+    pub image_broken: Option<PathBuf>,
     /// The same as `image`, by a new key of PCR policies and the one of `image`; its stick is for a disk's serial number.
     pub image_rotated: Option<PathBuf>,
     /// The same by the new key alone.

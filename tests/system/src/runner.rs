@@ -182,6 +182,8 @@ mod tests {
     fn bench(results: &Path) -> Bench {
         Bench::new(Inputs {
             image_older: None,
+            image_newer: None,
+            image_broken: None,
             image_rotated: None,
             image_retired: None,
             own_kernel: None,

@@ -80,6 +80,17 @@ const EXPOSED: &[(&str, &str, &str)] = &[
         "it takes openat2(2) away, which follows no link out of a medium",
     ),
     ("casemate-reset.service", "PrivateUsers", "the groups of TPM and disk are the system's"),
+    ("casemate-update.service", "UserOrDynamicUser", "root owns the disk and its partitions"),
+    ("casemate-update.service", "PrivateDevices", "an image is written to partitions"),
+    (
+        "casemate-update.service",
+        "RestrictSUIDSGID",
+        "it takes openat2(2) away, which follows no link out of a medium",
+    ),
+    ("casemate-update.service", "PrivateUsers", "the disk's owner is the system's root"),
+    ("casemate-update-bless.service", "UserOrDynamicUser", "root owns the EFI system partition"),
+    ("casemate-update-bless.service", "PrivateUsers", "its owner is the system's root"),
+    ("casemate-update-retry.service", "UserOrDynamicUser", "the initrd has no other user"),
     (
         "casemate-gateway.service",
         "RestrictAddressFamilies_AF_UNIX",

@@ -98,15 +98,42 @@ fn image(
     more: &[&str],
 ) -> Result<PathBuf> {
     let out = folder.join("image");
-    sh(build(tree, binaries, keys, &out).arg("--cache").arg(tree.cache()).args(more))?;
+    sh(build(tree, binaries, binaries, keys, &out).arg("--cache").arg(tree.cache()).args(more))?;
     Ok(out)
 }
 
 /// Builds the image with the version below, signed by the same keys.
 pub(crate) fn older_image(tree: &Tree, material: &Material) -> Result<PathBuf> {
-    let out = tree.cache().join("development/image-older");
-    let mut command = build(tree, &material.binaries, &material.keys, &out);
-    sh(command.arg("--cache").arg(tree.cache()).args(["--version-index", "0"]))?;
+    other_image(tree, material, &material.binaries, ("image-older", "0"))
+}
+
+/// Builds the image with the version above, to which machines are updated.
+pub(crate) fn newer_image(tree: &Tree, material: &Material) -> Result<PathBuf> {
+    other_image(tree, material, &material.binaries, ("image-newer", "2"))
+}
+
+/// Builds the image with the version above and an agent that does not start: in its place is a program that does not
+/// know its arguments.
+pub(crate) fn broken_image(tree: &Tree, material: &Material) -> Result<PathBuf> {
+    let agent = tree.cache().join("development/broken-agent");
+    fs::create_dir_all(&agent)?;
+    for program in ["agentd", "engine", "gateway", "reseal", "state", "update"] {
+        let source = if program == "agentd" { "reseal" } else { program };
+        fs::copy(material.binaries.join(source), agent.join(program))
+            .with_context(|| format!("copying {source}"))?;
+    }
+    other_image(tree, material, &agent, ("image-broken", "2"))
+}
+
+fn other_image(
+    tree: &Tree,
+    material: &Material,
+    agent: &Path,
+    (name, index): (&str, &str),
+) -> Result<PathBuf> {
+    let out = tree.cache().join("development").join(name);
+    let mut command = build(tree, &material.binaries, agent, &material.keys, &out);
+    sh(command.arg("--cache").arg(tree.cache()).args(["--version-index", index]))?;
     Ok(out)
 }
 
@@ -135,7 +162,7 @@ pub(crate) fn rotated(tree: &Tree, material: &Material) -> Result<[PathBuf; 2]> 
             .arg("keys")
             .arg(&keys)
             .args([change, "pcr"]))?;
-        let mut command = build(tree, &material.binaries, &keys, image);
+        let mut command = build(tree, &material.binaries, &material.binaries, &keys, image);
         sh(command.arg("--cache").arg(tree.cache()).args(more))?;
     }
     Ok(images)
@@ -153,7 +180,7 @@ pub(crate) fn own_kernel_image(
         return Ok(None);
     };
     let out = tree.cache().join("development/image-own-kernel");
-    let mut command = build(tree, &material.binaries, &material.keys, &out);
+    let mut command = build(tree, &material.binaries, &material.binaries, &material.keys, &out);
     sh(command.arg("--cache").arg(tree.cache()).args(["--kernel", "own"]))?;
     Ok(Some([kernel, out]))
 }
@@ -199,7 +226,7 @@ pub(crate) fn reproduce(tree: &Tree, material: &Material) -> Result<()> {
     let remove = || sh(tree.enter("rm").args(["-rf", "--one-file-system"]).arg(&again));
     remove()?;
     let out = again.join("other folder/image");
-    let mut command = build(tree, &material.binaries, &material.keys, &out);
+    let mut command = build(tree, &material.binaries, &material.binaries, &material.keys, &out);
     command.arg("--cache").arg(again.join("cache"));
     command.arg("--debs").arg(tree.cache().join("debs"));
     sh(command.arg("--reproduces").arg(&material.image))?;
@@ -209,10 +236,10 @@ pub(crate) fn reproduce(tree: &Tree, material: &Material) -> Result<()> {
     remove()
 }
 
-fn build(tree: &Tree, binaries: &Path, keys: &Path, out: &Path) -> Command {
+fn build(tree: &Tree, binaries: &Path, agent: &Path, keys: &Path, out: &Path) -> Command {
     let mut command = tree.enter(binaries.join("casemate"));
     command.arg("build").arg("--keys").arg(keys).arg("--out").arg(out);
-    command.arg("--agent").arg(binaries).arg("--mirror").arg(tree.mirror());
+    command.arg("--agent").arg(agent).arg("--mirror").arg(tree.mirror());
     command
 }
 

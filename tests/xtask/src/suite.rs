@@ -91,6 +91,8 @@ fn scenarios(
     only: &[String],
 ) -> Result<()> {
     let older = steps.run("older image", || material::older_image(tree, material))?;
+    let newer = steps.run("newer image", || material::newer_image(tree, material))?;
+    let broken = steps.run("image without agent", || material::broken_image(tree, material))?;
     let rotated = steps.run("images by another PCR key", || material::rotated(tree, material))?;
     let wanted = only.is_empty() || only.iter().any(|name| name == OWN_KERNEL);
     let own_kernel = match wanted {
@@ -101,6 +103,7 @@ fn scenarios(
     let mut command = tree.enter(material.binaries.join("scenarios"));
     command.arg("--image").arg(&material.image).arg("--keys").arg(&material.keys);
     command.arg("--image-older").arg(older);
+    command.arg("--image-newer").arg(newer).arg("--image-broken").arg(broken);
     for (option, image) in ["--image-rotated", "--image-retired"].into_iter().zip(rotated) {
         command.arg(option).arg(image);
     }

@@ -129,8 +129,8 @@ impl<'a> Boot<'a> {
         }
         let uki = &self.case.reference.uki_authenticode;
         let reason = says!(
-            "the firmware started the reference's UKI and nothing else (PCR 4; Authenticode {uki:?})",
-            "le micrologiciel a démarré l'UKI de la référence et rien d'autre (PCR 4 ; Authenticode {uki:?})"
+            "the firmware started the reference's boot manager and UKI and nothing else (PCR 4; the UKI's Authenticode {uki:?})",
+            "le micrologiciel a démarré le gestionnaire de démarrage et l'UKI de la référence et rien d'autre (PCR 4 ; Authenticode de l'UKI {uki:?})"
         );
         Ok(Proven { value: (), reason })
     }
@@ -230,14 +230,24 @@ impl<'a> Boot<'a> {
 
     /// Boot applications that the firmware started beside the reference's, if the log explains PCR 4.
     fn foreign_applications(&self, pcrs: &PcrValues) -> Vec<String> {
-        let expected = digest_of_hex(&self.case.reference.uki_authenticode).map(Digest::Sha256);
+        let reference = self.case.reference;
+        let predicted = reference.measurements.get(&PCR_BOOT_MANAGER);
+        // The boot manager and the UKI.
+        let expected: Vec<Digest> = predicted
+            .into_iter()
+            .flatten()
+            .map(|measured| &measured.sha256)
+            .chain([&reference.uki_authenticode])
+            .filter_map(|hex| digest_of_hex(hex))
+            .map(Digest::Sha256)
+            .collect();
         let logs = self.logs.as_ref().ok().filter(|logs| logs.explain(PCR_BOOT_MANAGER, pcrs));
         let events = logs.into_iter().flat_map(|logs| logs.firmware.events());
         events
             .filter(|event| event.pcr == u32::from(PCR_BOOT_MANAGER))
             .filter(|event| event.kind == EventKind::EFI_BOOT_SERVICES_APPLICATION)
             .filter_map(|event| event.digest(HashAlg::Sha256))
-            .filter(|digest| Some(**digest) != expected)
+            .filter(|digest| !expected.contains(digest))
             .map(ToString::to_string)
             .collect()
     }

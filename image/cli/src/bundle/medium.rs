@@ -36,6 +36,8 @@ impl Medium {
     const BUNDLE: Self = Self { label: "casemate-bundle", content: "model" };
     /// A reseal order.
     pub(crate) const RESEAL: Self = Self { label: "casemate-reseal", content: "order" };
+    /// An update; its files lie at the top.
+    const UPDATE: Self = Self { label: evidence::update::LABEL, content: "." };
     /// An order to destroy a state.
     pub(crate) const RESET: Self = Self { label: "casemate-reset", content: "order" };
 }
@@ -111,6 +113,14 @@ pub(crate) fn pack_exception(
     out: &Path,
 ) -> anyhow::Result<()> {
     make(&Medium::BUNDLE, out, |tree| copy_exception(exception, signatures, tree))
+}
+
+/// Makes the disk image `out` of an update, which `fill` lays into a folder.
+pub(crate) fn pack_update(
+    out: &Path,
+    fill: impl FnOnce(&Path) -> anyhow::Result<()>,
+) -> anyhow::Result<()> {
+    make(&Medium::UPDATE, out, fill)
 }
 
 /// Makes the disk image `out` of what `fill` lays into a folder.

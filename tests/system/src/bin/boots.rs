@@ -93,6 +93,8 @@ fn bench(cli: &Cli, accel: Accel) -> anyhow::Result<Bench> {
     Ok(Bench::new(Inputs {
         image: absolute(&cli.image)?,
         image_older: None,
+        image_newer: None,
+        image_broken: None,
         image_rotated: None,
         image_retired: None,
         own_kernel: None,

@@ -27,6 +27,12 @@ struct Cli {
     /// The same with a version below.
     #[arg(long)]
     image_older: Option<PathBuf>,
+    /// Image folder with a version above, for the updates.
+    #[arg(long)]
+    image_newer: Option<PathBuf>,
+    /// The same with an agent that does not start, for the update that falls back.
+    #[arg(long)]
+    image_broken: Option<PathBuf>,
     /// The same by a new key of PCR policies beside the first.
     #[arg(long)]
     image_rotated: Option<PathBuf>,
@@ -165,6 +171,8 @@ fn inputs(cli: Cli) -> anyhow::Result<Inputs> {
     Ok(Inputs {
         image,
         image_older: optional(cli.image_older)?,
+        image_newer: optional(cli.image_newer)?,
+        image_broken: optional(cli.image_broken)?,
         image_rotated: optional(cli.image_rotated)?,
         image_retired: optional(cli.image_retired)?,
         own_kernel: optional(cli.image_own_kernel)?
@@ -213,6 +221,13 @@ fn check(inputs: &Inputs, chosen: &[Scenario]) -> anyhow::Result<()> {
             "--bundle-one-signature",
         ),
         (chosen_has("image-rolled-back") && inputs.image_older.is_none(), "--image-older"),
+        (
+            ["update-applied", "update-refused", "update-power-cut"].iter().any(|n| chosen_has(n))
+                && inputs.image_newer.is_none(),
+            "--image-newer",
+        ),
+        (chosen_has("update-refused") && inputs.image_older.is_none(), "--image-older"),
+        (chosen_has("update-falls-back") && inputs.image_broken.is_none(), "--image-broken"),
         (chosen_has("bundle-rolled-back") && bundles.older.is_none(), "--bundle-older"),
         (chosen_has("bundle-extra-file") && bundles.extra_file.is_none(), "--bundle-extra-file"),
     ];

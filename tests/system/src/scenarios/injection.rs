@@ -11,12 +11,11 @@ use qemu::Machine;
 use qemu::disk::{TYPE_ESP, TYPE_ROOT_X86_64, TYPE_ROOT_X86_64_VERITY};
 
 use super::tamper::{STATE_LOCKED, never_goes_on, refuses_to_boot, state_stays_closed, tampered};
+use super::update::entry;
 use crate::bench::{AGENTD_READY, BOOT_LIMIT, HEALTH_LIMIT, Scene, attestation_key, wait_ready};
 
 /// Written to the console by whatever was injected.
 const MARK: &str = "INJECTED-BY-A-STRANGER";
-/// Where systemd-stub looks for what goes with the UKI; systemd-stub(7), "Companion Files".
-const COMPANIONS: &str = "EFI/BOOT/BOOTX64.EFI.extra.d";
 /// What the console says when a root is not the one of the signed command line.
 const ROOT_REFUSED: &[&str] =
     &["is corrupted", "root hash", "Failed to activate", "Timed out waiting"];
@@ -83,7 +82,9 @@ fn with_companion(scene: &Scene<'_>, name: &str, content: &[u8]) -> anyhow::Resu
     std::fs::create_dir(&folder)?;
     let file = folder.join(name);
     std::fs::write(&file, content)?;
-    tampered(scene, |disk| Ok(disk.add_file(&disk.partition(TYPE_ESP)?, COMPANIONS, &file)?))
+    // Where systemd-stub looks for what goes with the UKI; systemd-stub(7), "Companion Files".
+    let companions = format!("EFI/Linux/{}.efi.extra.d", entry(&scene.bench.inputs.image)?);
+    tampered(scene, |disk| Ok(disk.add_file(&disk.partition(TYPE_ESP)?, &companions, &file)?))
 }
 
 fn closed_with(scene: &Scene<'_>, image: PathBuf) -> anyhow::Result<()> {

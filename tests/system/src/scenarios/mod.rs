@@ -23,6 +23,7 @@ mod secure_boot;
 mod setup_mode;
 mod size;
 mod tamper;
+mod update;
 
 use crate::bench::Needs::{Nothing, Ready, Serving};
 use crate::runner::Scenario;
@@ -365,6 +366,38 @@ pub const ALL: &[Scenario] = &[
         long_factor: 1,
         needs: Serving,
         run: rollback::bundle,
+    },
+    Scenario {
+        name: "update-applied",
+        about: "a later image from a medium runs, is blessed, and its evidence is ESTABLISHED",
+        limit_s: 900,
+        long_factor: 1,
+        needs: Ready,
+        run: update::applied,
+    },
+    Scenario {
+        name: "update-falls-back",
+        about: "a signed image that is never healthy is tried three times, then the old one serves",
+        limit_s: 1200,
+        long_factor: 1,
+        needs: Ready,
+        run: update::falls_back,
+    },
+    Scenario {
+        name: "update-refused",
+        about: "an update that was changed, and one to an older image, are refused",
+        limit_s: 420,
+        long_factor: 1,
+        needs: Ready,
+        run: update::refused,
+    },
+    Scenario {
+        name: "update-power-cut",
+        about: "power cuts at random moments of an update leave a machine that boots",
+        limit_s: 1200,
+        long_factor: 7,
+        needs: Ready,
+        run: update::power_cut,
     },
     Scenario {
         name: "state-rolled-back",

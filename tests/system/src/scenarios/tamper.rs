@@ -16,7 +16,8 @@ const AFTERMATH: Duration = Duration::from_secs(20);
 /// Offset of the UUID in an erofs superblock, which lies at 1024: no harm but to the hash of its block.
 const EROFS_UUID_OFFSET: u64 = 1024 + 0x30;
 /// What firmware says of an image that does not verify under `db`.
-const FIRMWARE_REFUSES: &[&str] = &["Access Denied", "Access denied", "Security Violation"];
+const FIRMWARE_REFUSES: &[&str] =
+    &["Access Denied", "Access denied", "Security Violation", "Security violation"];
 /// What the kernel says of a block that is not the signed one.
 const VERITY_REFUSES: &[&str] = &["is corrupted"];
 /// What the console says when the TPM does not give the key of the state partition.

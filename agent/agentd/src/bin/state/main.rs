@@ -12,6 +12,8 @@
 
 #[path = "../../files.rs"]
 mod files;
+#[cfg_attr(not(test), expect(dead_code, reason = "a reset takes no note of a type"))]
+#[path = "../../gpt.rs"]
 mod gpt;
 #[path = "../../journal.rs"]
 mod journal;

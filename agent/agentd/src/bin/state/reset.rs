@@ -8,13 +8,13 @@ use std::io::{self, Seek as _, SeekFrom, Write as _};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context as _, ensure};
+use anyhow::{Context as _, bail, ensure};
 use evidence::bundle::Quorum;
 use evidence::reset::{Approved, ORDER_BYTES_MAX, ORDER_FILE, approve};
 use sandbox::{AGENTD, Access, PathRule, Profile};
 use tpm::{AttestationKey, Tpm};
 
-use crate::gpt::Removal;
+use crate::gpt::{self, Table};
 use crate::journal::say;
 use crate::options::{self, Options};
 use crate::{files, luks, policy, signed};
@@ -46,7 +46,8 @@ struct Partition {
     copies_bytes: u64,
     slots_end: u64,
     uuid: String,
-    removal: Removal,
+    /// The disk's partition table without it.
+    without: Table,
 }
 
 pub(crate) fn run(options: &Options, paths: &options::Reset) -> anyhow::Result<()> {
@@ -90,22 +91,23 @@ impl Partition {
         let place = Place::of(device, &paths.sysfs, &paths.devices)?;
         let disk = File::options().read(true).write(true).open(&place.disk);
         let disk = Disk(disk.with_context(|| place.disk.display().to_string())?);
-        let removal = Removal::find(&disk, place.sector_bytes, &paths.label, place.start)?;
+        let table = Table::read(&disk, place.sector_bytes, place.sectors)?;
+        let without = place.leave(table, &paths.label)?;
         Ok(Self {
             disk,
             start: place.start,
             copies_bytes: slots.copies_bytes(),
             slots_end: slots.data_offset(),
             uuid: slots.uuid().to_owned(),
-            removal,
+            without,
         })
     }
 
     fn destroy(self) -> anyhow::Result<()> {
-        let Self { disk, start, copies_bytes, slots_end, removal, .. } = self;
+        let Self { disk, start, copies_bytes, slots_end, without, .. } = self;
         overwrite(&disk, start + copies_bytes, start + slots_end)?;
         say("factory reset: the key slots are overwritten");
-        removal.write(&disk, || disk.0.sync_all())?;
+        without.write(&disk, || disk.0.sync_all())?;
         overwrite(&disk, start, start + copies_bytes)?;
         say(
             "factory reset done; the machine restarts with a new state, and is to be enrolled anew. Pull the medium",
@@ -131,6 +133,8 @@ struct Place {
     disk: PathBuf,
     start: u64,
     sector_bytes: u64,
+    /// Of the disk.
+    sectors: u64,
 }
 
 impl Place {
@@ -145,7 +149,32 @@ impl Place {
         let disk = devices.join(whole.file_name().context("a disk without a name")?);
         let start = number(&folder.join("start"))?.checked_mul(SYSFS_SECTOR_BYTES);
         let sector_bytes = number(&whole.join("queue/logical_block_size"))?;
-        Ok(Self { disk, start: start.context("a start out of range")?, sector_bytes })
+        let bytes = number(&whole.join("size"))?.checked_mul(SYSFS_SECTOR_BYTES);
+        let sectors = bytes.and_then(|bytes| bytes.checked_div(sector_bytes));
+        Ok(Self {
+            disk,
+            start: start.context("a start out of range")?,
+            sector_bytes,
+            sectors: sectors.context("a size out of range")?,
+        })
+    }
+
+    /// The table without the partition of this place and `label`.
+    fn leave(&self, mut table: Table, label: &str) -> anyhow::Result<Table> {
+        let is_it = |partition: &gpt::Partition| {
+            partition.start.checked_mul(self.sector_bytes) == Some(self.start)
+                && partition.label() == label
+        };
+        let found: Vec<_> = table.partitions().into_iter().filter(is_it).collect();
+        let [partition] = found[..] else {
+            bail!(
+                "the partition table has {} partitions {label:?} at byte {}",
+                found.len(),
+                self.start
+            );
+        };
+        table.remove(partition.number)?;
+        Ok(table)
     }
 }
 
@@ -153,4 +182,27 @@ fn number(path: &Path) -> anyhow::Result<u64> {
     let text = files::read_bounded(path, 64).with_context(|| path.display().to_string())?;
     let text = String::from_utf8(text).with_context(|| path.display().to_string())?;
     text.trim().parse().with_context(|| format!("{}: {text:?}", path.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::gpt::tests::disk;
+
+    #[test]
+    fn the_partition_of_this_place_and_label_leaves_the_table() {
+        let folder = tempfile::tempdir().unwrap();
+        let Some(disk) = disk(folder.path()) else { return };
+        let (sector_bytes, sectors) = (512, (64 << 20) / 512);
+        let leave = |label: &str, start| {
+            let place = Place { disk: PathBuf::new(), start, sector_bytes, sectors };
+            place.leave(Table::read(&disk, sector_bytes, sectors).unwrap(), label)
+        };
+        let left = leave("casemate-state", 4 << 20).unwrap().partitions();
+        let left: Vec<_> = left.iter().map(gpt::Partition::label).collect();
+        assert_eq!(left, ["first", "last"]);
+        for (label, start) in [("casemate-state", (4 << 20) + 512), ("last", 4 << 20)] {
+            leave(label, start).unwrap_err();
+        }
+    }
 }
