@@ -7,6 +7,7 @@ use std::os::unix::fs::FileExt as _;
 use anyhow::{Context as _, ensure};
 use evidence::update::Part;
 use rustix::fs::{Advice, FallocateFlags};
+use rustix::io::Errno;
 use sha2::{Digest as _, Sha256};
 
 use crate::sets::Target;
@@ -27,15 +28,30 @@ pub(crate) fn write(target: &Target, mut from: File, part: &Part) -> anyhow::Res
     let found = copy(&mut from, part.bytes, |chunk, at| device.write_all_at(chunk, at))
         .with_context(|| format!("writing {shown}"))?;
     ensure!(found == part.sha256, "the medium holds another part than was signed");
-    if part.bytes < bytes {
-        let flags = FallocateFlags::ZERO_RANGE | FallocateFlags::KEEP_SIZE;
-        rustix::fs::fallocate(&device, flags, part.bytes, bytes - part.bytes)
-            .with_context(|| format!("zeroing the end of {shown}"))?;
-    }
+    zero(&device, part.bytes, bytes).with_context(|| format!("zeroing the end of {shown}"))?;
     device.sync_all().with_context(|| shown.to_string())?;
     // What is read next comes from the disk, not from memory.
     rustix::fs::fadvise(&device, 0, None, Advice::DontNeed)?;
     check(&device, bytes, part).with_context(|| format!("reading {shown} back"))
+}
+
+/// Zeros from byte `at` to `end`; disks have a short way for it, some file systems have none.
+fn zero(device: &File, mut at: u64, end: u64) -> io::Result<()> {
+    if at == end {
+        return Ok(());
+    }
+    let flags = FallocateFlags::ZERO_RANGE | FallocateFlags::KEEP_SIZE;
+    match rustix::fs::fallocate(device, flags, at, end - at) {
+        Err(Errno::OPNOTSUPP) => {}
+        done => return Ok(done?),
+    }
+    let zeros = vec![0; CHUNK_BYTES];
+    while at < end {
+        let length = usize::try_from(end - at).unwrap_or(CHUNK_BYTES).min(CHUNK_BYTES);
+        device.write_all_at(&zeros[..length], at)?;
+        at += length as u64;
+    }
+    Ok(())
 }
 
 /// Compares what is there with the part and the zeros behind it.
