@@ -58,6 +58,8 @@ impl Machine {
         let definitions = self.path("repart.d");
         repart.arg(format!("--definitions={}", definitions.display())).arg(self.path("dev/vda"));
         volume::check(&mut repart, "");
+        let sectors = fs::metadata(self.path("dev/vda")).unwrap().len() / 512;
+        fs::write(self.path("sys/vda/size"), format!("{sectors}\n")).unwrap();
         fs::write(self.path("sys/vda/vda2/partition"), "2\n").unwrap();
         fs::write(self.path("sys/vda/vda2/start"), format!("{}\n", START / 512)).unwrap();
         fs::write(self.path("sys/vda/queue/logical_block_size"), "512\n").unwrap();

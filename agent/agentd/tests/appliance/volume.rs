@@ -5,6 +5,12 @@ use std::io::Write as _;
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+
+/// The key that the slot's policy names.
+const PCR_KEY: &str = include_str!("../../../../attestation/evidence/src/fixture/pcr.pub.pem");
+
 pub(crate) const CRYPTSETUP: &str = "/usr/sbin/cryptsetup";
 
 /// Whether volumes can be made here; says why not.
@@ -23,9 +29,9 @@ pub(crate) fn make(file: &Path, bytes: u64, key: &str) {
     let mut format = Command::new(CRYPTSETUP);
     format.args(["luksFormat", "--batch-mode", "--type", "luks2"]).args(cheap);
     check(format.arg(file).arg("-"), key);
+    let (policy, key) = ("ab".repeat(32), STANDARD.encode(PCR_KEY));
     let token = format!(
-        r#"{{"type":"systemd-tpm2","keyslots":["0"],"tpm2-policy-hash":"{}"}}"#,
-        "ab".repeat(32)
+        r#"{{"type":"systemd-tpm2","keyslots":["0"],"tpm2-policy-hash":"{policy}","tpm2_pubkey":"{key}"}}"#
     );
     let mut import = Command::new(CRYPTSETUP);
     check(import.args(["token", "import", "--token-id", "0"]).arg(file), &token);
