@@ -83,7 +83,7 @@ enum Bench {
     },
     /// What dm-integrity costs writes to an encrypted volume.
     Integrity,
-    /// What evidence costs: a quote under swtpm, and judging a file.
+    /// What evidence costs: a quote under swtpm, judging a file, and a proxy that attests before it forwards.
     Evidence,
 }
 
@@ -141,7 +141,9 @@ fn run(cli: &Cli, steps: &mut Steps) -> Result<ExitCode> {
             boot::integrity(&tree, steps).map(|()| ExitCode::SUCCESS)
         }
         Command::Bench { part: Bench::Evidence } => {
-            for (package, bench) in [("tpm", "quote"), ("evidence", "rates")] {
+            for (package, bench) in
+                [("tpm", "quote"), ("evidence", "rates"), ("verifier", "proxy_latency")]
+            {
                 steps.show(&format!("measure: {bench}"), || {
                     let mut command = tree.enter("cargo");
                     command.args(["bench", "--quiet", "--locked", "--offline"]);

@@ -2,9 +2,6 @@
 //!
 //! One server, asked directly and through the proxy in turn, so that both meet the machine in the same state. The server
 //! answers at once: what is measured is the way alone. A direct client pins the certificate, as `fetch` writes it.
-//!
-//!     cargo build --release --package verifier
-//!     cargo run --release --package verifier --example proxy_latency target/release/casemate-verify
 #![allow(clippy::unwrap_used, reason = "a measurement that fails is none")]
 #![allow(
     missing_docs,
@@ -147,12 +144,8 @@ impl Drop for Proxy {
 }
 
 fn main() {
-    let program = std::env::args().nth(1).unwrap_or_else(|| {
-        eprintln!("the path of casemate-verify is expected");
-        std::process::exit(2)
-    });
     let server = Server::start();
-    let mut command = Command::new(program);
+    let mut command = Command::new(env!("CARGO_BIN_EXE_casemate-verify"));
     command.args(["proxy", "--listen", "127.0.0.1:0"]).args(server.arguments());
     let mut proxy = Proxy(command.stderr(Stdio::piped()).spawn().unwrap());
     let mut lines = BufReader::new(proxy.0.stderr.take().unwrap());
