@@ -1,5 +1,6 @@
 //! Downloads the packages of a lock into a folder that is kept: one file per SHA-256.
-//! Invariant: a package gets its name in the folder after its size and digest were found to be the lock's.
+//! Invariants: a package gets its name in the folder after its size and digest were found to be the lock's; one process at
+//! a time downloads into a folder.
 
 use std::fs::{self, File};
 use std::io::{Read, Write};
@@ -23,6 +24,10 @@ const BUFFER_BYTES: usize = 64 << 10;
 const COMPLAINT_BYTES_MAX: u64 = 2000;
 /// curl's exit status for a file: URL that is not there.
 const CURL_NO_FILE: i32 = 37;
+/// In the folder: held by the process that downloads into it.
+const LOCK: &str = ".lock";
+/// Ends the name of a file that is not a whole package yet.
+const PARTIAL: &str = ".partial";
 /// HTTP: not found, gone.
 const HTTP_ABSENT: &[&str] = &["404", "410"];
 
@@ -103,12 +108,14 @@ pub(crate) fn deb(debs: &Path, package: &Locked) -> PathBuf {
 pub(crate) fn fetch(lock: &Lock, mirror: &str, debs: &Path) -> Result<()> {
     fs::create_dir_all(debs)
         .map_err(|source| FetchError::File { path: debs.to_owned(), source })?;
-    let mut missing = Vec::new();
-    for package in &lock.packages {
-        if !is_whole(&deb(debs, package), package)? {
-            missing.push(package);
-        }
+    // Without the lock: a folder that has them all may be one that nobody can write to.
+    let missing = missing(lock.packages.iter(), debs)?;
+    if missing.is_empty() {
+        return Ok(());
     }
+    let _held = hold(debs)?;
+    // Another build may have fetched them meanwhile.
+    let missing = self::missing(missing.into_iter(), debs)?;
     if missing.is_empty() {
         return Ok(());
     }
@@ -126,6 +133,45 @@ pub(crate) fn fetch(lock: &Lock, mirror: &str, debs: &Path) -> Result<()> {
     }
     let packages = gone.iter().map(|package| format!("{package} ({})", package.path)).collect();
     Err(FetchError::Gone { mirror: mirror.to_owned(), packages })
+}
+
+/// Those of `packages` that are not whole in the folder.
+fn missing<'a>(packages: impl Iterator<Item = &'a Locked>, debs: &Path) -> Result<Vec<&'a Locked>> {
+    let mut missing = Vec::new();
+    for package in packages {
+        if !is_whole(&deb(debs, package), package)? {
+            missing.push(package);
+        }
+    }
+    Ok(missing)
+}
+
+/// Waits until no other build downloads into the folder, and takes away what interrupted ones left there. A process id in
+/// the names would not keep two builds apart: each may be the first process of a namespace.
+fn hold(debs: &Path) -> Result<File> {
+    let error = |source| FetchError::File { path: debs.to_owned(), source };
+    let lock = File::create(debs.join(LOCK)).map_err(error)?;
+    if lock.try_lock().is_err() {
+        eprintln!("    another build downloads into {}; waiting", debs.display());
+        lock.lock().map_err(error)?;
+    }
+    for entry in fs::read_dir(debs).map_err(error)? {
+        let entry = entry.map_err(error)?;
+        if entry.file_name().to_string_lossy().ends_with(PARTIAL) {
+            remove(&entry.path())?;
+        }
+    }
+    Ok(lock)
+}
+
+/// Removes a file that may not be there.
+fn remove(path: &Path) -> Result<()> {
+    match fs::remove_file(path) {
+        Err(source) if source.kind() != std::io::ErrorKind::NotFound => {
+            Err(FetchError::File { path: path.to_owned(), source })
+        }
+        _ => Ok(()),
+    }
 }
 
 /// Those of `packages` that the mirror has no more.
@@ -146,7 +192,7 @@ pub(crate) fn absent<'a>(
     Ok(absent)
 }
 
-/// Is this file the package? One that is there and is not, is taken away.
+/// Is this file the package? One that is there and is not, is named, and a download replaces it.
 fn is_whole(path: &Path, package: &Locked) -> Result<bool> {
     let error = |source| FetchError::File { path: path.to_owned(), source };
     let file = match File::open(path) {
@@ -157,7 +203,6 @@ fn is_whole(path: &Path, package: &Locked) -> Result<bool> {
     let whole = bytes == package.bytes && sha256 == package.sha256;
     if !whole {
         eprintln!("    {} is damaged and is fetched again: {package}", path.display());
-        fs::remove_file(path).map_err(error)?;
     }
     Ok(whole)
 }
@@ -228,7 +273,7 @@ impl<'a> Queue<'a> {
     /// Downloads one package; `false` says that the mirror has it no more.
     fn download(&self, package: &Locked) -> Result<bool> {
         let url = package.url(self.mirror);
-        let partial = self.debs.join(format!(".{}.{}", package.name, std::process::id()));
+        let partial = self.debs.join(format!(".{}{PARTIAL}", package.name));
         let mut result = Ok(End::Absent);
         for _ in 0..ATTEMPTS {
             result = self.attempt(package, &url, &partial);
@@ -237,11 +282,14 @@ impl<'a> Queue<'a> {
             }
         }
         let finish = match result {
-            Ok(End::Done) => fs::rename(&partial, deb(self.debs, package)),
-            _ => fs::remove_file(&partial),
+            Ok(End::Done) => fs::rename(&partial, deb(self.debs, package))
+                .map_err(|source| FetchError::File { path: partial, source }),
+            _ => remove(&partial),
         };
-        finish.map_err(|source| FetchError::File { path: partial, source })?;
-        match result? {
+        // What went wrong first is said first.
+        let end = result?;
+        finish?;
+        match end {
             End::Done => Ok(true),
             End::Absent => Ok(false),
             End::Failed(reason) => {
@@ -381,8 +429,10 @@ mod tests {
             }
         }
 
+        /// All but the lock.
         fn files(&self) -> usize {
-            fs::read_dir(self.debs()).unwrap().count()
+            let names = fs::read_dir(self.debs()).unwrap().map(|entry| entry.unwrap().file_name());
+            names.filter(|name| name != LOCK).count()
         }
     }
 
@@ -444,6 +494,58 @@ mod tests {
         fs::write(deb(&mirror.debs(), &package), b"goof").unwrap();
         fetch(&lock(&[&package]), &mirror.url(), &mirror.debs()).unwrap();
         assert_eq!(fs::read(deb(&mirror.debs(), &package)).unwrap(), b"good");
+    }
+
+    #[test]
+    fn what_an_interrupted_build_left_is_taken_away_before_a_download() {
+        let mirror = Mirror::new();
+        let package = mirror.publish(Archive::Main, "a", b"good");
+        fs::create_dir(mirror.debs()).unwrap();
+        for name in [".a.partial", ".removed-from-the-list-since.partial"] {
+            fs::write(mirror.debs().join(name), b"go").unwrap();
+        }
+        fetch(&lock(&[&package]), &mirror.url(), &mirror.debs()).unwrap();
+        assert_eq!(mirror.files(), 1);
+        assert_eq!(fs::read(deb(&mirror.debs(), &package)).unwrap(), b"good");
+    }
+
+    #[test]
+    fn a_second_build_waits_and_finds_what_the_first_fetched() {
+        let mirror = Mirror::new();
+        let package = mirror.publish(Archive::Main, "a", b"good");
+        fs::create_dir(mirror.debs()).unwrap();
+        let held = hold(&mirror.debs()).unwrap();
+        std::thread::scope(|scope| {
+            let second =
+                scope.spawn(|| fetch(&lock(&[&package]), "file:///nowhere/debian", &mirror.debs()));
+            // Long enough to come to the lock; if it is not, the outcome is the same.
+            std::thread::sleep(Duration::from_millis(50));
+            assert!(!second.is_finished());
+            fs::write(deb(&mirror.debs(), &package), b"good").unwrap();
+            drop(held);
+            second.join().unwrap().unwrap();
+        });
+    }
+
+    #[test]
+    fn a_full_disk_is_named_and_nothing_half_is_left() {
+        let mirror = Mirror::new();
+        let package = mirror.publish(Archive::Main, "a", b"good");
+        let debs = mirror.debs();
+        fs::create_dir(&debs).unwrap();
+        // Whatever is written there finds no room.
+        std::os::unix::fs::symlink("/dev/full", debs.join(".a.partial")).unwrap();
+        let queue = Queue {
+            packages: &[&package],
+            mirror: &mirror.url(),
+            debs: &debs,
+            next: AtomicUsize::new(0),
+            received_bytes: AtomicU64::new(0),
+            broken: AtomicBool::new(false),
+        };
+        let error = queue.run().unwrap_err().to_string();
+        assert!(error.contains(".a.partial: No space left on device"), "{error}");
+        assert_eq!(mirror.files(), 0);
     }
 
     #[test]

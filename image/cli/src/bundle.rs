@@ -9,7 +9,7 @@ pub(crate) mod sign;
 pub(crate) mod verify;
 
 use std::fs::File;
-use std::io::{Read as _, Write as _};
+use std::io::Read as _;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, bail};
@@ -63,11 +63,4 @@ fn read_text(path: &Path, bytes_max: usize) -> anyhow::Result<String> {
 pub(crate) fn read_signatures(paths: &[PathBuf]) -> anyhow::Result<Vec<Vec<u8>>> {
     let bytes_max = evidence::bundle::SIGNATURE_BYTES_MAX;
     paths.iter().map(|path| read(path, bytes_max)).collect()
-}
-
-/// Writes a file that must not be there yet.
-pub(crate) fn write_new(path: &Path, content: &[u8]) -> anyhow::Result<()> {
-    File::create_new(path)
-        .and_then(|mut file| file.write_all(content))
-        .with_context(|| path.display().to_string())
 }

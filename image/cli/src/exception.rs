@@ -10,6 +10,7 @@ use evidence::exception::{Allow, BYTES_MAX, EXCEPTION_SCHEMA, Exception, Granted
 use evidence::format::Machine;
 
 use crate::bundle::{self, medium, sign, verify};
+use crate::output;
 
 /// Longest `machine.json`.
 const MACHINE_BYTES_MAX: usize = 64 << 10;
@@ -145,7 +146,7 @@ fn create(args: &Create) -> anyhow::Result<()> {
         allow: Allow { state: *state, image: *image, site: *site, bundles },
         reason: args.reason.clone(),
     };
-    bundle::write_new(&args.out, exception.to_json()?.as_bytes())?;
+    output::write_new(&args.out, exception.to_json()?.as_bytes())?;
     println!("{}: {}", args.out.display(), describe(&exception));
     Ok(())
 }

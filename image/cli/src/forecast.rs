@@ -3,7 +3,6 @@
 mod words;
 
 use std::fmt::Write as _;
-use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, bail};
@@ -17,7 +16,8 @@ use evidence::sealed::{self, SealedKey};
 use evidence::sigdb::{DATABASE_BYTES_MAX, Database};
 use serde_json::json;
 
-use crate::bundle::{read, write_new};
+use crate::bundle::read;
+use crate::output::{new_folder, write_new};
 use words::Language;
 
 /// Longest evidence file, in bytes, as casemate-verify reads them.
@@ -299,9 +299,8 @@ fn prepare(
         pcr7_forecast: hex::encode(after),
         id: crate::keys::random_uuid()?.replace('-', ""),
     };
-    fs::create_dir(folder).with_context(|| folder.display().to_string())?;
-    let file = folder.join(ORDER_FILE);
-    write_new(&file, &order.to_json()?)?;
+    let order = order.to_json()?;
+    new_folder(folder, |folder| write_new(&folder.join(ORDER_FILE), &order))?;
     eprintln!("{}", lang.prepared(folder));
     Ok(())
 }

@@ -8,6 +8,7 @@ mod forecast;
 mod kernel;
 mod keys;
 mod lock;
+mod output;
 mod recovery;
 mod reseal;
 mod reset;

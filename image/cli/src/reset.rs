@@ -10,7 +10,7 @@ use evidence::reset::{ORDER_BYTES_MAX, ORDER_FILE, Order, RESET_SCHEMA, approve}
 
 use crate::bundle::medium::Medium;
 use crate::bundle::{self, order::Pack};
-use crate::recovery;
+use crate::{output, recovery};
 
 /// Arguments.
 #[derive(Debug, clap::Args)]
@@ -55,8 +55,7 @@ fn create(args: &Create) -> anyhow::Result<()> {
         reason: args.reason.clone(),
     };
     let text = order.to_json()?;
-    std::fs::create_dir(&args.out).with_context(|| args.out.display().to_string())?;
-    bundle::write_new(&args.out.join(ORDER_FILE), &text)?;
+    output::new_folder(&args.out, |folder| output::write_new(&folder.join(ORDER_FILE), &text))?;
     println!("{}: {}", args.out.display(), describe(&order));
     Ok(())
 }

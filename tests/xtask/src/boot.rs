@@ -66,7 +66,8 @@ pub(crate) fn bench(tree: &Tree, steps: &mut Steps, rounds: u32) -> Result<()> {
 
 /// Measures what dm-integrity costs the writes of a state partition.
 pub(crate) fn integrity(tree: &Tree, steps: &mut Steps) -> Result<()> {
-    let binaries = material::binaries(tree, steps)?;
+    let selection = ["--package", "system-tests", "--bin", "integrity"];
+    let binaries = material::programs(tree, steps, &selection)?;
     let machine = steps.run("stock Debian with cryptsetup", || stock(tree, &INTEGRITY))?;
     steps.show("measure: integrity", || {
         let mut command = tree.enter(binaries.join("integrity"));

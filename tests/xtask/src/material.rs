@@ -61,22 +61,25 @@ pub(crate) fn prepare(tree: &Tree, steps: &mut Steps, more: &[&str]) -> Result<M
 
 /// Builds the programs of the appliance and of the integrator; returns their folder.
 pub(crate) fn binaries(tree: &Tree, steps: &mut Steps) -> Result<PathBuf> {
+    let packages = [
+        "agentd",
+        "engine",
+        "engine-cli",
+        "gateway",
+        "casemate",
+        "flash",
+        "verifier",
+        "system-tests",
+    ];
+    programs(tree, steps, &packages.map(|package| ["--package", package]).concat())
+}
+
+/// Builds the programs that cargo's `selection` names; returns their folder.
+pub(crate) fn programs(tree: &Tree, steps: &mut Steps, selection: &[&str]) -> Result<PathBuf> {
     steps.run("programs (release)", || {
         let mut command = tree.enter("cargo");
         command.args(["build", "--release", "--locked", "--offline"]);
-        for package in [
-            "agentd",
-            "engine",
-            "engine-cli",
-            "gateway",
-            "casemate",
-            "flash",
-            "verifier",
-            "system-tests",
-        ] {
-            command.args(["--package", package]);
-        }
-        sh(&mut command)?;
+        sh(command.args(selection))?;
         Ok(tree.target().join("release"))
     })
 }

@@ -17,7 +17,7 @@ use evidence::sealed::{self, Encryptor};
 
 use super::seal::{self, Seal};
 use super::{folder, verify};
-use crate::tool;
+use crate::{output, tool};
 
 /// Seeds the GPT's identifiers and names the file system, so that packing is reproducible.
 const UUID: &str = "7b1f3c4e-5d0a-4c58-9a3e-0c2b6e0f9d71";
@@ -76,7 +76,7 @@ pub(super) fn run(args: &Args) -> anyhow::Result<()> {
                 encrypt_files(seal, &args.dir, &found, &to)?;
                 let folder = tree.join(sealed::FOLDER);
                 fs::create_dir(&folder)?;
-                super::write_new(&folder.join(sealed::FILE), seal.key_file.as_bytes())?;
+                output::write_new(&folder.join(sealed::FILE), seal.key_file.as_bytes())?;
             }
             None => copy_files(&args.dir, &found, &to)?,
         }

@@ -1,12 +1,14 @@
 //! `casemate bundle model`.
 
-use std::fs::{self, File};
+use std::fs::File;
 use std::io::{self, Read as _};
 use std::path::PathBuf;
 
 use anyhow::{Context as _, bail};
 use evidence::bundle::check_name;
 use evidence::format::ModelCard;
+
+use crate::output;
 
 /// Longest model id, in bytes.
 const MODEL_ID_BYTES_MAX: usize = 64;
@@ -46,13 +48,20 @@ pub(super) fn run(args: &Args) -> anyhow::Result<()> {
         bail!("{} starts with {magic:02x?}; a GGUF file starts with GGUF", args.gguf.display());
     }
 
-    fs::create_dir(&args.out).with_context(|| args.out.display().to_string())?;
-    let mut copy = File::create_new(args.out.join(name))?;
-    let bytes = io::copy(&mut magic.as_slice(), &mut copy)? + io::copy(&mut weights, &mut copy)?;
-    let (model_id, weights) = (args.model_id.clone(), name.to_owned());
-    let card = ModelCard { model_id, version: args.version, weights };
+    let card = ModelCard {
+        model_id: args.model_id.clone(),
+        version: args.version,
+        weights: name.to_owned(),
+    };
     let card = serde_json::to_string_pretty(&card)? + "\n";
-    super::write_new(&args.out.join(CARD), card.as_bytes())?;
+    let bytes = output::new_folder(&args.out, |folder| {
+        let mut copy = File::create_new(folder.join(name))?;
+        let bytes = io::copy(&mut magic.as_slice(), &mut copy)
+            .and_then(|begun| Ok(begun + io::copy(&mut weights, &mut copy)?))
+            .with_context(|| args.out.display().to_string())?;
+        output::write_new(&folder.join(CARD), card.as_bytes())?;
+        Ok(bytes)
+    })?;
     let (out, id) = (args.out.display(), &args.model_id);
     println!("{out}: {name} ({bytes} bytes) as {id} version {}", args.version);
     Ok(())
@@ -69,6 +78,8 @@ fn check_model_id(id: &str) -> anyhow::Result<()> {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
 
     #[test]

@@ -10,6 +10,7 @@ use pkcs11::{Signer, URI_BYTES_MAX, Uri};
 use sha2::{Digest, Sha256};
 
 use super::folder;
+use crate::output;
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
@@ -54,7 +55,7 @@ pub(crate) fn sign(
     let signer = Signer::open(&uri, module)?;
     let signature = signer.sign(&pae(&payload))?;
     let key = PublicKey::from_pem("signer", signer.public_key_pem())?;
-    super::write_new(out, &signature_json(&payload, &key, &signature)?)?;
+    output::write_new(out, &signature_json(&payload, &key, &signature)?)?;
     Ok((uri, payload))
 }
 
