@@ -32,6 +32,7 @@ pub(crate) fn run(tree: &Tree, steps: &mut Steps, long: bool, only: &[String]) -
     steps.run("unit and integration tests", || {
         let mut command = tree.enter("/usr/bin/env");
         command.arg(format!("CASEMATE_TEST_MODEL={}", material.model.display()));
+        command.arg(format!("CASEMATE_TEST_ENCODER={}", material.encoder.display()));
         command.arg(format!("CASEMATE_OPENAI_PYTHON={}", material.python.display()));
         command.args(["cargo", "test", "--workspace", "--locked", "--offline"]);
         sh(&mut command)
@@ -112,6 +113,7 @@ fn scenarios(
     command.arg("--bundle-one-signature").arg(&material.bundles.one_signature);
     command.arg("--bundle-extra-file").arg(&material.bundles.extra_file);
     command.arg("--bundle-older").arg(&material.bundles.older);
+    command.arg("--encoder").arg(&material.encoder);
     command.arg("--python").arg(&material.python);
     command.arg("--results").arg(tree.cache().join("scenarios"));
     if let Some([kernel, image]) = own_kernel {
