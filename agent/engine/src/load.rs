@@ -136,7 +136,7 @@ pub enum LoadError {
     },
     /// A trial computation failed.
     #[error(
-        "a trial step gave no finite logits: the weights are damaged or do not suit this engine"
+        "a trial step gave no finite numbers: the weights are damaged or do not suit this engine"
     )]
     Trial,
     /// No thread.
@@ -188,8 +188,11 @@ pub fn load(load: &Load, fds: &[OwnedFd], machine: Machine) -> Result<Model, Loa
     };
     let models = named(&|name| name.ends_with(".gguf"))?;
     let weights = named(&|name| name.ends_with(".safetensors"))?;
-    let modules = |name: &str| name.strip_suffix(MODULES).map(str::to_owned);
-    let encoder = load.files.iter().find_map(|file| modules(&file.name));
+    let folder = |name: &str| {
+        let folder = name.strip_suffix(MODULES)?;
+        (folder.is_empty() || folder.ends_with('/')).then(|| folder.to_owned())
+    };
+    let encoder = load.files.iter().find_map(|file| folder(&file.name));
     match (&models[..], &weights[..], encoder) {
         ([model], [], None) => {
             let load = made_of(load, |name| name.ends_with(".gguf"));
@@ -398,7 +401,7 @@ pub(crate) mod tests {
             f.tensor("output_norm.weight", kernels::Format::F32, &[64], &nan);
             f.remove_tensor("output.weight.old")
         });
-        assert!(nan.contains("no finite logits"), "{nan}");
+        assert!(nan.contains("no finite numbers"), "{nan}");
         assert!(refusal(|f| f.remove("tokenizer.chat_template")).contains("chat_template"));
     }
 

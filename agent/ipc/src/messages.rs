@@ -95,8 +95,8 @@ pub enum EngineRequest {
 
 /// Most inputs of one [`Embed`], as in OpenAI's API.
 pub const EMBED_INPUTS_MAX: usize = 2048;
-/// Most bytes of the vectors of one [`Embed`], four for each number.
-pub const EMBED_VECTORS_BYTES_MAX: usize = 4 << 20;
+/// Most bytes of the vectors of one [`Embed`], four for each number: 1024 of 384 numbers, which are some 4 MB of JSON.
+pub const EMBED_VECTORS_BYTES_MAX: usize = 3 << 19;
 
 /// Texts of which vectors are made.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
