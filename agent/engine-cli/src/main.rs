@@ -5,6 +5,7 @@
 //! Exit status: 0 done, 1 a replay differs, 2 unusable input or usage.
 
 mod bench;
+mod embed;
 mod generate;
 mod inspect;
 mod model;
@@ -30,6 +31,8 @@ struct Cli {
 enum Command {
     /// Continue a text, or answer a request.
     Generate(generate::Args),
+    /// The vectors of texts, by a sentence encoder.
+    Embed(embed::Args),
     /// The logits after each token of a sequence.
     Logits(inspect::LogitsArgs),
     /// The tokens of a text.
@@ -56,6 +59,7 @@ fn main() -> ExitCode {
     };
     let done = match cli.command {
         Command::Generate(args) => generate::run(&args),
+        Command::Embed(args) => embed::run(&args),
         Command::Logits(args) => inspect::logits(&args),
         Command::Tokenize(args) => inspect::tokenize(&args),
         Command::Bench(args) => bench::run(&args),

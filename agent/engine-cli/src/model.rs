@@ -46,11 +46,7 @@ pub(crate) struct Answer {
 
 impl ModelArgs {
     pub(crate) fn machine(&self) -> Result<Machine> {
-        let threads = match self.threads {
-            Some(threads) => usize::from(threads),
-            None => std::thread::available_parallelism()?.get().min(engine::limits::THREADS_MAX),
-        };
-        Ok(Machine { isa: Isa::detect(), threads })
+        machine(self.threads)
     }
 
     pub(crate) fn open(&self) -> Result<Model> {
@@ -107,6 +103,15 @@ impl Model {
         }
         bail!("the engine has stopped")
     }
+}
+
+/// This machine, with as many threads as there are processors if none are named.
+pub(crate) fn machine(threads: Option<u16>) -> Result<Machine> {
+    let threads = match threads {
+        Some(threads) => usize::from(threads),
+        None => std::thread::available_parallelism()?.get().min(engine::limits::THREADS_MAX),
+    };
+    Ok(Machine { isa: Isa::detect(), threads })
 }
 
 /// Reads a file, naming it if that fails.

@@ -33,5 +33,5 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
         "casemate-engine: unconfined, for development only; listens on {}",
         args.socket.display()
     );
-    Arc::new(Server::with(model.loaded)).serve_requests(&listener)
+    Arc::new(Server::with(engine::load::Model::Generator(model.loaded))).serve_requests(&listener)
 }

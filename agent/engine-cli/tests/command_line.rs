@@ -354,6 +354,38 @@ fn status_of(socket: &Path) -> EngineReply {
 }
 
 #[test]
+fn vectors_are_printed_and_what_is_no_encoder_is_refused() {
+    let bench = Bench::new();
+    let files = synthetic::encoder::files();
+    fs::create_dir_all(bench.path("encoder/1_Pooling")).unwrap();
+    for name in ["config.json", "modules.json", "1_Pooling/config.json", "tokenizer.json"] {
+        bench.write(&format!("encoder/{name}"), &files.get(name).unwrap());
+    }
+    let run = |args: &[&str]| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_casemate-engine"));
+        command.args(["embed", "--model", "encoder"]).args(args);
+        command.current_dir(bench.folder.path()).output().unwrap()
+    };
+    let output = run(&["hello"]);
+    assert_eq!(output.status.code(), Some(2), "{output:?}");
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert!(said.contains("needs model.safetensors"), "{said}");
+
+    bench.write("encoder/model.safetensors", &files.weights);
+    let said = json_of(&run(&["--json", "hello", "hello hello"]));
+    assert_eq!(said["token_ids"], json!([[2, 4, 3], [2, 4, 4, 3]]));
+    let vectors: Vec<_> = said["embeddings"].as_array().unwrap().iter().map(numbers).collect();
+    for vector in &vectors {
+        let length = vector.iter().map(|x| x * x).sum::<f64>().sqrt();
+        assert!(vector.len() == 64 && (length - 1.0).abs() < 1e-5, "{length}");
+    }
+    let alone = json_of(&run(&["--json", "--threads", "1", "hello hello"]));
+    assert_eq!(alone["embeddings"][0], said["embeddings"][1]);
+    let output = run(&["--dimensions", "8", "hello"]);
+    assert_eq!(output.status.code(), Some(2), "{output:?}");
+}
+
+#[test]
 fn the_real_model_generates_and_replays() {
     let Some(model) = std::env::var_os("CASEMATE_TEST_MODEL") else {
         println!("skipped: CASEMATE_TEST_MODEL does not name a GGUF file");

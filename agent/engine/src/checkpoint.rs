@@ -7,6 +7,7 @@
 
 mod config;
 mod names;
+pub(crate) mod object;
 mod vocabulary;
 
 use std::collections::BTreeMap;
@@ -20,9 +21,9 @@ use crate::safetensors::{self, Entry, SafetensorsError};
 use crate::weights::FileBytes;
 
 /// Bytes of `config.json` and `tokenizer_config.json`.
-const CONFIG_BYTES_MAX: usize = 1 << 20;
+pub(crate) const CONFIG_BYTES_MAX: usize = 1 << 20;
 /// Bytes of `tokenizer.json`; that of Llama 3 has 17 MB.
-const TOKENIZER_BYTES_MAX: usize = 32 << 20;
+pub(crate) const TOKENIZER_BYTES_MAX: usize = 32 << 20;
 
 /// Keys and tensors by the names that GGUF has for them.
 pub struct Checkpoint {
@@ -281,7 +282,7 @@ impl std::fmt::Debug for Checkpoint {
     }
 }
 
-fn tensor(
+pub(crate) fn tensor(
     file: usize,
     format: Format,
     rows: usize,
@@ -292,7 +293,7 @@ fn tensor(
     Tensor { file, format, packed, columns, rows, matrix_rows: rows, type_at, extent }
 }
 
-fn json(file: &'static str, bytes: &[u8], max: usize) -> Result<Json, CheckpointError> {
+pub(crate) fn json(file: &'static str, bytes: &[u8], max: usize) -> Result<Json, CheckpointError> {
     if bytes.len() > max {
         return Err(CheckpointError::TooLarge { file, found: bytes.len(), max });
     }

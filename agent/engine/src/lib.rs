@@ -11,6 +11,7 @@ pub mod blocks;
 pub mod checkpoint;
 pub mod constraint;
 pub mod cpu;
+pub mod encoder;
 pub mod engine;
 pub mod gguf;
 pub mod limits;

@@ -2,6 +2,10 @@
 
 /// Tokens computed in one step, over all requests.
 pub const STEP_TOKENS_MAX: usize = 64;
+/// Tokens that an encoder computes in one step, and so of its longest text.
+pub const ENCODER_STEP_TOKENS_MAX: usize = 512;
+/// Tokens of a request for vectors, over all its texts: 128 steps.
+pub const ENCODER_REQUEST_TOKENS_MAX: usize = 1 << 16;
 /// Requests that are computed at the same time.
 pub const RUNNING_MAX: usize = 16;
 /// Requests that wait for a place; one more is turned away as overloaded.

@@ -11,6 +11,7 @@ use sandbox::{SealError, map_sealed};
 use crate::blocks::BlockPool;
 use crate::checkpoint::{Checkpoint, CheckpointError, Texts};
 use crate::cpu::Cpu;
+use crate::encoder::{self, Embedder, EncoderError, Folder};
 use crate::engine::{Engine, Job};
 use crate::gguf::{Gguf, GgufError};
 use crate::limits::{
@@ -41,6 +42,26 @@ pub struct Loaded {
     pub encoding: Mutex<()>,
 }
 
+/// What a bundle holds, one of the two.
+#[derive(Debug)]
+pub enum Model {
+    /// It answers conversations.
+    Generator(Loaded),
+    /// It makes vectors of texts.
+    Encoder(Embedder),
+}
+
+impl Model {
+    /// What clients may know of it.
+    #[must_use]
+    pub fn info(&self) -> &ModelInfo {
+        match self {
+            Self::Generator(loaded) => &loaded.info,
+            Self::Encoder(embedder) => &embedder.info,
+        }
+    }
+}
+
 /// Why a bundle is refused.
 #[derive(Debug, thiserror::Error)]
 pub enum LoadError {
@@ -64,7 +85,7 @@ pub enum LoadError {
     },
     /// Not exactly one model.
     #[error(
-        "the bundle has {gguf} files named *.gguf and {safetensors} named *.safetensors, expected one of the former or some of the latter"
+        "the bundle has {gguf} files named *.gguf and {safetensors} named *.safetensors, expected one of the former or some of the latter; with modules.json, one of the latter"
     )]
     Files {
         /// How many of the one kind.
@@ -81,6 +102,9 @@ pub enum LoadError {
     /// What transformers has written is not usable.
     #[error("the checkpoint is not usable: {0}")]
     Checkpoint(#[from] CheckpointError),
+    /// The encoder is not usable.
+    #[error("the encoder is not usable: {0}")]
+    Encoder(#[from] EncoderError),
     /// A descriptor is not what agentd should send.
     #[error("file {name:?}: {source}")]
     Sealed {
@@ -112,7 +136,7 @@ pub enum LoadError {
     },
     /// A trial computation failed.
     #[error(
-        "a trial step gave no finite logits: the weights are damaged or do not suit this engine"
+        "a trial step gave no finite numbers: the weights are damaged or do not suit this engine"
     )]
     Trial,
     /// No thread.
@@ -133,6 +157,9 @@ pub struct Machine {
 const BESIDE: [&str; 4] =
     ["chat_template.jinja", "config.json", "tokenizer.json", "tokenizer_config.json"];
 
+/// What makes a folder an encoder's.
+const MODULES: &str = "modules.json";
+
 const LIMITS: Limits = Limits {
     step_tokens: STEP_TOKENS_MAX,
     running: RUNNING_MAX,
@@ -140,11 +167,12 @@ const LIMITS: Limits = Limits {
     waiting_per_partition: WAITING_PER_PARTITION_MAX,
 };
 
-/// Maps the bundle's model and starts its engine: one GGUF file, or what transformers writes.
+/// Maps the bundle's model and starts its engine: one GGUF file, what transformers writes, or, if there is a
+/// `modules.json`, what sentence-transformers writes.
 ///
 /// # Errors
 /// If anything about the bundle is not as it must be; nothing of it stays.
-pub fn load(load: &Load, fds: &[OwnedFd], machine: Machine) -> Result<Loaded, LoadError> {
+pub fn load(load: &Load, fds: &[OwnedFd], machine: Machine) -> Result<Model, LoadError> {
     if fds.len() != load.files.len() {
         return Err(LoadError::Descriptors { found: fds.len(), announced: load.files.len() });
     }
@@ -160,33 +188,55 @@ pub fn load(load: &Load, fds: &[OwnedFd], machine: Machine) -> Result<Loaded, Lo
     };
     let models = named(&|name| name.ends_with(".gguf"))?;
     let weights = named(&|name| name.ends_with(".safetensors"))?;
-    match (&models[..], weights.is_empty()) {
-        ([model], true) => {
+    let folder = |name: &str| {
+        let folder = name.strip_suffix(MODULES)?;
+        (folder.is_empty() || folder.ends_with('/')).then(|| folder.to_owned())
+    };
+    let encoder = load.files.iter().find_map(|file| folder(&file.name));
+    match (&models[..], &weights[..], encoder) {
+        ([model], [], None) => {
             let load = made_of(load, |name| name.ends_with(".gguf"));
-            open(&load, Arc::clone(model), machine)
+            open(&load, Arc::clone(model), machine).map(Model::Generator)
         }
-        ([], false) => {
-            let only = |wanted: &str| -> Result<Option<FileBytes>, LoadError> {
-                let mut found = named(&|name| name.rsplit('/').next() == Some(wanted))?;
-                Ok(found.pop().filter(|_| found.is_empty()))
+        ([], [_, ..], None) => checkpoint(load, weights, &named, machine).map(Model::Generator),
+        ([], [_], Some(folder)) => {
+            let file = |relative: &str| {
+                let path = format!("{folder}{relative}");
+                Ok::<_, LoadError>(named(&|name| name == path)?.pop())
             };
-            let needed = |file| only(file)?.ok_or(LoadError::Beside { file });
-            let (config, tokenizer) = (needed("config.json")?, needed("tokenizer.json")?);
-            let (more, template) = (only("tokenizer_config.json")?, only("chat_template.jinja")?);
-            let texts = Texts {
-                config: &config,
-                tokenizer: &tokenizer,
-                tokenizer_config: more.as_deref().map(|file| &**file),
-                chat_template: template.as_deref().map(|file| &**file),
-            };
-            let load = made_of(load, |name| {
-                name.ends_with(".safetensors")
-                    || name.rsplit('/').next().is_some_and(|name| BESIDE.contains(&name))
-            });
-            open_checkpoint(&load, &Checkpoint::read(&texts, weights)?, machine)
+            encoder::open(load, Folder::read(file)?, machine).map(Model::Encoder)
         }
         _ => Err(LoadError::Files { gguf: models.len(), safetensors: weights.len() }),
     }
+}
+
+/// Files by a condition on their names.
+type Named<'a> = dyn Fn(&dyn Fn(&str) -> bool) -> Result<Vec<FileBytes>, LoadError> + 'a;
+
+fn checkpoint(
+    load: &Load,
+    weights: Vec<FileBytes>,
+    named: &Named<'_>,
+    machine: Machine,
+) -> Result<Loaded, LoadError> {
+    let only = |wanted: &str| -> Result<Option<FileBytes>, LoadError> {
+        let mut found = named(&|name| name.rsplit('/').next() == Some(wanted))?;
+        Ok(found.pop().filter(|_| found.is_empty()))
+    };
+    let needed = |file| only(file)?.ok_or(LoadError::Beside { file });
+    let (config, tokenizer) = (needed("config.json")?, needed("tokenizer.json")?);
+    let (more, template) = (only("tokenizer_config.json")?, only("chat_template.jinja")?);
+    let texts = Texts {
+        config: &config,
+        tokenizer: &tokenizer,
+        tokenizer_config: more.as_deref().map(|file| &**file),
+        chat_template: template.as_deref().map(|file| &**file),
+    };
+    let load = made_of(load, |name| {
+        name.ends_with(".safetensors")
+            || name.rsplit('/').next().is_some_and(|name| BESIDE.contains(&name))
+    });
+    open_checkpoint(&load, &Checkpoint::read(&texts, weights)?, machine)
 }
 
 /// `load` with the files that answers depend on: what else is in a bundle, such as its card, makes no answer.
@@ -257,7 +307,7 @@ fn start(
     Ok(Loaded { info, sha256, tokenizer, template, jobs, encoding: Mutex::new(()) })
 }
 
-fn check_names(load: &Load) -> Result<(), LoadError> {
+pub(crate) fn check_names(load: &Load) -> Result<(), LoadError> {
     let name = |what, found: &str, expected| {
         Err(LoadError::Name { what, found: found.to_owned(), expected })
     };
@@ -351,7 +401,7 @@ pub(crate) mod tests {
             f.tensor("output_norm.weight", kernels::Format::F32, &[64], &nan);
             f.remove_tensor("output.weight.old")
         });
-        assert!(nan.contains("no finite logits"), "{nan}");
+        assert!(nan.contains("no finite numbers"), "{nan}");
         assert!(refusal(|f| f.remove("tokenizer.chat_template")).contains("chat_template"));
     }
 

@@ -87,11 +87,36 @@ struct Claim {
     data_offsets: (u64, u64),
 }
 
+impl Claim {
+    fn misplaced(&self, name: &str, available: usize) -> SafetensorsError {
+        let (begin, end) = self.data_offsets;
+        SafetensorsError::Extent {
+            name: name.to_owned(),
+            shape: self.shape.clone(),
+            begin,
+            end,
+            available: available as u64,
+            problem: "is not between the one before it and the end",
+        }
+    }
+}
+
 /// Parses a whole file.
 ///
 /// # Errors
 /// At the first thing that is not as it must be.
 pub fn parse(file: &[u8]) -> Result<BTreeMap<String, Entry>, SafetensorsError> {
+    parse_without(file, &[])
+}
+
+/// As [`parse`], without the tensors called `unused`, which may have any format.
+///
+/// # Errors
+/// As [`parse`].
+pub fn parse_without(
+    file: &[u8],
+    unused: &[&str],
+) -> Result<BTreeMap<String, Entry>, SafetensorsError> {
     let (length, rest) = file.split_first_chunk().unwrap_or((&[0; 8], &[]));
     let header_bytes = u64::from_le_bytes(*length);
     let short = SafetensorsError::Header { file: file.len(), header: header_bytes };
@@ -105,6 +130,14 @@ pub fn parse(file: &[u8]) -> Result<BTreeMap<String, Entry>, SafetensorsError> {
     let mut tensors = BTreeMap::new();
     let mut free_from = 0;
     for (name, claim) in claims {
+        if unused.contains(&name.as_str()) {
+            let (begin, end) = claim.data_offsets;
+            if begin != free_from || end < begin || end > data.len() as u64 {
+                return Err(claim.misplaced(&name, data.len()));
+            }
+            free_from = end;
+            continue;
+        }
         let entry = place(&name, &claim, free_from, start, data.len())?;
         free_from = claim.data_offsets.1;
         tensors.insert(name, entry);
@@ -241,6 +274,22 @@ mod tests {
         let twice = r#"{"a":{"dtype":"F16","shape":[2],"data_offsets":[0,4]},
             "a":{"dtype":"F16","shape":[2],"data_offsets":[4,8]}}"#;
         assert!(error(twice, 8).contains("\"a\" is there twice"));
+    }
+
+    #[test]
+    fn what_is_not_used_may_have_any_format_but_not_any_place() {
+        let file = |end: u64, rest: usize| {
+            let header = format!(
+                r#"{{"a":{{"dtype":"I64","shape":[1],"data_offsets":[0,{end}]}},
+                "b":{{"dtype":"F32","shape":[1],"data_offsets":[8,12]}}}}"#
+            );
+            super::tests::file(&header, rest)
+        };
+        assert_eq!(parse_without(&file(8, 12), &["a"]).unwrap().len(), 1);
+        assert!(parse(&file(8, 12)).unwrap_err().to_string().contains("is I64"));
+        for end in [7, 9, u64::MAX] {
+            assert!(parse_without(&file(end, 12), &["a"]).is_err(), "{end}");
+        }
     }
 
     #[test]

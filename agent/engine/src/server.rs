@@ -20,11 +20,13 @@ use rustix::event::{PollFd, PollFlags, Timespec};
 
 use crate::engine::{Event, Job};
 use crate::limits::{CONNECTIONS_MAX, PEER_CHECK_MS, SOCKET_S_MAX};
-use crate::load::{Loaded, Machine, load};
+use crate::load::{Machine, Model, load};
 use crate::log;
 use crate::receipt::{answered, question};
 use crate::request::prepare;
 use crate::telling::Telling;
+
+mod embeddings;
 
 /// Pause after a failed `accept`, so that a lasting failure does not become a busy loop.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
@@ -32,7 +34,7 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// What the connections share.
 #[derive(Debug, Default)]
 pub struct Server {
-    model: OnceLock<Loaded>,
+    model: OnceLock<Model>,
     connections: AtomicUsize,
     requests: AtomicU64,
 }
@@ -40,7 +42,7 @@ pub struct Server {
 impl Server {
     /// A server whose model is there from the beginning.
     #[must_use]
-    pub fn with(model: Loaded) -> Self {
+    pub fn with(model: Model) -> Self {
         Self { model: OnceLock::from(model), ..Self::default() }
     }
 
@@ -99,13 +101,13 @@ impl Server {
 
     fn load(&self, message: &Load, fds: &[std::os::fd::OwnedFd], machine: Machine) -> LoadReply {
         if let Some(model) = self.model.get() {
-            let loaded = &model.info.bundle_digest;
+            let loaded = &model.info().bundle_digest;
             let reason = format!("bundle {loaded} is loaded; restart the engine to load another");
             return LoadReply::Refused { reason };
         }
         // Only this thread loads, so nobody sets the model in between.
         match load(message, fds, machine) {
-            Ok(model) => LoadReply::Loaded(self.model.get_or_init(|| model).info.clone()),
+            Ok(model) => LoadReply::Loaded(self.model.get_or_init(|| model).info().clone()),
             Err(error) => LoadReply::Refused { reason: error.to_string() },
         }
     }
@@ -132,9 +134,10 @@ impl Server {
         let request = read_frame(&mut Timed::new(stream), FRAME_BYTES_MAX);
         let reply = match request {
             Ok(EngineRequest::Status) => {
-                EngineReply::Status(self.model.get().map(|model| model.info.clone()))
+                EngineReply::Status(self.model.get().map(|model| model.info().clone()))
             }
-            Ok(EngineRequest::Chat(chat)) => return self.chat(stream, chat),
+            Ok(EngineRequest::Chat(chat)) => return self.timed(|| self.answer(stream, chat)),
+            Ok(EngineRequest::Embed(embed)) => return self.timed(|| self.embed(stream, &embed)),
             // A client that says nothing is no event.
             Err(FrameError::Closed) => return,
             Err(error) => {
@@ -148,10 +151,11 @@ impl Server {
         }
     }
 
-    fn chat(&self, stream: &UnixStream, chat: Chat) {
+    /// A line for the log, with what `answer` says of how it ended.
+    fn timed(&self, answer: impl FnOnce() -> String) {
         let number = self.requests.fetch_add(1, Ordering::Relaxed);
         let started = Instant::now();
-        let outcome = self.answer(stream, chat);
+        let outcome = answer();
         log::line(format_args!(
             "request {number}: {outcome}, {} ms",
             started.elapsed().as_millis()
@@ -160,8 +164,13 @@ impl Server {
 
     /// Answers one conversation; says how it ended.
     fn answer(&self, stream: &UnixStream, chat: Chat) -> String {
-        let Some(model) = self.model.get() else {
-            return fail(stream, EngineErrorKind::NoModel, "no model is loaded yet".to_owned());
+        let model = match self.model.get() {
+            Some(Model::Generator(model)) => model,
+            Some(Model::Encoder(_)) => {
+                let message = "this model makes embeddings only; ask it at /v1/embeddings";
+                return fail(stream, EngineErrorKind::Unsuited, message.to_owned());
+            }
+            None => return no_model(stream),
         };
         let request_sha256 = chat.receipt.clone();
         let prepared = match prepare(chat, model) {
@@ -203,6 +212,10 @@ impl Server {
             }
         }
     }
+}
+
+fn no_model(stream: &UnixStream) -> String {
+    fail(stream, EngineErrorKind::NoModel, "no model is loaded yet".to_owned())
 }
 
 /// Passes events on until the last one, or until the client has left.

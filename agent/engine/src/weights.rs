@@ -1,6 +1,6 @@
 //! A model's tensors, used where they lie in the sealed file.
 
-mod finder;
+pub(crate) mod finder;
 
 use std::ops::{Deref, Range};
 use std::sync::Arc;
@@ -242,8 +242,7 @@ impl Weights {
     /// The matrix, where it lies.
     #[must_use]
     pub fn matrix(&self, stored: &Stored) -> Matrix<'_> {
-        let Stored { file, format, packed, rows, columns, ref extent } = *stored;
-        Matrix { format, packed, rows, columns, bytes: &self.files[file][extent.clone()] }
+        stored.matrix(&self.files)
     }
 
     /// Decodes the embedding of `token` into `out`.
@@ -267,6 +266,12 @@ impl Weights {
 }
 
 impl Stored {
+    /// The matrix, where it lies in `files`.
+    pub(crate) fn matrix<'f>(&self, files: &'f [FileBytes]) -> Matrix<'f> {
+        let Self { file, format, packed, rows, columns, ref extent } = *self;
+        Matrix { format, packed, rows, columns, bytes: &files[file][extent.clone()] }
+    }
+
     /// Outputs.
     #[must_use]
     pub fn rows(&self) -> usize {

@@ -8,8 +8,8 @@ mod synthetic;
 use std::io::Write;
 
 use ipc::{
-    AnswerFormat, Chat, EngineErrorKind, EngineReply, EngineRequest, Finish, LoadReply, Message,
-    Role, Sampling,
+    AnswerFormat, Chat, Embed, EmbedInput, EngineErrorKind, EngineReply, EngineRequest, Finish,
+    LoadReply, Message, Role, Sampling, vector_from_hex,
 };
 use process::{Engine, answer, real_model, reply, sealed, user};
 use rustix::fs::SealFlags;
@@ -80,6 +80,55 @@ fn what_transformers_writes_is_loaded_and_answers() {
     assert!(matches!(&reply, LoadReply::Loaded(_)), "{reply:?}");
     let answer = engine.chat(&user("hello", 8));
     assert!(answer.completion_tokens > 0, "{answer:?}");
+}
+
+fn embed(texts: &[&str]) -> EngineRequest {
+    let inputs = texts.iter().map(|text| EmbedInput::Text((*text).to_owned())).collect();
+    EngineRequest::Embed(Embed { inputs, dimensions: None, partition: "bank".to_owned() })
+}
+
+#[test]
+fn an_encoder_makes_vectors_and_no_chat_and_a_generator_the_reverse() {
+    let files = synthetic::encoder::files();
+    let names = ["1_Pooling/config.json", "config.json", "modules.json", "tokenizer.json"];
+    let mut bytes: Vec<(String, Vec<u8>)> =
+        names.iter().map(|name| (format!("x/{name}"), files.get(name).unwrap())).collect();
+    bytes.push(("x/model.safetensors".to_owned(), files.weights));
+    bytes.push(("casemate.json".to_owned(), b"{}".to_vec()));
+    let named: Vec<(&str, &[u8])> =
+        bytes.iter().map(|(name, bytes)| (name.as_str(), bytes.as_slice())).collect();
+    let engine = Engine::start();
+    let reason = refusal(engine.load_files(&named[1..], sealed()));
+    assert!(reason.contains("needs 1_Pooling/config.json"), "{reason}");
+    let reply = engine.load_files(&named, sealed());
+    // Without sentence_bert_config.json, all positions.
+    assert!(matches!(&reply, LoadReply::Loaded(i) if i.context_tokens_max == 48), "{reply:?}");
+
+    let vectors = |texts: &[&str]| -> Vec<Vec<f32>> {
+        let mut stream = engine.ask(&embed(texts));
+        let accepted = process::reply(&mut stream);
+        assert!(matches!(accepted, EngineReply::Accepted { .. }), "{accepted:?}");
+        let vector = |_: &&str| match process::reply(&mut stream) {
+            EngineReply::Vector { hex } => vector_from_hex(&hex).unwrap(),
+            other => panic!("{other:?}"),
+        };
+        texts.iter().map(vector).collect()
+    };
+    let both = vectors(&["hello you", "hello me"]);
+    assert_eq!(both[1..], vectors(&["hello me"]));
+    assert!(both[0].len() == 64 && both[0] != both[1]);
+    let (kind, message) = error(engine.first_reply(&EngineRequest::Chat(user("hello", 4))));
+    assert_eq!(kind, EngineErrorKind::Unsuited);
+    assert!(message.contains("/v1/embeddings"), "{message}");
+    let (kind, _) = error(engine.first_reply(&embed(&["a ".repeat(47).as_str()])));
+    assert_eq!(kind, EngineErrorKind::PromptTooLong);
+    assert!(!engine.log().contains("hello"), "the log has a text");
+
+    let generator = Engine::start();
+    generator.load_sealed(&synthetic::model().build());
+    let (kind, message) = error(generator.first_reply(&embed(&["hello"])));
+    assert_eq!(kind, EngineErrorKind::Unsuited);
+    assert!(message.contains("/v1/chat/completions"), "{message}");
 }
 
 #[test]

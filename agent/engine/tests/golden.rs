@@ -9,6 +9,7 @@ use std::sync::Arc;
 
 use engine::checkpoint::{Checkpoint, Texts};
 use engine::cpu::Cpu;
+use engine::encoder::{Encoder, EncoderError, Folder};
 use engine::gguf::Gguf;
 use engine::model::{Row, Shape, forward};
 use engine::weights::{FileBytes, Weights};
@@ -91,6 +92,42 @@ fn compare(logits: impl Fn(&str) -> Vec<f32>) {
         }
     }
     assert!(failed.is_empty(), "{failed:?}");
+}
+
+/// Mean of the states at length 1, and the first state as it is, of texts of three lengths.
+#[test]
+fn vectors_of_an_encoder_are_those_of_the_reference() {
+    let tokens = |n: usize| -> Vec<u32> {
+        let token = |p: usize| u32::try_from((p * 29 + 5 * n + 7) % GOLDEN_VOCABULARY).unwrap();
+        (0..n).map(token).collect()
+    };
+    let texts = [1, 7, 42].map(tokens);
+    let vectors = |first: bool| {
+        let mut files = synthetic::encoder::files();
+        if first {
+            files.pooling["pooling_mode_cls_token"] = true.into();
+            files.pooling["pooling_mode_mean_tokens"] = false.into();
+            files.modules.as_array_mut().unwrap().pop();
+        }
+        let folder = Folder::read(|path| {
+            Ok::<_, EncoderError>(files.get(path).map(|bytes| Arc::new(bytes) as FileBytes))
+        });
+        let mut encoder =
+            Encoder::new(&folder.unwrap(), Isa::detect(), Pool::new(2).unwrap()).unwrap();
+        encoder.encode(&texts.iter().map(Vec::as_slice).collect::<Vec<_>>())
+    };
+    let reference = reference("encoder");
+    let rows: Vec<&[f32]> = reference.chunks_exact(reference.len() / 6).collect();
+    for (first, vectors) in [(0, vectors(false)), (1, vectors(true))] {
+        for (row, vector) in rows.iter().skip(first).step_by(2).zip(&vectors) {
+            assert_eq!(row.len(), vector.len());
+            let errors = row.iter().zip(vector).map(|(a, b)| (a - b).abs());
+            let error = errors.fold(0.0, f32::max);
+            println!("encoder: largest error {error:.2e}");
+            // States have a standard deviation of 1; keys and values are halves here.
+            assert!(error < if first == 0 { 1e-4 } else { 2e-3 }, "{error}");
+        }
+    }
 }
 
 /// Cases with the same weights would not be told apart by the test above if the reference did not tell them.

@@ -98,8 +98,8 @@ impl HttpBody for EventStream {
                 self.ended = true;
                 Events::error(&error)
             }
-            // The exchange's task is gone, or accepted twice: both are faults of ours.
-            Some(Event::Accepted(_)) | None => {
+            // The exchange's task is gone, or not what it should be: both are faults of ours.
+            Some(Event::Accepted(_) | Event::Vector(_)) | None => {
                 self.ended = true;
                 Events::error(&ApiError::Internal)
             }

@@ -6,9 +6,7 @@
 use std::io;
 use std::path::PathBuf;
 
-use ipc::{
-    Chat, EngineErrorKind, EngineReply, EngineRequest, FRAME_BYTES_MAX, FrameError, ModelInfo,
-};
+use ipc::{EngineErrorKind, EngineReply, EngineRequest, FRAME_BYTES_MAX, FrameError, ModelInfo};
 use tokio::net::UnixStream;
 use tokio::time::timeout;
 
@@ -75,7 +73,7 @@ impl EngineError {
     }
 }
 
-/// A conversation under way. Dropping it cancels the request.
+/// A request under way. Dropping it cancels the request.
 #[derive(Debug)]
 pub struct Answering {
     stream: UnixStream,
@@ -109,14 +107,13 @@ impl Engine {
         }
     }
 
-    /// Asks for an answer to `chat`.
+    /// Asks for an answer to a conversation, or for vectors.
     ///
     /// # Errors
     /// If the engine cannot be reached or does not take the request.
-    pub async fn chat(&self, chat: Chat) -> Result<Answering, EngineError> {
+    pub async fn ask(&self, request: &EngineRequest) -> Result<Answering, EngineError> {
         let mut stream = self.connect().await?;
-        let request = EngineRequest::Chat(chat);
-        let write = frames::write(&mut stream, &request, FRAME_BYTES_MAX);
+        let write = frames::write(&mut stream, request, FRAME_BYTES_MAX);
         timeout(ENGINE_SILENCE_TIMEOUT, write).await.map_err(|_| EngineError::Silent)??;
         Ok(Answering { stream })
     }
@@ -155,6 +152,7 @@ pub fn name(reply: &EngineReply) -> &'static str {
         EngineReply::Accepted { .. } => "accepted",
         EngineReply::Delta { .. } => "delta",
         EngineReply::Done { .. } => "done",
+        EngineReply::Vector { .. } => "vector",
         EngineReply::Error { .. } => "error",
     }
 }

@@ -8,20 +8,23 @@
 use std::fmt::Display;
 use std::time::Instant;
 
-use ipc::{EngineReply, Exchange, ModelInfo, Receipt, TokenLogprobs};
+use ipc::{EngineReply, EngineRequest, Exchange, ModelInfo, Receipt, TokenLogprobs};
 use sha2::{Digest, Sha256};
 use tokio::sync::mpsc;
 use tokio::time::sleep;
 
 use crate::agent::{Agent, AgentError};
-use crate::engine::{self, Engine, EngineError};
+use crate::engine::{self, Answering, Engine, EngineError};
 use crate::identity::Client;
 use crate::journal::{causes, log};
 use crate::limits::{ANSWER_BYTES_MAX, EXCHANGE_TIMEOUT, LOGPROBS_BYTES_MAX};
 use crate::openai::answer::{self, Ending, Entry, Usage, finish_reason};
+use crate::openai::embeddings::EmbeddingsRequest;
 use crate::openai::error::ApiError;
 use crate::openai::request::ChatRequest;
 use crate::stop::Stop;
+
+mod embeddings;
 
 /// The processes behind the gateway.
 #[derive(Clone, Debug)]
@@ -35,16 +38,52 @@ pub struct Peers {
 /// What the client asked.
 #[derive(Debug)]
 pub struct Asked {
-    /// `chatcmpl-…`
+    /// `chatcmpl-…`, `embd-…`
     pub id: String,
     /// Who asks.
     pub client: Client,
     /// SHA-256 of the request body's bytes, lower-case hex.
     pub prompt_sha256: String,
     /// The parsed body.
-    pub request: ChatRequest,
-    /// Used if the client did not choose a seed.
-    pub seed: u64,
+    pub question: Question,
+}
+
+/// What is asked for.
+#[derive(Debug)]
+pub enum Question {
+    /// An answer to a conversation.
+    Chat {
+        /// The conversation and its parameters.
+        request: Box<ChatRequest>,
+        /// Used if the client did not choose a seed.
+        seed: u64,
+    },
+    /// Vectors of texts.
+    Embeddings(EmbeddingsRequest),
+}
+
+impl Question {
+    fn model(&self) -> &str {
+        match self {
+            Self::Chat { request, .. } => &request.model,
+            Self::Embeddings(request) => &request.model,
+        }
+    }
+
+    fn is_stream(&self) -> bool {
+        match self {
+            Self::Chat { request, .. } => request.stream,
+            Self::Embeddings(_) => false,
+        }
+    }
+
+    /// For the log.
+    fn name(&self) -> &'static str {
+        match self {
+            Self::Chat { .. } => "chat",
+            Self::Embeddings(_) => "embeddings",
+        }
+    }
 }
 
 /// What the response is made of. The last one is `Finished` or `Failed`.
@@ -54,6 +93,8 @@ pub enum Event {
     Accepted(ModelInfo),
     /// More of the answer.
     Delta(Delta),
+    /// The next text's vector.
+    Vector(Vec<f32>),
     /// The answer is complete, and on record.
     Finished(Ending),
     /// There is no complete answer.
@@ -106,14 +147,14 @@ pub async fn run(
     let mut tally = Tally::default();
     let end = tokio::select! {
         biased;
-        end = converse(peers, asked, events, &mut tally) => end.unwrap_or_else(|end| end),
+        end = answer(peers, asked, events, &mut tally) => end.unwrap_or_else(|end| end),
         () = events.closed() => End::Cancelled,
         () = stop.called() => End::Failed(ApiError::ShuttingDown),
         () = sleep(EXCHANGE_TIMEOUT) => End::Failed(ApiError::TooSlow),
     };
     let record = tally.record(asked, &end);
     let appended = peers.agent.append(record.clone()).await;
-    report(&record, started, &appended);
+    report(asked.question.name(), &record, started, &appended);
     match appended {
         Ok(_) => end.event(),
         Err(_) => Event::Failed(ApiError::LedgerUnavailable),
@@ -121,13 +162,13 @@ pub async fn run(
 }
 
 /// One line per exchange.
-fn report(record: &Exchange, started: Instant, appended: &Result<u64, AgentError>) {
+fn report(name: &str, record: &Exchange, started: Instant, appended: &Result<u64, AgentError>) {
     let (event, key, value): (_, _, &dyn Display) = match appended {
-        Ok(index) => ("chat", "record", index),
-        Err(error) => ("chat NOT RECORDED", "error", &causes(error)),
+        Ok(index) => (name.to_owned(), "record", index),
+        Err(error) => (format!("{name} NOT RECORDED"), "error", &causes(error)),
     };
     log(
-        event,
+        &event,
         &[
             ("request", &record.request),
             ("client", &record.client),
@@ -183,7 +224,7 @@ impl Tally {
             },
         };
         // A plain answer is sent whole or not at all.
-        let sent = asked.request.stream || matches!(end, End::Finished(_));
+        let sent = asked.question.is_stream() || matches!(end, End::Finished(_));
         let answer = if sent { self.answer } else { Sha256::new() };
         Exchange {
             request: asked.id.clone(),
@@ -200,7 +241,7 @@ impl Tally {
     }
 }
 
-async fn converse(
+async fn answer(
     peers: &Peers,
     asked: &Asked,
     events: &mpsc::Sender<Event>,
@@ -208,17 +249,43 @@ async fn converse(
 ) -> Result<End, End> {
     let model = admitted_model(peers, asked).await?;
     let partition = asked.client.cert_sha256().to_owned();
-    let chat = asked.request.chat(model.context_tokens_max, asked.seed, partition);
-    let mut chat = chat.map_err(End::Failed)?;
-    chat.receipt = asked.request.receipt.then(|| asked.prompt_sha256.clone());
+    let request = match &asked.question {
+        Question::Chat { request, seed } => {
+            let chat = request.chat(model.context_tokens_max, *seed, partition);
+            let mut chat = chat.map_err(End::Failed)?;
+            chat.receipt = request.receipt.then(|| asked.prompt_sha256.clone());
+            EngineRequest::Chat(chat)
+        }
+        Question::Embeddings(request) => EngineRequest::Embed(request.embed(partition)),
+    };
     let fault = |error| End::Failed(engine_fault(asked, &error));
-    let mut answering = peers.engine.chat(chat).await.map_err(fault)?;
+    let mut answering = peers.engine.ask(&request).await.map_err(fault)?;
+    drop(request);
     match answering.next().await.map_err(fault)? {
         EngineReply::Accepted { prompt_tokens } => tally.prompt_tokens = prompt_tokens,
         other => return Err(out_of_turn(asked, &other)),
     }
     tally.bundle_digest.clone_from(&model.bundle_digest);
     send(events, Event::Accepted(model.clone())).await?;
+    match &asked.question {
+        Question::Chat { request, .. } => {
+            converse(asked, request, &model, answering, events, tally).await
+        }
+        Question::Embeddings(request) => {
+            embeddings::collect(asked, request, answering, events, tally).await
+        }
+    }
+}
+
+async fn converse(
+    asked: &Asked,
+    request: &ChatRequest,
+    model: &ModelInfo,
+    mut answering: Answering,
+    events: &mpsc::Sender<Event>,
+    tally: &mut Tally,
+) -> Result<End, End> {
+    let fault = |error| End::Failed(engine_fault(asked, &error));
     loop {
         match answering.next().await.map_err(fault)? {
             EngineReply::Delta { text, tokens } => {
@@ -228,7 +295,7 @@ async fn converse(
                         message: format!("its answer is longer than {ANSWER_BYTES_MAX} bytes"),
                     }));
                 }
-                let entries = tally.entries(&tokens, asked.request.stream)?;
+                let entries = tally.entries(&tokens, request.stream)?;
                 let digest = Sha256::clone(&tally.answer).chain_update(&text);
                 tally.deltas = tally.deltas.saturating_add(1);
                 send(events, Event::Delta(Delta { text, entries })).await?;
@@ -241,7 +308,7 @@ async fn converse(
                 cached_tokens,
                 receipt,
             } => {
-                check_receipt(asked, &model, receipt.as_deref())?;
+                check_receipt(asked, request.receipt, model, receipt.as_deref())?;
                 let digest = receipt.as_deref().map(Receipt::digest).transpose();
                 tally.receipt_sha256 = digest.map_err(|_| End::Failed(ApiError::Internal))?;
                 let usage = Usage { prompt_tokens, completion_tokens, cached_tokens };
@@ -254,14 +321,19 @@ async fn converse(
 
 /// A receipt is there if one was asked for, and is one of this request and this bundle; the rest is the engine's word,
 /// which whoever replays it needs not take.
-fn check_receipt(asked: &Asked, model: &ModelInfo, found: Option<&Receipt>) -> Result<(), End> {
+fn check_receipt(
+    asked: &Asked,
+    wanted: bool,
+    model: &ModelInfo,
+    found: Option<&Receipt>,
+) -> Result<(), End> {
     let good = match found {
         Some(receipt) => {
-            asked.request.receipt
+            wanted
                 && receipt.request_sha256 == asked.prompt_sha256
                 && receipt.bundle_digest.as_ref() == Some(&model.bundle_digest)
         }
-        None => !asked.request.receipt,
+        None => !wanted,
     };
     if good {
         return Ok(());
@@ -280,9 +352,9 @@ async fn admitted_model(peers: &Peers, asked: &Asked) -> Result<ModelInfo, End> 
         let reason = status.refusal.unwrap_or_else(|| "no bundle was presented".to_owned());
         return Err(End::Failed(ApiError::NoModel { reason }));
     };
-    if model.model_id != asked.request.model {
+    if model.model_id != asked.question.model() {
         return Err(End::Failed(ApiError::UnknownModel {
-            asked: asked.request.model.clone(),
+            asked: asked.question.model().to_owned(),
             served: model.model_id,
         }));
     }

@@ -1,13 +1,13 @@
 //! Every maximum of the gateway, in one table.
 //!
-//! Invariant: memory is bounded by [`CHATS_MAX`] times (body, its conversation and answer), plus
+//! Invariant: memory is bounded by [`CHATS_MAX`] times (body, what was asked and the answer), plus
 //! [`EVIDENCE_MAX`] evidence files, plus buffers of [`CONNECTIONS_MAX`] connections.
 
 use std::time::Duration;
 
 /// TLS connections at once, handshakes included; further ones wait in the kernel's backlog.
 pub const CONNECTIONS_MAX: u32 = 256;
-/// Chat requests at once, from their first body byte until their record is acknowledged.
+/// Requests for chats and embeddings at once, from their first body byte until their record is acknowledged.
 pub const CHATS_MAX: u32 = 128;
 /// Evidence, identity and enrolment requests at once; the TPM answers one at a time anyway.
 pub const EVIDENCE_MAX: u32 = 2;

@@ -16,11 +16,13 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 
 use crate::agent::AgentError;
 use crate::body::{EventStream, read_json};
-use crate::exchange::{self, Asked, Event, Peers};
+use crate::exchange::{self, Asked, Event, Peers, Question};
 use crate::identity::Client;
 use crate::journal::{causes, log};
 use crate::limits::{CHATS_MAX, EVENTS_QUEUED_MAX, EVIDENCE_MAX, RETRY_AFTER_S, SHUTDOWN_TIMEOUT};
+use crate::openai;
 use crate::openai::answer::{Events, Header, completion, fingerprint};
+use crate::openai::embeddings::Encoding;
 use crate::openai::error::ApiError;
 use crate::openai::request;
 use crate::stop::Stop;
@@ -64,6 +66,7 @@ impl App {
     pub fn router(&self, client: Client) -> Router {
         Router::new()
             .route("/v1/chat/completions", post(chat_completions))
+            .route("/v1/embeddings", post(embeddings))
             .route("/v1/models", get(models))
             .route("/v1/models/{id}", get(model))
             .route("/healthz", get(healthz))
@@ -114,15 +117,58 @@ async fn chat_completions(
     headers: HeaderMap,
     body: Body,
 ) -> Response {
-    let id = match random::<16>() {
-        Ok(bytes) => format!("chatcmpl-{}", hex::encode(bytes)),
+    let read = |body: &[u8]| {
+        let request = Box::new(request::parse(body)?);
+        let wanted = Wanted {
+            stream: request.stream,
+            include_usage: request.include_usage,
+            logprobs: request.logprobs.is_some(),
+        };
+        let seed = u64::from_le_bytes(random()?) & SEED_MASK;
+        Ok((Question::Chat { request, seed }, wanted))
+    };
+    let id = match name("chatcmpl") {
+        Ok(id) => id,
         Err(error) => return refused(&client, error),
     };
-    let mut response = match start(&app, &client, id.clone(), &headers, body).await {
-        Ok((events, stream)) => respond(id.clone(), events, stream).await,
+    let response = match start(&app, &client, id.clone(), &headers, body, read).await {
+        Ok((events, wanted)) => respond(id.clone(), events, wanted).await,
         Err(error) => refused(&client, error),
     };
-    if let Ok(id) = HeaderValue::from_str(&id) {
+    named(&id, response)
+}
+
+async fn embeddings(
+    State(app): State<App>,
+    Extension(client): Extension<Client>,
+    headers: HeaderMap,
+    body: Body,
+) -> Response {
+    let read = |body: &[u8]| {
+        let request = openai::embeddings::parse(body)?;
+        let encoding = request.encoding;
+        Ok((Question::Embeddings(request), encoding))
+    };
+    let id = match name("embd") {
+        Ok(id) => id,
+        Err(error) => return refused(&client, error),
+    };
+    let response = match start(&app, &client, id.clone(), &headers, body, read).await {
+        Ok((events, encoding)) => {
+            vectors(encoding, events).await.unwrap_or_else(ApiError::into_response)
+        }
+        Err(error) => refused(&client, error),
+    };
+    named(&id, response)
+}
+
+/// A name for an exchange.
+fn name(kind: &str) -> Result<String, ApiError> {
+    Ok(format!("{kind}-{}", hex::encode(random::<16>()?)))
+}
+
+fn named(id: &str, mut response: Response) -> Response {
+    if let Ok(id) = HeaderValue::from_str(id) {
         response.headers_mut().insert(REQUEST_ID, id);
     }
     response
@@ -142,26 +188,21 @@ struct Wanted {
     logprobs: bool,
 }
 
-/// Reads and parses a request, and starts its exchange in a task of its own.
-async fn start(
+/// Reads a request, lets `read` parse it, and starts its exchange in a task of its own.
+async fn start<W>(
     app: &App,
     client: &Client,
     id: String,
     headers: &HeaderMap,
     body: Body,
-) -> Result<(mpsc::Receiver<Event>, Wanted), ApiError> {
+    read: impl FnOnce(&[u8]) -> Result<(Question, W), ApiError>,
+) -> Result<(mpsc::Receiver<Event>, W), ApiError> {
     // Taken before the body is read, so that it bounds the memory of all bodies.
     let permit = permit(&app.0.chats)?;
     let body = read_json(headers, body).await?;
-    let request = request::parse(&body)?;
-    let wanted = Wanted {
-        stream: request.stream,
-        include_usage: request.include_usage,
-        logprobs: request.logprobs.is_some(),
-    };
+    let (question, wanted) = read(&body)?;
     let prompt_sha256 = hex::encode(Sha256::digest(&body));
-    let seed = u64::from_le_bytes(random()?) & SEED_MASK;
-    let asked = Asked { id, client: client.clone(), prompt_sha256, request, seed };
+    let asked = Asked { id, client: client.clone(), prompt_sha256, question };
     drop(body);
     let (sender, events) = mpsc::channel(EVENTS_QUEUED_MAX);
     let app = app.clone();
@@ -217,7 +258,35 @@ async fn whole(
                 return Ok((content_type, object).into_response());
             }
             Some(Event::Failed(error)) => return Err(error),
-            Some(Event::Accepted(_)) | None => return Err(ApiError::Internal),
+            Some(Event::Accepted(_) | Event::Vector(_)) | None => return Err(ApiError::Internal),
+        }
+    }
+}
+
+/// All vectors of an exchange in one object.
+async fn vectors(
+    encoding: Encoding,
+    mut events: mpsc::Receiver<Event>,
+) -> Result<Response, ApiError> {
+    let model = match events.recv().await {
+        Some(Event::Accepted(model)) => model,
+        Some(Event::Failed(error)) => return Err(error),
+        _ => return Err(ApiError::Internal),
+    };
+    let mut vectors = Vec::new();
+    loop {
+        match events.recv().await {
+            // Bounded: the exchange ends at `EMBED_VECTORS_BYTES_MAX`.
+            Some(Event::Vector(vector)) => vectors.push(vector),
+            Some(Event::Finished(end)) => {
+                let tokens = end.usage.prompt_tokens;
+                let object =
+                    openai::embeddings::answer(&model.model_id, &vectors, encoding, tokens)?;
+                let content_type = [(header::CONTENT_TYPE, "application/json")];
+                return Ok((content_type, object).into_response());
+            }
+            Some(Event::Failed(error)) => return Err(error),
+            Some(Event::Accepted(_) | Event::Delta(_)) | None => return Err(ApiError::Internal),
         }
     }
 }

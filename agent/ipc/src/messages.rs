@@ -89,6 +89,62 @@ pub enum EngineRequest {
     Status,
     /// Answer a conversation.
     Chat(Chat),
+    /// Make a vector of each text.
+    Embed(Embed),
+}
+
+/// Most inputs of one [`Embed`], as in OpenAI's API.
+pub const EMBED_INPUTS_MAX: usize = 2048;
+/// Most bytes of the vectors of one [`Embed`], four for each number: 1024 of 384 numbers, which are some 4 MB of JSON.
+pub const EMBED_VECTORS_BYTES_MAX: usize = 3 << 19;
+
+/// Texts of which vectors are made.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Embed {
+    /// 1 to [`EMBED_INPUTS_MAX`], none empty.
+    pub inputs: Vec<EmbedInput>,
+    /// Numbers of each vector, if not as many as the model makes.
+    #[serde(default)]
+    pub dimensions: Option<u32>,
+    /// Turns are taken between partitions; derived from the client's identity.
+    pub partition: String,
+}
+
+/// What one vector is made of.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum EmbedInput {
+    /// A text; never parsed for special tokens.
+    Text(String),
+    /// Tokens of the model's vocabulary, without those that it puts around each text.
+    Tokens(Vec<u32>),
+}
+
+impl EmbedInput {
+    /// Whether there is nothing to make a vector of.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        match self {
+            Self::Text(text) => text.is_empty(),
+            Self::Tokens(tokens) => tokens.is_empty(),
+        }
+    }
+}
+
+/// A vector's numbers, little-endian, in lower-case hex, so that each keeps its bits.
+#[must_use]
+pub fn vector_to_hex(vector: &[f32]) -> String {
+    hex::encode(vector.iter().flat_map(|x| x.to_le_bytes()).collect::<Vec<u8>>())
+}
+
+/// The numbers of [`vector_to_hex`]; `None` if it is none, or they are not finite.
+#[must_use]
+pub fn vector_from_hex(text: &str) -> Option<Vec<f32>> {
+    let bytes = hex::decode(text).ok()?;
+    let (numbers, rest) = bytes.as_chunks();
+    let vector: Vec<f32> = numbers.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect();
+    (rest.is_empty() && vector.iter().all(|x| x.is_finite())).then_some(vector)
 }
 
 /// A conversation to be answered.
@@ -155,7 +211,8 @@ pub enum Role {
     Assistant,
 }
 
-/// What the engine tells the gateway. A chat is `Accepted`, `Delta`…, `Done`, or ends in `Error`.
+/// What the engine tells the gateway. A chat is `Accepted`, `Delta`…, `Done`, or ends in `Error`; an [`Embed`] is
+/// `Accepted` and a `Vector` for each input, or ends in `Error`.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
 pub enum EngineReply {
@@ -163,7 +220,7 @@ pub enum EngineReply {
     Status(Option<ModelInfo>),
     /// The prompt was tokenised and fits.
     Accepted {
-        /// Tokens of the prompt, chat template included.
+        /// Tokens of the prompt, chat template included; of all texts, those around each included.
         prompt_tokens: u32,
     },
     /// More text of the answer; whole UTF-8 characters.
@@ -188,6 +245,11 @@ pub enum EngineReply {
         /// What makes the answer, if that was asked for.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         receipt: Option<Box<Receipt>>,
+    },
+    /// The next input's vector.
+    Vector {
+        /// As [`vector_to_hex`].
+        hex: String,
     },
     /// The request failed; others go on.
     Error {
@@ -243,6 +305,8 @@ pub enum EngineErrorKind {
     PromptTooLong,
     /// The conversation or a parameter is not acceptable.
     Invalid,
+    /// The loaded model does not do what was asked: it answers chats, or it makes vectors.
+    Unsuited,
     /// The waiting queue is full.
     Overloaded,
     /// A fault of the engine's own.
@@ -279,7 +343,7 @@ pub enum AgentRequest {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Exchange {
-    /// Identifier given to the client (`chatcmpl-…`).
+    /// Identifier given to the client (`chatcmpl-…`, `embd-…`).
     pub request: String,
     /// Subject common name of the client's certificate.
     pub client: String,
@@ -289,7 +353,8 @@ pub struct Exchange {
     pub model: String,
     /// SHA-256 of the request body's bytes, lower-case hex.
     pub prompt_sha256: String,
-    /// SHA-256 of the answer's text as sent, lower-case hex.
+    /// SHA-256 of the answer's text as sent, or of its vectors one after the other, each number little-endian in 32 bits;
+    /// lower-case hex.
     pub answer_sha256: String,
     /// Tokens of the prompt.
     pub prompt_tokens: u32,

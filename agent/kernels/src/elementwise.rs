@@ -63,6 +63,35 @@ widest! {
 }
 
 widest! {
+    /// `x = (x - mean(x)) / sqrt(variance(x) + epsilon) · weight + bias` (Ba, Kiros & Hinton, "Layer Normalization",
+    /// 2016).
+    ///
+    /// # Panics
+    /// If the lengths differ.
+    pub fn layer_norm(x: &mut [f32], weight: &[f32], bias: &[f32], epsilon: f32) {
+        assert!(x.len() == weight.len() && x.len() == bias.len(), "rows of different lengths");
+        let mut lanes = [0.0; LANES];
+        for chunk in x.chunks(LANES) {
+            for (lane, x) in lanes.iter_mut().zip(chunk) {
+                *lane += x;
+            }
+        }
+        let mean = reduce(lanes) / x.len() as f32;
+        let mut lanes = [0.0; LANES];
+        for chunk in x.chunks(LANES) {
+            for (lane, x) in lanes.iter_mut().zip(chunk) {
+                let away = x - mean;
+                *lane += away * away;
+            }
+        }
+        let scale = 1.0 / (reduce(lanes) / x.len() as f32 + epsilon).sqrt();
+        for ((x, weight), bias) in x.iter_mut().zip(weight).zip(bias) {
+            *x = (*x - mean) * scale * weight + bias;
+        }
+    }
+}
+
+widest! {
     /// Rotates neighbouring pairs of each head; `turns` holds `(cos, sin)` of each pair at this position.
     /// GGUF permutes `llama` weights so that pairs are neighbours (llama.cpp, `LLAMA_ROPE_TYPE_NORM`).
     /// Elements beyond `2 · turns.len()` of a head stay as they are.
@@ -87,6 +116,29 @@ widest! {
             *gate = *gate / (1.0 + exp_here(-*gate)) * up;
         }
     }
+}
+
+widest! {
+    /// `x = x · Φ(x)`, Φ the normal distribution's function (Hendrycks & Gimpel, "Gaussian Error Linear Units", 2016),
+    /// to within 5e-7 · max(1, |x|): not the approximation by tanh, which is off by 5e-4.
+    pub fn gelu(x: &mut [f32]) {
+        for x in x {
+            *x = *x * 0.5 * (1.0 + erf_here(*x * std::f32::consts::FRAC_1_SQRT_2));
+        }
+    }
+}
+
+/// The error function (Abramowitz & Stegun, "Handbook of Mathematical Functions", 7.1.26), to within 5e-7.
+#[inline(always)]
+fn erf_here(x: f32) -> f32 {
+    let (above, magnitude) = (x > 0.0, x.abs());
+    let t = 1.0 / (1.0 + 0.327_591_1 * magnitude);
+    let mut p = 1.061_405_4;
+    for c in [-1.453_152, 1.421_413_7, -0.284_496_73, 0.254_829_6] {
+        p = p * t + c;
+    }
+    let found = 1.0 - p * t * exp_here(-magnitude * magnitude);
+    if above { found } else { -found }
 }
 
 widest! {
@@ -189,6 +241,46 @@ mod tests {
     }
 
     #[test]
+    fn gelu_follows_the_error_function_and_shows_a_nan() {
+        // Its Taylor series, which doubles can sum up to here.
+        let erf = |x: f64| {
+            let (mut term, mut sum) = (x, x);
+            for n in 1..120 {
+                term *= -x * x / f64::from(n);
+                sum += term / f64::from(2 * n + 1);
+            }
+            sum * std::f64::consts::FRAC_2_SQRT_PI
+        };
+        let mut x = -5.5_f32;
+        while x < 5.5 {
+            let truth = f64::from(x) * 0.5 * (1.0 + erf(f64::from(x) * 0.5_f64.sqrt()));
+            let mut found = [x];
+            gelu(&mut found);
+            let error = (f64::from(found[0]) - truth).abs();
+            assert!(error < 5e-7 * f64::from(x.abs().max(1.0)), "{x}: {} {truth}", found[0]);
+            x += 0.0037;
+        }
+        let mut ends = [-1e9, 0.0, 1e9, f32::NAN];
+        gelu(&mut ends);
+        assert_eq!(ends[..3], [0.0, 0.0, 1e9]);
+        assert!(ends[3].is_nan());
+    }
+
+    #[test]
+    fn vectors_of_any_width_have_the_same_bits() {
+        // `widest!` chooses by the CPU; a row shorter than a vector goes the scalar way.
+        let values: Vec<f32> = (0..67_u8).map(|i| f32::from(i) * 0.37 - 12.0).collect();
+        let mut whole = values.clone();
+        gelu(&mut whole);
+        let single = values.iter().map(|x| {
+            let mut one = [*x];
+            gelu(&mut one);
+            one[0].to_bits()
+        });
+        assert!(whole.iter().map(|x| x.to_bits()).eq(single));
+    }
+
+    #[test]
     fn softmax_sums_to_one_and_shows_a_nan() {
         let mut scores = [1000.0, 999.0, -1000.0, f32::NEG_INFINITY];
         softmax(&mut scores);
@@ -212,6 +304,12 @@ mod tests {
         rms_norm(&[3.0, 4.0], &[1.0, 2.0], 0.0, &mut out);
         let root = 12.5_f32.sqrt();
         assert!((out[0] - 3.0 / root).abs() < 1e-6 && (out[1] - 8.0 / root).abs() < 1e-6);
+        let mut x = [1.0, 2.0, 6.0];
+        layer_norm(&mut x, &[1.0, 1.0, 3.0], &[0.0, 0.5, 0.0], 0.0);
+        let deviation = (14.0_f32 / 3.0).sqrt();
+        for (x, truth) in x.iter().zip([-2.0 / deviation, 0.5 - 1.0 / deviation, 9.0 / deviation]) {
+            assert!((x - truth).abs() < 1e-6, "{x} {truth}");
+        }
         let mut gate = [1.0];
         swiglu(&mut gate, &[2.0]);
         assert!((gate[0] - 2.0 / (1.0 + (-1f32).exp())).abs() < 1e-6);

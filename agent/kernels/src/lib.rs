@@ -37,7 +37,7 @@ pub use attention::{Heads, attend};
 pub use avx2::Avx2;
 #[cfg(target_arch = "x86_64")]
 pub use avx512::Avx512;
-pub use elementwise::{add, exp, rms_norm, rope, softmax, swiglu};
+pub use elementwise::{add, exp, gelu, layer_norm, rms_norm, rope, softmax, swiglu};
 pub use format::{Format, f16_to_f32, f32_to_f16};
 pub use isa::Isa;
 pub use matmul::{Matrix, Product, matmul};

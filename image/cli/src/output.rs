@@ -38,7 +38,7 @@ pub(crate) fn new_folder<T>(
         .permissions(Permissions::from_mode(FOLDER_MODE))
         .tempdir_in(beside(path))
         .with_context(|| path.display().to_string())?;
-    let value = fill(aside.path())?;
+    let value = fill(aside.path()).with_context(|| path.display().to_string())?;
     fs::rename(aside.path(), path).with_context(|| path.display().to_string())?;
     let _renamed = aside.keep();
     Ok(value)

@@ -27,6 +27,9 @@ const REQUEST: &str = r#"{"model":"m","messages":[{"role":"system","content":"a"
 "top_k":9,"min_p":0.1,"presence_penalty":0.5,"frequency_penalty":0.5,"repetition_penalty":1.1,
 "logit_bias":{"5":-100},"logprobs":true,"top_logprobs":3,"response_format":{"type":"json_schema","json_schema":{
 "name":"n","strict":true,"schema":{"type":"object"}}},"seed":7,"stop":["x","y"],"stream":true,"stream_options":{"include_usage":true},"n":1,"user":"u"}"#;
+/// A request for vectors with every parameter.
+const EMBEDDINGS: &str =
+    r#"{"model":"m","input":["a","b"],"dimensions":9,"encoding_format":"base64","user":"u"}"#;
 /// A schema with every keyword that is offered.
 const SCHEMA: &str = r##"{"title":"t","description":"d","type":"object","properties":{"a":{"anyOf":[{"$ref":"#/$defs/n"},
 {"const":1}]},"b":{"type":"array","items":{"enum":["x",null]},"prefixItems":[true],"minItems":1,"maxItems":9},"c":{
@@ -88,6 +91,9 @@ fn main() -> Result<(), Box<dyn Error>> {
         ("update", "envelope", ENVELOPE.as_bytes().to_vec()),
         ("gguf", "model", synthetic::model().build()),
         ("gguf", "tensor", tensor()),
+        ("embeddings", "texts", EMBEDDINGS.as_bytes().to_vec()),
+        ("embeddings", "tokens", EMBEDDINGS.replace(r#"["a","b"]"#, "[[1,2],[3]]").into_bytes()),
+        ("encoder", "bert", encoder()?),
         ("request", "honest", REQUEST.as_bytes().to_vec()),
         ("schema", "every-keyword", SCHEMA.as_bytes().to_vec()),
         ("template", "chatml", synthetic::TEMPLATE.as_bytes().to_vec()),
@@ -165,6 +171,26 @@ fn checkpoint(case: &str) -> Result<Vec<u8>, Box<dyn Error>> {
         seed.extend(bytes);
     }
     seed.extend(weights);
+    Ok(seed)
+}
+
+/// What sentence-transformers writes, in the order of the target `encoder`.
+fn encoder() -> Result<Vec<u8>, Box<dyn Error>> {
+    let files = synthetic::encoder::files();
+    let mut seed = Vec::new();
+    for json in [
+        &files.config,
+        &files.modules,
+        &files.pooling,
+        &files.sentence,
+        &files.prompts,
+        &files.tokenizer,
+    ] {
+        let bytes = serde_json::to_vec(json)?;
+        seed.extend(u32::try_from(bytes.len())?.to_le_bytes());
+        seed.extend(bytes);
+    }
+    seed.extend(files.weights);
     Ok(seed)
 }
 

@@ -13,22 +13,28 @@ import openai
 from openai.types.chat import ChatCompletionTokenLogprob
 
 
-def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__)
+def parser(description: str) -> argparse.ArgumentParser:
+    """The options of a connection."""
+    parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--base-url", required=True, help="such as https://localhost:8443/v1")
     parser.add_argument("--ca", help="PEM of the server's certificate, as `casemate-verify fetch` pinned it")
     parser.add_argument("--cert", help="PEM of the client's certificate; none through the proxy, which has its own")
     parser.add_argument("--key", help="PEM of the client's private key")
     parser.add_argument("--model", required=True)
-    parser.add_argument("--stream", action="store_true")
-    parser.add_argument("--max-tokens", type=int, default=None)
-    parser.add_argument("--temperature", type=float, default=0.0)
-    parser.add_argument(
+    parser.add_argument("--timeout", type=float, default=300.0, help="seconds")
+    return parser
+
+
+def parse_args() -> argparse.Namespace:
+    arguments = parser(__doc__)
+    arguments.add_argument("--stream", action="store_true")
+    arguments.add_argument("--max-tokens", type=int, default=None)
+    arguments.add_argument("--temperature", type=float, default=0.0)
+    arguments.add_argument(
         "--top-logprobs", type=int, help="show each token's logprob and how many likely tokens came with it"
     )
-    parser.add_argument("--timeout", type=float, default=300.0, help="seconds")
-    parser.add_argument("prompt")
-    return parser.parse_args()
+    arguments.add_argument("prompt")
+    return arguments.parse_args()
 
 
 def connect(args: argparse.Namespace) -> openai.OpenAI:

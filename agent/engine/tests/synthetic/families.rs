@@ -314,7 +314,7 @@ impl Maker<'_> {
 }
 
 /// Numbers from −1 to 1: SplitMix64 (Steele, Lea, Flood 2014), seeded with the FNV-1a hash of `name`.
-fn uniform(name: &str) -> impl Iterator<Item = f32> {
+pub(crate) fn uniform(name: &str) -> impl Iterator<Item = f32> {
     let fnv = |hash: u64, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3);
     let mut state = name.bytes().fold(0xcbf2_9ce4_8422_2325, fnv);
     std::iter::repeat_with(move || {

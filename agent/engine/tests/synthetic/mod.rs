@@ -4,6 +4,7 @@
 
 use kernels::{Format, f32_to_f16};
 
+pub(crate) mod encoder;
 pub(crate) mod families;
 pub(crate) mod folder;
 

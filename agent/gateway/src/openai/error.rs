@@ -45,6 +45,8 @@ pub enum ApiError {
     /// Prompt, or prompt and answer, do not fit the model's context.
     #[error("{message}")]
     ContextLength {
+        /// The parameter with the prompt.
+        param: String,
         /// What was found and the maximum.
         message: String,
     },
@@ -56,8 +58,14 @@ pub enum ApiError {
         /// Name of the loaded model, empty if there is none.
         served: String,
     },
+    /// The loaded model does something else.
+    #[error("{message}")]
+    Unsuited {
+        /// What it does.
+        message: String,
+    },
     /// The path is none of ours.
-    #[error("no such path; see /v1/models and /v1/chat/completions")]
+    #[error("no such path; see /v1/models, /v1/chat/completions and /v1/embeddings")]
     UnknownPath,
     /// The path exists for another method.
     #[error("this path does not allow that method; see the Allow header")]
@@ -132,12 +140,12 @@ impl ApiError {
     /// The engine's own word on a request.
     #[must_use]
     pub fn from_engine(kind: EngineErrorKind, message: String, param: Option<String>) -> Self {
+        let of_prompt = || param.unwrap_or_else(|| "messages".to_owned());
         match kind {
             EngineErrorKind::NoModel => Self::NoModel { reason: message },
-            EngineErrorKind::PromptTooLong => Self::ContextLength { message },
-            EngineErrorKind::Invalid => {
-                Self::invalid(param.unwrap_or_else(|| "messages".to_owned()), message)
-            }
+            EngineErrorKind::PromptTooLong => Self::ContextLength { param: of_prompt(), message },
+            EngineErrorKind::Invalid => Self::invalid(of_prompt(), message),
+            EngineErrorKind::Unsuited => Self::Unsuited { message },
             EngineErrorKind::Overloaded => Self::Overloaded,
             EngineErrorKind::Internal => Self::Engine { message },
         }
@@ -179,8 +187,8 @@ impl ApiError {
             Self::Invalid { param, .. }
             | Self::Unsupported { param, .. }
             | Self::UnknownParameter { param } => Some(param),
-            Self::UnknownModel { .. } => Some("model"),
-            Self::ContextLength { .. } => Some("messages"),
+            Self::UnknownModel { .. } | Self::Unsuited { .. } => Some("model"),
+            Self::ContextLength { param, .. } => Some(param),
             _ => None,
         }
     }
@@ -201,6 +209,9 @@ impl ApiError {
             }
             Self::UnknownModel { .. } => {
                 (StatusCode::NOT_FOUND, INVALID, Some("model_not_found"), "model-not-found")
+            }
+            Self::Unsuited { .. } => {
+                (StatusCode::NOT_FOUND, INVALID, Some("model_not_supported"), "unsuited")
             }
             Self::UnknownPath => (StatusCode::NOT_FOUND, INVALID, Some("unknown_url"), "invalid"),
             Self::MethodNotAllowed => {
@@ -275,12 +286,16 @@ mod tests {
             (EngineErrorKind::NoModel, 503),
             (EngineErrorKind::PromptTooLong, 400),
             (EngineErrorKind::Invalid, 400),
+            (EngineErrorKind::Unsuited, 404),
             (EngineErrorKind::Overloaded, 429),
             (EngineErrorKind::Internal, 500),
         ];
         for (kind, expected) in kinds {
             assert_eq!(status(kind), expected, "{kind:?}");
         }
+        let param = Some("input".to_owned());
+        let error = ApiError::from_engine(EngineErrorKind::PromptTooLong, String::new(), param);
+        assert_eq!(error.object()["error"]["param"], "input");
         let param = Some("logit_bias".to_owned());
         let error = ApiError::from_engine(EngineErrorKind::Invalid, String::new(), param);
         assert_eq!(error.object()["error"]["param"], "logit_bias");

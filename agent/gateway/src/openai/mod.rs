@@ -1,6 +1,7 @@
-//! OpenAI's chat API as data: requests, answers, errors. No I/O.
+//! OpenAI's API as data: requests, answers, errors. No I/O.
 
 pub mod answer;
+pub mod embeddings;
 pub mod error;
 mod format;
 mod messages;

@@ -126,8 +126,7 @@ impl PartialEq for Turn {
 /// # Errors
 /// [`ApiError::MalformedJson`], or the first parameter that is not acceptable.
 pub fn parse(body: &[u8]) -> Result<ChatRequest, ApiError> {
-    let mut fields: Fields<'_> = serde_json::from_slice(body)
-        .map_err(|error| ApiError::MalformedJson { found: error.to_string() })?;
+    let mut fields = fields(body)?;
     let stream = fields.take("stream")?.unwrap_or(false);
     let request = ChatRequest {
         model: fields.required("model")?,
@@ -142,8 +141,14 @@ pub fn parse(body: &[u8]) -> Result<ChatRequest, ApiError> {
         include_usage: include_usage(&mut fields, stream)?,
         receipt: fields.take(RECEIPT)?.unwrap_or(false),
     };
-    fields.refuse_rest()?;
+    fields.refuse_rest(IGNORED, NEUTRAL)?;
     Ok(request)
+}
+
+/// The members of a body, which must be one object.
+pub(super) fn fields(body: &[u8]) -> Result<Fields<'_>, ApiError> {
+    serde_json::from_slice(body)
+        .map_err(|error| ApiError::MalformedJson { found: error.to_string() })
 }
 
 /// Parses one value, naming it in the error.
@@ -167,16 +172,21 @@ impl<'a> Fields<'a> {
         self.raw(name).map(|raw| value(raw, name)).transpose()
     }
 
-    fn required<T: DeserializeOwned>(&mut self, name: &str) -> Result<T, ApiError> {
+    pub(super) fn required<T: DeserializeOwned>(&mut self, name: &str) -> Result<T, ApiError> {
         value(self.raw_required(name)?, name)
     }
 
-    fn refuse_rest(self) -> Result<(), ApiError> {
+    /// Nothing is left but what has no effect: `ignored` names, `neutral` ones with one of their values.
+    pub(super) fn refuse_rest(
+        self,
+        ignored: &[&str],
+        neutral: &[(&str, &[&str])],
+    ) -> Result<(), ApiError> {
         for (name, raw) in self.0 {
-            if IGNORED.contains(&name.as_str()) {
+            if ignored.contains(&name.as_str()) {
                 continue;
             }
-            let Some((_, accepted)) = NEUTRAL.iter().find(|(neutral, _)| *neutral == name) else {
+            let Some((_, accepted)) = neutral.iter().find(|(neutral, _)| *neutral == name) else {
                 return Err(ApiError::UnknownParameter { param: name });
             };
             if raw.get() != "null" && !is_one_of(raw, accepted) {

@@ -8,11 +8,11 @@ use crate::appliance::Appliance;
 use crate::client::{chat, post};
 use crate::peers::{PROMPT_TOKENS, model, receipt};
 
-fn sha256(text: &str) -> String {
+pub(crate) fn sha256(text: impl AsRef<[u8]>) -> String {
     hex::encode(Sha256::digest(text))
 }
 
-fn cert_sha256(leaf: &crate::certificates::Leaf) -> String {
+pub(crate) fn cert_sha256(leaf: &crate::certificates::Leaf) -> String {
     use rustls::pki_types::{CertificateDer, pem::PemObject};
     hex::encode(Sha256::digest(
         CertificateDer::from_pem_slice(leaf.certificate.as_bytes()).unwrap(),

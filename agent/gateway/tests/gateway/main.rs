@@ -9,6 +9,7 @@ mod appliance;
 mod certificates;
 mod chat;
 mod client;
+mod embeddings;
 mod endpoints;
 mod isolation;
 mod openai_client;

@@ -9,9 +9,10 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use ipc::{
-    AgentReply, AgentRequest, AgentStatus, Chat, Confinement, EngineErrorKind, EngineReply,
-    EngineRequest, Exchange, FRAME_BYTES_MAX, Finish, ModelInfo, Receipt, ReceiptFormat,
-    TokenLogprob, TokenLogprobs, read_frame, tokens_sha256, write_frame,
+    AgentReply, AgentRequest, AgentStatus, Chat, Confinement, Embed, EmbedInput, EngineErrorKind,
+    EngineReply, EngineRequest, Exchange, FRAME_BYTES_MAX, Finish, ModelInfo, Receipt,
+    ReceiptFormat, TokenLogprob, TokenLogprobs, read_frame, tokens_sha256, vector_to_hex,
+    write_frame,
 };
 
 /// How long a test waits for what must happen.
@@ -134,6 +135,7 @@ fn answer(state: &Watched<AgentState>, request: AgentRequest) -> AgentReply {
 #[derive(Default)]
 pub(crate) struct EngineState {
     pub(crate) chats: Vec<Chat>,
+    pub(crate) embeds: Vec<Embed>,
     /// Requests that the gateway closed before they were done.
     pub(crate) cancelled: usize,
     /// What [`EngineRequest::Status`] says, if not the model.
@@ -156,9 +158,46 @@ pub(crate) fn engine(socket: &Path) -> Arc<Watched<EngineState>> {
                 state.change(|state| state.cancelled += 1);
             }
         }
+        Ok(EngineRequest::Embed(embed)) => {
+            state.change(|state| state.embeds.push(embed.clone()));
+            make_vectors(&embed, &mut stream);
+        }
         Err(_) => {}
     });
     state
+}
+
+/// The vector of `embed`'s input of that number.
+pub(crate) fn vector(number: u8) -> Vec<f32> {
+    vec![0.6, -0.8, f32::from(number) * 0.1]
+}
+
+/// Does what the first text says: `unsuited`, `long`, `die`, `nan`, `short`, or else makes vectors.
+fn make_vectors(embed: &Embed, stream: &mut UnixStream) {
+    let mut say = |reply: EngineReply| write_frame(stream, &reply, FRAME_BYTES_MAX).is_ok();
+    let EmbedInput::Text(first) = &embed.inputs[0] else { return };
+    let kind = match first.as_str() {
+        "unsuited" => Some(EngineErrorKind::Unsuited),
+        "long" => Some(EngineErrorKind::PromptTooLong),
+        _ => None,
+    };
+    if let Some(kind) = kind {
+        let (message, param) = (format!("found {first}"), Some("input".to_owned()));
+        say(EngineReply::Error { kind, message, param });
+        return;
+    }
+    say(EngineReply::Accepted { prompt_tokens: PROMPT_TOKENS });
+    for (number, _) in (0_u8..).zip(&embed.inputs) {
+        let vector = match (first.as_str(), number) {
+            ("die", 1) => return,
+            ("nan", 1) => vec![0.6, f32::NAN, 0.0],
+            ("short", 1) => vec![0.6],
+            _ => vector(number),
+        };
+        if !say(EngineReply::Vector { hex: vector_to_hex(&vector) }) {
+            return;
+        }
+    }
 }
 
 /// One token that is `text`, and as many likely ones as were asked for.

@@ -1,8 +1,8 @@
 //! `casemate bundle model`.
 
-use std::fs::File;
+use std::fs::{self, File};
 use std::io::{self, Read as _};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, bail};
 use evidence::bundle::check_name;
@@ -19,9 +19,8 @@ const CARD: &str = "casemate.json";
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
-    /// File with the weights
-    #[arg(long)]
-    gguf: PathBuf,
+    #[command(flatten)]
+    weights: Weights,
     /// Name under which clients ask for the model: a-z 0-9 . _ -
     #[arg(long)]
     model_id: String,
@@ -33,37 +32,102 @@ pub(super) struct Args {
     out: PathBuf,
 }
 
+#[derive(Debug, clap::Args)]
+#[group(required = true, multiple = false)]
+struct Weights {
+    /// File with the weights
+    #[arg(long)]
+    gguf: Option<PathBuf>,
+    /// Folder as transformers or sentence-transformers writes it; all of its files are taken
+    #[arg(long)]
+    folder: Option<PathBuf>,
+}
+
+/// Most files of a folder; the engine is handed as many descriptors at once.
+const FILES_MAX: usize = 63;
+/// Most folders within folders.
+const DEPTH_MAX: usize = 4;
+
 pub(super) fn run(args: &Args) -> anyhow::Result<()> {
     check_model_id(&args.model_id)?;
-    let name = args.gguf.file_name().and_then(|name| name.to_str());
-    let name = name.with_context(|| format!("{:?} names no file in UTF-8", args.gguf))?;
+    let said = output::new_folder(&args.out, |out| {
+        let (weights, said) = match (&args.weights.gguf, &args.weights.folder) {
+            (Some(gguf), None) => copy_gguf(gguf, out)?,
+            (None, Some(folder)) => copy_folder(folder, out)?,
+            _ => bail!("--gguf or --folder, not both"),
+        };
+        let card = ModelCard { model_id: args.model_id.clone(), version: args.version, weights };
+        let card = serde_json::to_string_pretty(&card)? + "\n";
+        output::write_new(&out.join(CARD), card.as_bytes())?;
+        Ok(said)
+    })?;
+    let (out, id) = (args.out.display(), &args.model_id);
+    println!("{out}: {said} as {id} version {}", args.version);
+    Ok(())
+}
+
+/// Copies one file; returns its name and what was copied.
+fn copy_gguf(gguf: &Path, out: &Path) -> anyhow::Result<(String, String)> {
+    let name = gguf.file_name().and_then(|name| name.to_str());
+    let name = name.with_context(|| format!("{gguf:?} names no file in UTF-8"))?;
     check_name(name)?;
     if name == CARD {
         bail!("the weights cannot be named {CARD}");
     }
-    let mut weights = File::open(&args.gguf).with_context(|| args.gguf.display().to_string())?;
+    let mut weights = File::open(gguf).with_context(|| gguf.display().to_string())?;
     let mut magic = [0; 4];
-    weights.read_exact(&mut magic).with_context(|| args.gguf.display().to_string())?;
+    weights.read_exact(&mut magic).with_context(|| gguf.display().to_string())?;
     if magic != GGUF_MAGIC {
-        bail!("{} starts with {magic:02x?}; a GGUF file starts with GGUF", args.gguf.display());
+        bail!("{} starts with {magic:02x?}; a GGUF file starts with GGUF", gguf.display());
     }
+    let bytes = copy(&mut magic.as_slice().chain(weights), &out.join(name))?;
+    Ok((name.to_owned(), format!("{name} ({bytes} bytes)")))
+}
 
-    let card = ModelCard {
-        model_id: args.model_id.clone(),
-        version: args.version,
-        weights: name.to_owned(),
-    };
-    let card = serde_json::to_string_pretty(&card)? + "\n";
-    let bytes = output::new_folder(&args.out, |folder| {
-        let mut copy = File::create_new(folder.join(name))?;
-        let bytes = io::copy(&mut magic.as_slice(), &mut copy)
-            .and_then(|begun| Ok(begun + io::copy(&mut weights, &mut copy)?))
-            .with_context(|| args.out.display().to_string())?;
-        output::write_new(&folder.join(CARD), card.as_bytes())?;
-        Ok(bytes)
-    })?;
-    let (out, id) = (args.out.display(), &args.model_id);
-    println!("{out}: {name} ({bytes} bytes) as {id} version {}", args.version);
+/// Copies every file of a folder; returns the name of the first weights file and what was copied.
+fn copy_folder(folder: &Path, out: &Path) -> anyhow::Result<(String, String)> {
+    let mut names = Vec::new();
+    list(folder, "", DEPTH_MAX, &mut names)?;
+    names.sort();
+    let weights = names.iter().find(|name| name.ends_with(".safetensors")).cloned();
+    let weights = weights.with_context(|| format!("no *.safetensors in {}", folder.display()))?;
+    let mut bytes = 0;
+    for name in &names {
+        let target = out.join(name);
+        fs::create_dir_all(target.parent().unwrap_or(out))?;
+        let source = folder.join(name);
+        let mut file = File::open(&source).with_context(|| source.display().to_string())?;
+        bytes += copy(&mut file, &target)?;
+    }
+    Ok((weights, format!("{} files ({bytes} bytes)", names.len())))
+}
+
+fn copy(from: &mut impl io::Read, to: &Path) -> io::Result<u64> {
+    io::copy(from, &mut File::create_new(to)?)
+}
+
+/// Paths of the regular files in `folder`, which is `prefix` of what is listed.
+fn list(folder: &Path, prefix: &str, depth: usize, names: &mut Vec<String>) -> anyhow::Result<()> {
+    for entry in fs::read_dir(folder).with_context(|| folder.display().to_string())? {
+        let entry = entry?;
+        let path = entry.path();
+        let name = entry.file_name().into_string().ok();
+        let name = name.with_context(|| format!("{} is not UTF-8", path.display()))?;
+        let name = format!("{prefix}{name}");
+        check_name(&name)?;
+        match entry.file_type()? {
+            kind if kind.is_dir() && depth > 0 => {
+                list(&path, &format!("{name}/"), depth - 1, names)?;
+            }
+            // A link would be read now, and nobody would see to where.
+            kind if !kind.is_file() => bail!("{} is no regular file", path.display()),
+            _ if name == CARD => bail!("{} is there already; it is written here", path.display()),
+            _ if names.len() == FILES_MAX => {
+                bail!("{} has more than {FILES_MAX} files", folder.display())
+            }
+            _ => names.push(name),
+        }
+    }
     Ok(())
 }
 
@@ -78,8 +142,6 @@ fn check_model_id(id: &str) -> anyhow::Result<()> {
 
 #[cfg(test)]
 mod tests {
-    use std::fs;
-
     use super::*;
 
     #[test]
@@ -98,7 +160,8 @@ mod tests {
         let gguf = dir.path().join("w.gguf");
         fs::write(&gguf, "GGUF and more").unwrap();
         let out = dir.path().join("out");
-        let args = Args { gguf: gguf.clone(), model_id: "m".into(), version: 2, out };
+        let weights = Weights { gguf: Some(gguf.clone()), folder: None };
+        let args = Args { weights, model_id: "m".into(), version: 2, out };
         run(&args).unwrap();
         assert_eq!(fs::read(args.out.join("w.gguf")).unwrap(), b"GGUF and more");
         let card = fs::read(args.out.join(CARD)).unwrap();
@@ -110,5 +173,32 @@ mod tests {
         fs::write(&gguf, "ELF!").unwrap();
         let error = run(&Args { out: dir.path().join("other"), ..args }).unwrap_err();
         assert!(error.to_string().contains("starts with GGUF"));
+    }
+
+    #[test]
+    fn every_file_of_a_folder_is_taken_and_no_link() {
+        let dir = tempfile::tempdir().unwrap();
+        let folder = dir.path().join("from");
+        fs::create_dir_all(folder.join("1_Pooling")).unwrap();
+        for name in ["config.json", "1_Pooling/config.json", "model.safetensors"] {
+            fs::write(folder.join(name), name).unwrap();
+        }
+        let run_to = |name: &str| {
+            let weights = Weights { gguf: None, folder: Some(folder.clone()) };
+            let args =
+                Args { weights, model_id: "m".into(), version: 1, out: dir.path().join(name) };
+            run(&args).map(|()| args.out)
+        };
+        let out = run_to("one").unwrap();
+        let pooling = fs::read_to_string(out.join("1_Pooling/config.json")).unwrap();
+        assert_eq!(pooling, "1_Pooling/config.json");
+        let card: ModelCard = serde_json::from_slice(&fs::read(out.join(CARD)).unwrap()).unwrap();
+        assert_eq!(card.weights, "model.safetensors");
+
+        std::os::unix::fs::symlink("config.json", folder.join("link")).unwrap();
+        assert!(run_to("two").unwrap_err().to_string().contains("no regular file"));
+        fs::remove_file(folder.join("link")).unwrap();
+        fs::remove_file(folder.join("model.safetensors")).unwrap();
+        assert!(run_to("three").unwrap_err().to_string().contains("no *.safetensors"));
     }
 }

@@ -69,6 +69,9 @@ struct Cli {
     /// Signed by the quorum, one version below the good one.
     #[arg(long)]
     bundle_older: Option<PathBuf>,
+    /// Folder of a sentence encoder, as sentence-transformers writes it.
+    #[arg(long)]
+    encoder: Option<PathBuf>,
     /// Python with the package `openai`.
     #[arg(long)]
     python: Option<PathBuf>,
@@ -180,6 +183,7 @@ fn inputs(cli: Cli) -> anyhow::Result<Inputs> {
             .map(|(image, kernel)| OwnKernel { image, kernel }),
         keys: absolute(&cli.keys.context("no --keys")?)?,
         bundles,
+        encoder: optional(cli.encoder)?,
         // Not resolved: a virtual environment is found by the path of its link.
         python: cli.python.map(std::path::absolute).transpose()?,
         programs,
@@ -214,7 +218,12 @@ fn check(inputs: &Inputs, chosen: &[Scenario]) -> anyhow::Result<()> {
     let bundles = &inputs.bundles;
     let missing = [
         ((serving || chosen_has("sealed-bundle")) && bundles.good.is_none(), "--bundle"),
-        (chosen_has("model-answers") && inputs.python.is_none(), "--python"),
+        (
+            ["model-answers", "embeddings"].iter().any(|n| chosen_has(n))
+                && inputs.python.is_none(),
+            "--python",
+        ),
+        (chosen_has("embeddings") && inputs.encoder.is_none(), "--encoder"),
         (chosen_has("bundle-flipped-byte") && bundles.flipped.is_none(), "--bundle-flipped-byte"),
         (
             chosen_has("bundle-one-signature") && bundles.one_signature.is_none(),

@@ -6,6 +6,7 @@ mod attacks;
 mod attested_tls;
 mod boot;
 mod bundles;
+mod embeddings;
 mod enrolment;
 mod evidence;
 mod flash;
@@ -182,6 +183,14 @@ pub const ALL: &[Scenario] = &[
         long_factor: 1,
         needs: Serving,
         run: receipts::replayed,
+    },
+    Scenario {
+        name: "embeddings",
+        about: "a signed sentence encoder: the OpenAI client's vectors put like beside like, and are on record",
+        limit_s: 420,
+        long_factor: 1,
+        needs: Ready,
+        run: embeddings::made,
     },
     Scenario {
         name: "evidence-tpm2-tools",
