@@ -190,6 +190,7 @@ mod tests {
             image: results.join("no-image"),
             keys: results.join("no-keys"),
             bundles: Bundles::default(),
+            encoder: None,
             python: None,
             programs: results.to_owned(),
             results: results.to_owned(),

@@ -100,6 +100,7 @@ fn tensors() -> Vec<(String, Vec<usize>, Vec<u8>)> {
         let bytes = floats.flat_map(|u| value(u).to_le_bytes()).collect();
         all.push((name, shape.to_vec(), bytes));
     };
+    #[expect(clippy::cast_possible_truncation, reason = "as wide as the weights are")]
     let width = |columns: usize| (3.0 / columns as f64).sqrt() as f32;
     for (name, rows) in [("word", VOCABULARY), ("position", POSITIONS), ("token_type", 2)] {
         let name = format!("embeddings.{name}_embeddings.weight");

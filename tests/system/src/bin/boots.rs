@@ -100,6 +100,7 @@ fn bench(cli: &Cli, accel: Accel) -> anyhow::Result<Bench> {
         own_kernel: None,
         keys: absolute(&cli.keys)?,
         bundles: Bundles { good: Some(absolute(&cli.bundle)?), ..Bundles::default() },
+        encoder: None,
         python: None,
         programs: absolute(&cli.programs)?,
         results: absolute(&cli.work)?,
