@@ -72,6 +72,17 @@ pub struct Tensor {
     pub type_at: usize,
     /// Bytes in the file.
     pub extent: Range<usize>,
+    /// Where the scales of [`Format::F8`] lie, which no GGUF file has.
+    pub scales: Option<Place>,
+}
+
+/// Bytes of one of the files.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Place {
+    /// Which file.
+    pub file: usize,
+    /// Bytes in it.
+    pub extent: Range<usize>,
 }
 
 /// What is wrong with a file.
@@ -231,10 +242,18 @@ impl<'a> Gguf<'a> {
             let extent = absolute(claim.offset).zip(absolute(free_from));
             let (from, to) = extent.ok_or_else(|| fail("outside the file"))?;
             let Claim { name, format, packed, columns, rows, matrix_rows, type_at, .. } = claim;
-            let extent = from..to;
-            let file = 0;
-            let tensor =
-                Tensor { file, format, packed, columns, rows, matrix_rows, type_at, extent };
+            let (file, extent, scales) = (0, from..to, None);
+            let tensor = Tensor {
+                file,
+                format,
+                packed,
+                columns,
+                rows,
+                matrix_rows,
+                type_at,
+                extent,
+                scales,
+            };
             if self.tensors.insert(name, tensor).is_some() {
                 return Err(GgufError::Duplicate { name: name.to_owned() });
             }

@@ -5,10 +5,10 @@ mod finder;
 use std::ops::{Deref, Range};
 use std::sync::Arc;
 
-use kernels::{Format, Matrix, TILE_ROWS};
+use kernels::{Format, Matrix, Scales, TILE_ROWS};
 
 use self::finder::Finder;
-use crate::gguf::Gguf;
+use crate::gguf::{Gguf, Place};
 use crate::shape::{Attention, Experts, Gating, Grouped, Latent, Shape};
 
 /// The file: a [`sandbox::Sealed`] in the appliance, a `Vec` in tests.
@@ -139,6 +139,8 @@ pub struct Stored {
     rows: usize,
     columns: usize,
     extent: Range<usize>,
+    /// Of [`Format::F8`], and how many rows of their first block lie above.
+    scales: Option<(Place, usize)>,
 }
 
 /// Why the tensors do not make a model.
@@ -242,8 +244,12 @@ impl Weights {
     /// The matrix, where it lies.
     #[must_use]
     pub fn matrix(&self, stored: &Stored) -> Matrix<'_> {
-        let Stored { file, format, packed, rows, columns, ref extent } = *stored;
-        Matrix { format, packed, rows, columns, bytes: &self.files[file][extent.clone()] }
+        let Stored { file, format, packed, rows, columns, ref extent, ref scales } = *stored;
+        let scales = scales.as_ref().map_or(Scales::default(), |(place, above)| Scales {
+            bytes: &self.files[place.file][place.extent.clone()],
+            above: *above,
+        });
+        Matrix { format, packed, rows, columns, bytes: &self.files[file][extent.clone()], scales }
     }
 
     /// Decodes the embedding of `token` into `out`.

@@ -42,6 +42,7 @@ pub use format::{Format, f16_to_f32, f32_to_f16};
 pub use isa::Isa;
 pub use matmul::{Matrix, Product, matmul};
 pub use pages::gather_pages;
+pub use plain::{SCALED, Scales};
 pub use pool::Pool;
 pub use scalar::Scalar;
 pub use tile::{ROWS as TILE_ROWS, pack};
