@@ -209,6 +209,24 @@ impl<'a> Gguf<'a> {
         Ok(gguf)
     }
 
+    /// The metadata of a file that [`Self::parse`] takes: keys, and values as they are written, type first.
+    ///
+    /// # Errors
+    /// As [`Self::parse`].
+    pub(crate) fn entries(file: &'a [u8]) -> Result<Vec<(&'a str, &'a [u8])>, GgufError> {
+        let mut reader = Reader { file, at: 0 };
+        reader.take(16)?;
+        let entries = reader.count("metadata entries", METADATA_MAX)?;
+        let mut found = Vec::new();
+        for _ in 0..entries {
+            let key = reader.text()?;
+            let start = reader.at;
+            reader.value(key)?;
+            found.push((key, file.get(start..reader.at).unwrap_or_default()));
+        }
+        Ok(found)
+    }
+
     /// Checks where the tensors say that they are; the data section starts at the first aligned byte
     /// after the header, which ends at `header_end`.
     fn place(
