@@ -1,6 +1,12 @@
 //! The models of [`families`](super::families) as transformers would write them: the same weights by other names, in
 //! two files, with the order of rows that llama.cpp's converter changes.
 
+#![allow(
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    reason = "weights are computed in wider numbers, and are in range"
+)]
+
 use serde_json::{Map, Value, json};
 
 use super::families::{EIGHTHS, plain, uniform};
