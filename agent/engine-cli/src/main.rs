@@ -10,6 +10,7 @@ mod generate;
 mod inspect;
 mod model;
 mod pack;
+mod quantize;
 mod receipt;
 mod replay;
 mod serve;
@@ -41,6 +42,8 @@ enum Command {
     Bench(bench::Args),
     /// Interleave a model file's rows as the kernels read them fastest, for a bundle.
     Pack(pack::Args),
+    /// Round a model in plain floats to blocks of 4 or 8 bits, in a GGUF file.
+    Quantize(quantize::Args),
     /// Answer on a Unix socket, unconfined: for development only.
     Serve(serve::Args),
     /// Run a request again and compare it with its receipt.
@@ -64,6 +67,7 @@ fn main() -> ExitCode {
         Command::Tokenize(args) => inspect::tokenize(&args),
         Command::Bench(args) => bench::run(&args),
         Command::Pack(args) => pack::run(&args),
+        Command::Quantize(args) => quantize::run(&args),
         Command::Serve(args) => serve::run(&args),
         Command::Replay(args) => replay::run(&args),
     };

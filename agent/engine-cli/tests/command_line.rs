@@ -94,6 +94,53 @@ fn tokens_have_pieces_that_make_the_text() {
     assert_eq!(lines.stdout, b"262\t\"hello\"\n");
 }
 
+/// A folder as transformers writes it.
+fn write_folder(bench: &Bench, case: &str) {
+    let folder = synthetic::folder::folder(case, 260);
+    fs::create_dir(bench.path(case)).unwrap();
+    let write = |name: &str, bytes: &[u8]| bench.write(&format!("{case}/{name}"), bytes);
+    write("config.json", folder.config.to_string().as_bytes());
+    write("tokenizer.json", folder.tokenizer.to_string().as_bytes());
+    write("chat_template.jinja", synthetic::TEMPLATE.as_bytes());
+    for (i, file) in folder.files.iter().enumerate() {
+        write(&format!("model-{i}.safetensors"), file);
+    }
+}
+
+#[test]
+fn a_quantised_folder_answers_and_is_never_overwritten() {
+    let bench = Bench::new();
+    for case in ["llama3", synthetic::families::EIGHTHS] {
+        write_folder(&bench, case);
+        for format in ["q8_0", "q4_0"] {
+            let out = format!("{case}-{format}.gguf");
+            let args = ["quantize", "--model", case, "--format", format, "--out", &out];
+            let run = || {
+                let mut command = Command::new(env!("CARGO_BIN_EXE_casemate-engine"));
+                command.args(args).current_dir(bench.folder.path()).output().unwrap()
+            };
+            let said = run();
+            assert!(said.status.success(), "{said:?}");
+            let bytes = fs::read(bench.path(&out)).unwrap();
+            let line = String::from_utf8(said.stdout).unwrap();
+            assert!(line.ends_with(&format!("quantised, {} bytes\n", bytes.len())), "{line}");
+            let again = run();
+            assert_eq!(again.status.code(), Some(2), "{again:?}");
+            assert!(String::from_utf8(again.stderr).unwrap().contains("not overwritten"));
+            assert_eq!(fs::read(bench.path(&out)).unwrap(), bytes);
+            let mut command = Command::new(env!("CARGO_BIN_EXE_casemate-engine"));
+            command.args(["generate", "--model", &out, "--prompt", "hi", "--max-tokens", "3"]);
+            let answer =
+                json_of(&command.arg("--json").current_dir(bench.folder.path()).output().unwrap());
+            assert!(!answer["token_ids"].as_array().unwrap().is_empty());
+        }
+    }
+    let quantised = bench.refused(&["quantize", "--format", "q8_0", "--out", "x.gguf"]);
+    assert!(quantised.contains("already"), "{quantised}");
+    let left = fs::read_dir(bench.folder.path()).unwrap().count();
+    assert_eq!(left, 2 + 2 + 4, "nothing is left of what failed");
+}
+
 #[test]
 fn greedy_answers_follow_the_logits() {
     let bench = Bench::new();

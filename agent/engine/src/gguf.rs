@@ -72,6 +72,17 @@ pub struct Tensor {
     pub type_at: usize,
     /// Bytes in the file.
     pub extent: Range<usize>,
+    /// Where the scales of [`Format::F8`] lie, which no GGUF file has.
+    pub scales: Option<Place>,
+}
+
+/// Bytes of one of the files.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Place {
+    /// Which file.
+    pub file: usize,
+    /// Bytes in it.
+    pub extent: Range<usize>,
 }
 
 /// What is wrong with a file.
@@ -198,6 +209,24 @@ impl<'a> Gguf<'a> {
         Ok(gguf)
     }
 
+    /// The metadata of a file that [`Self::parse`] takes: keys, and values as they are written, type first.
+    ///
+    /// # Errors
+    /// As [`Self::parse`].
+    pub(crate) fn entries(file: &'a [u8]) -> Result<Vec<(&'a str, &'a [u8])>, GgufError> {
+        let mut reader = Reader { file, at: 0 };
+        reader.take(16)?;
+        let entries = reader.count("metadata entries", METADATA_MAX)?;
+        let mut found = Vec::new();
+        for _ in 0..entries {
+            let key = reader.text()?;
+            let start = reader.at;
+            reader.value(key)?;
+            found.push((key, file.get(start..reader.at).unwrap_or_default()));
+        }
+        Ok(found)
+    }
+
     /// Checks where the tensors say that they are; the data section starts at the first aligned byte
     /// after the header, which ends at `header_end`.
     fn place(
@@ -231,10 +260,18 @@ impl<'a> Gguf<'a> {
             let extent = absolute(claim.offset).zip(absolute(free_from));
             let (from, to) = extent.ok_or_else(|| fail("outside the file"))?;
             let Claim { name, format, packed, columns, rows, matrix_rows, type_at, .. } = claim;
-            let extent = from..to;
-            let file = 0;
-            let tensor =
-                Tensor { file, format, packed, columns, rows, matrix_rows, type_at, extent };
+            let (file, extent, scales) = (0, from..to, None);
+            let tensor = Tensor {
+                file,
+                format,
+                packed,
+                columns,
+                rows,
+                matrix_rows,
+                type_at,
+                extent,
+                scales,
+            };
             if self.tensors.insert(name, tensor).is_some() {
                 return Err(GgufError::Duplicate { name: name.to_owned() });
             }

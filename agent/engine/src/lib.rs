@@ -19,6 +19,7 @@ pub mod load;
 pub mod log;
 pub mod model;
 pub mod pack;
+pub mod quantise;
 pub mod receipt;
 pub mod request;
 pub mod safetensors;

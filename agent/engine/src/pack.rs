@@ -24,7 +24,8 @@ pub fn pack(file: &mut [u8]) -> Result<usize, GgufError> {
         // Both lie in the file, or it would not have been parsed.
         let Some(bytes) = file.get_mut(tensor.extent) else { continue };
         kernels::pack(tensor.format, tensor.rows, tensor.columns, bytes);
-        let number = (tensor.format.gguf() | PACKED).to_le_bytes();
+        let Some(number) = tensor.format.gguf() else { continue };
+        let number = (number | PACKED).to_le_bytes();
         if let Some(place) = file.get_mut(tensor.type_at..).and_then(|at| at.first_chunk_mut()) {
             *place = number;
             count += 1;

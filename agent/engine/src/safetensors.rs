@@ -45,7 +45,7 @@ pub enum SafetensorsError {
     #[error("the header is no description of tensors: {0}")]
     Json(#[from] serde_json::Error),
     /// A format that is not plain numbers.
-    #[error("tensor {name:?} is {found}, supported are F32, F16 and BF16")]
+    #[error("tensor {name:?} is {found}, supported are F32, F16, BF16 and F8_E4M3")]
     Format {
         /// The tensor.
         name: String,
@@ -159,6 +159,7 @@ fn place(
         "F32" => Format::F32,
         "F16" => Format::F16,
         "BF16" => Format::Bf16,
+        "F8_E4M3" => Format::F8,
         other => {
             let (name, found) = (name.to_owned(), other.to_owned());
             return Err(SafetensorsError::Format { name, found });

@@ -5,10 +5,10 @@ pub(crate) mod finder;
 use std::ops::{Deref, Range};
 use std::sync::Arc;
 
-use kernels::{Format, Matrix, TILE_ROWS};
+use kernels::{Format, Matrix, Scales, TILE_ROWS};
 
 use self::finder::Finder;
-use crate::gguf::Gguf;
+use crate::gguf::{Gguf, Place};
 use crate::shape::{Attention, Experts, Gating, Grouped, Latent, Shape};
 
 /// The file: a [`sandbox::Sealed`] in the appliance, a `Vec` in tests.
@@ -139,6 +139,8 @@ pub struct Stored {
     rows: usize,
     columns: usize,
     extent: Range<usize>,
+    /// Of [`Format::F8`], and how many rows of their first block lie above.
+    scales: Option<(Place, usize)>,
 }
 
 /// Why the tensors do not make a model.
@@ -268,8 +270,12 @@ impl Weights {
 impl Stored {
     /// The matrix, where it lies in `files`.
     pub(crate) fn matrix<'f>(&self, files: &'f [FileBytes]) -> Matrix<'f> {
-        let Self { file, format, packed, rows, columns, ref extent } = *self;
-        Matrix { format, packed, rows, columns, bytes: &files[file][extent.clone()] }
+        let Self { file, format, packed, rows, columns, ref extent, ref scales } = *self;
+        let scales = scales.as_ref().map_or(Scales::default(), |(place, above)| Scales {
+            bytes: &files[place.file][place.extent.clone()],
+            above: *above,
+        });
+        Matrix { format, packed, rows, columns, bytes: &files[file][extent.clone()], scales }
     }
 
     /// Outputs.

@@ -15,7 +15,7 @@ use engine::model::{Row, Shape, forward};
 use engine::weights::{FileBytes, Weights};
 use kernels::{Isa, Pool};
 
-use synthetic::families::{CASES, CONTEXT, GOLDEN_VOCABULARY, golden};
+use synthetic::families::{CASES, CONTEXT, EIGHTHS, GOLDEN_VOCABULARY, golden};
 use synthetic::folder::folder;
 
 const TOKENS: usize = 40;
@@ -68,17 +68,22 @@ fn best(logits: &[f32]) -> usize {
 
 #[test]
 fn logits_of_gguf_files_are_those_of_the_reference() {
-    compare(of_gguf);
+    compare(&CASES, of_gguf);
 }
 
 #[test]
 fn logits_of_safetensors_are_those_of_the_reference() {
-    compare(of_checkpoint);
+    compare(&CASES, of_checkpoint);
 }
 
-fn compare(logits: impl Fn(&str) -> Vec<f32>) {
+#[test]
+fn logits_of_eight_bit_floats_are_those_of_the_reference() {
+    compare(&[EIGHTHS], of_checkpoint);
+}
+
+fn compare(cases: &[&str], logits: impl Fn(&str) -> Vec<f32>) {
     let mut failed = Vec::new();
-    for case in CASES {
+    for case in cases {
         let (found, reference) = (logits(case), reference(case));
         assert_eq!(found.len(), TOKENS * GOLDEN_VOCABULARY);
         assert_eq!(found.len(), reference.len(), "{case}");

@@ -8,8 +8,8 @@ use std::hint::black_box;
 use std::time::Instant;
 
 use kernels::{
-    Activations, Avx2, Avx512, Format, Isa, Matrix, Pool, Product, Scalar, matmul, pack, rms_norm,
-    softmax, swiglu,
+    Activations, Avx2, Avx512, Format, Isa, Matrix, Pool, Product, SCALED, Scalar, Scales, matmul,
+    pack, rms_norm, softmax, swiglu,
 };
 
 const COLUMNS: usize = 2048;
@@ -48,9 +48,17 @@ fn weights(format: Format, rows: usize) -> Vec<u8> {
     tile.into_iter().cycle().take(row_bytes * rows).collect()
 }
 
+/// Of as many rows, if `format` has any: one.
+fn scales(format: Format, rows: usize) -> Vec<u8> {
+    let blocks = rows.div_ceil(SCALED) * COLUMNS.div_ceil(SCALED);
+    if format == Format::F8 { 1_f32.to_le_bytes().repeat(blocks) } else { Vec::new() }
+}
+
 fn one_token(format: Format, isas: &[Isa]) {
     let rows = STREAM_BYTES / format.row_bytes(COLUMNS).unwrap_or(1) / 16 * 16;
     let plain = weights(format, rows);
+    let scales = scales(format, rows);
+    let scales = Scales { bytes: &scales, above: 0 };
     let mut packed = plain.clone();
     let pack_s = seconds(|| pack(format, rows, COLUMNS, &mut packed));
     let x = activations(1);
@@ -61,7 +69,8 @@ fn one_token(format: Format, isas: &[Isa]) {
         reads.push(seconds(|| read(&packed)));
         for (i, times) in times.iter_mut().enumerate() {
             let bytes = if i % 2 == 0 { &packed } else { &plain };
-            let matrix = Matrix { format, packed: i % 2 == 0, rows, columns: COLUMNS, bytes };
+            let matrix =
+                Matrix { format, packed: i % 2 == 0, rows, columns: COLUMNS, bytes, scales };
             let isa = isas[i / 2];
             times.push(seconds(|| {
                 matmul(isa, &mut pool, &x, vec![Product { matrix, out: &mut out }]);
@@ -105,7 +114,9 @@ fn in_cache(format: Format, isas: &[Isa]) {
     let rows = CACHED_BYTES / format.row_bytes(COLUMNS).unwrap_or(1) / 16 * 16;
     let mut bytes = weights(format, rows);
     pack(format, rows, COLUMNS, &mut bytes);
-    let matrix = Matrix { format, packed: true, rows, columns: COLUMNS, bytes: &bytes };
+    let scales = scales(format, rows);
+    let scales = Scales { bytes: &scales, above: 0 };
+    let matrix = Matrix { format, packed: true, rows, columns: COLUMNS, bytes: &bytes, scales };
     let (x, mut pool, mut out) = (activations(1), one_thread(), vec![0.0; rows]);
     for isa in isas {
         let times = (0..ROUNDS * 20).map(|_| {
@@ -120,7 +131,9 @@ fn in_cache(format: Format, isas: &[Isa]) {
 fn many_tokens(format: Format, isas: &[Isa]) {
     let mut bytes = weights(format, ROWS);
     pack(format, ROWS, COLUMNS, &mut bytes);
-    let matrix = Matrix { format, packed: true, rows: ROWS, columns: COLUMNS, bytes: &bytes };
+    let scales = scales(format, ROWS);
+    let (rows, scales) = (ROWS, Scales { bytes: &scales, above: 0 });
+    let matrix = Matrix { format, packed: true, rows, columns: COLUMNS, bytes: &bytes, scales };
     let mut pool = one_thread();
     for tokens in [2, 4, 8, 16, TOKENS] {
         let x = activations(tokens);

@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use crate::isa::with_variant;
 use crate::kernels::Kernels;
-use crate::plain::{F16, dots, elements};
+use crate::plain::{F16, Row, dots, elements};
 use crate::simd::{LANES, Simd};
 use crate::{Isa, elementwise};
 
@@ -122,9 +122,9 @@ fn share<S: Simd, const N: usize>(
     }
     let mut at = 0;
     while at + ROWS <= tokens {
-        let mut rows = [&[][..]; ROWS];
+        let mut rows = [Row::default(); ROWS];
         for (i, row) in rows.iter_mut().enumerate() {
-            *row = heads.key(table, positions.start + at + i);
+            row.bytes = heads.key(table, positions.start + at + i);
         }
         for (i, dots) in dots::<S, F16, ROWS, N>(s, rows, xs).iter().enumerate() {
             for (q, dot) in dots.iter().enumerate() {
@@ -134,7 +134,7 @@ fn share<S: Simd, const N: usize>(
         at += ROWS;
     }
     for at in at..tokens {
-        let row = heads.key(table, positions.start + at);
+        let row = Row { bytes: heads.key(table, positions.start + at), scales: &[] };
         let [dots] = dots::<S, F16, 1, N>(s, [row], xs);
         for (q, dot) in dots.iter().enumerate() {
             scores[q * tokens + at] = dot * heads.scale;

@@ -124,6 +124,22 @@ impl Simd for Avx2 {
     }
 
     #[inline(always)]
+    fn eighths(self, bytes: &[u8; LANES]) -> [__m256; 2] {
+        // SAFETY: both are 16 bytes without padding, and any bits are valid.
+        let bytes = unsafe { transmute::<[u8; LANES], __m128i>(*bytes) };
+        // SAFETY: as above. Widening copies the sign upwards.
+        unsafe {
+            let wide = _mm256_cvtepi8_epi16(bytes);
+            let sign = _mm256_and_si256(wide, _mm256_set1_epi16(i16::MIN));
+            let rest = _mm256_and_si256(_mm256_slli_epi16::<7>(wide), _mm256_set1_epi16(0x3f80));
+            let halves = _mm256_or_si256(sign, rest);
+            let (low, high) =
+                (_mm256_castsi256_si128(halves), _mm256_extracti128_si256::<1>(halves));
+            [_mm256_cvtph_ps(low), _mm256_cvtph_ps(high)]
+        }
+    }
+
+    #[inline(always)]
     fn singles(self, bytes: &[u8; 64]) -> [__m256; 2] {
         // SAFETY: both are 64 bytes without padding, any bits are valid, and x86 is little-endian.
         unsafe { transmute::<[u8; 64], [__m256; 2]>(*bytes) }

@@ -107,6 +107,19 @@ impl Simd for Avx512 {
     }
 
     #[inline(always)]
+    fn eighths(self, bytes: &[u8; LANES]) -> __m512 {
+        // SAFETY: both are 16 bytes without padding, and any bits are valid.
+        let bytes = unsafe { transmute::<[u8; LANES], __m128i>(*bytes) };
+        // SAFETY: as above. Widening copies the sign upwards.
+        unsafe {
+            let wide = _mm256_cvtepi8_epi16(bytes);
+            let sign = _mm256_and_si256(wide, _mm256_set1_epi16(i16::MIN));
+            let rest = _mm256_and_si256(_mm256_slli_epi16::<7>(wide), _mm256_set1_epi16(0x3f80));
+            _mm512_cvtph_ps(_mm256_or_si256(sign, rest))
+        }
+    }
+
+    #[inline(always)]
     fn singles(self, bytes: &[u8; 64]) -> __m512 {
         // SAFETY: both are 64 bytes without padding, any bits are valid, and x86 is little-endian.
         unsafe { transmute::<[u8; 64], __m512>(*bytes) }

@@ -10,6 +10,10 @@ pub enum Format {
     F16,
     /// bfloat16.
     Bf16,
+    /// Eight bits, four of them exponent and three mantissa (OCP 8-bit Floating Point Specification, E4M3), which
+    /// [`crate::Scales`] beside them multiply. 0x7f and 0xff, its NaNs, are not looked for here: whoever makes a
+    /// matrix has refused them.
+    F8,
     /// Blocks of 32: scale (f16), 16 bytes of nibbles; value = (nibble − 8) · scale.
     Q4_0,
     /// Blocks of 32: scale, minimum (f16), 16 bytes of nibbles; value = nibble · scale + minimum.
@@ -30,7 +34,7 @@ pub enum Format {
     Q6K,
 }
 
-/// Every format, with the number that GGUF gives it (`ggml.h`, `enum ggml_type`).
+/// Every format of GGUF, with its number there (`ggml.h`, `enum ggml_type`).
 const NUMBERED: [(u32, Format); 11] = [
     (0, Format::F32),
     (1, Format::F16),
@@ -52,23 +56,22 @@ impl Format {
         NUMBERED.into_iter().find(|(number, _)| *number == id).map(|(_, format)| format)
     }
 
-    /// The number of this format in GGUF.
+    /// The number of this format in GGUF, if it has one.
     #[must_use]
-    pub fn gguf(self) -> u32 {
-        // Every format is listed; F32 is 0.
-        NUMBERED.into_iter().find(|(_, format)| *format == self).map_or(0, |(number, _)| number)
+    pub fn gguf(self) -> Option<u32> {
+        NUMBERED.into_iter().find(|(_, format)| *format == self).map(|(number, _)| number)
     }
 
     /// Every format.
     pub fn all() -> impl Iterator<Item = Self> {
-        NUMBERED.into_iter().map(|(_, format)| format)
+        NUMBERED.into_iter().map(|(_, format)| format).chain([Self::F8])
     }
 
     /// Elements of one block; a row holds whole blocks.
     #[must_use]
     pub fn block_elements(self) -> usize {
         match self {
-            Self::F32 | Self::F16 | Self::Bf16 => 1,
+            Self::F32 | Self::F16 | Self::Bf16 | Self::F8 => 1,
             Self::Q4_0 | Self::Q4_1 | Self::Q5_0 | Self::Q5_1 | Self::Q8_0 => 32,
             Self::Q4K | Self::Q5K | Self::Q6K => 256,
         }
@@ -80,6 +83,7 @@ impl Format {
         match self {
             Self::F32 => 4,
             Self::F16 | Self::Bf16 => 2,
+            Self::F8 => 1,
             Self::Q4_0 => 18,
             Self::Q4_1 => 20,
             Self::Q5_0 => 22,
@@ -100,7 +104,7 @@ impl Format {
         (elements / self.block_elements()).checked_mul(self.block_bytes())
     }
 
-    /// Decodes one row into `out`.
+    /// Decodes one row into `out`, without the scales that [`Self::F8`] has beside it.
     ///
     /// # Panics
     /// If `row` is not exactly as long as `out` needs.
@@ -117,6 +121,7 @@ impl Format {
             Self::F32 => out[0] = f32::from_le_bytes([block[0], block[1], block[2], block[3]]),
             Self::F16 => out[0] = half_at(block, 0),
             Self::Bf16 => out[0] = bf16_at(block, 0),
+            Self::F8 => out[0] = f8_256th(block[0]) * 256.0,
             Self::Q4_0 => {
                 let scale = half_at(block, 0);
                 decode_nibbles(&block[2..], out, |nibble| (nibble - 8.0) * scale);
@@ -216,6 +221,11 @@ pub(crate) fn bf16_at(bytes: &[u8], at: usize) -> f32 {
     f32::from_bits(u32::from(u16::from_le_bytes([bytes[at], bytes[at + 1]])) << 16)
 }
 
+/// A 256th of an E4M3 number, which is the half-precision number with the same exponent and mantissa; exact.
+pub(crate) fn f8_256th(bits: u8) -> f32 {
+    f16_to_f32(u16::from(bits & 0x80) << 8 | u16::from(bits & 0x7f) << 7)
+}
+
 /// Widens a half-precision number; exact. A signalling NaN becomes quiet, as F16C does.
 #[must_use]
 pub fn f16_to_f32(half: u16) -> f32 {
@@ -266,6 +276,30 @@ mod tests {
                 assert_eq!(f32_to_f16(wide), half, "{half:#06x} is {wide}");
             }
         }
+    }
+
+    /// The values that the specification's table 2 names, and every one by its definition.
+    #[test]
+    fn every_eighth_has_its_value() {
+        let value = |bits: u8| {
+            let mut out = [0.0];
+            Format::F8.decode_row(&[bits], &mut out);
+            out[0]
+        };
+        let named = [(0x7e, 448.0), (0x08, 2_f32.powi(-6)), (0x07, 0.875 * 2_f32.powi(-6))];
+        assert!(named.iter().all(|(bits, truth)| value(*bits) == *truth));
+        assert_eq!((value(0x01), value(0x81)), (2_f32.powi(-9), -2_f32.powi(-9)));
+        assert_eq!((value(0x80).to_bits(), value(0x38)), (0x8000_0000, 1.0));
+        for bits in (0..=0xff_u8).filter(|bits| bits & 0x7f != 0x7f) {
+            let (exponent, mantissa) = (i32::from(bits >> 3 & 15), f32::from(bits & 7) / 8.0);
+            let magnitude = match exponent {
+                0 => mantissa * 2_f32.powi(-6),
+                _ => (1.0 + mantissa) * 2_f32.powi(exponent - 7),
+            };
+            let truth = if bits & 0x80 == 0 { magnitude } else { -magnitude };
+            assert_eq!(value(bits).to_bits(), truth.to_bits(), "{bits:#04x}");
+        }
+        assert_eq!(Format::F8.gguf(), None);
     }
 
     #[test]

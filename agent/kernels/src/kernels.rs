@@ -5,6 +5,7 @@ use std::ops::Range;
 use crate::Format;
 use crate::activations::{Group, QuantBlock};
 use crate::attention::Heads;
+use crate::plain::Row;
 use crate::quantised::{PanelBlock, Sums};
 
 /// Rows of plain numbers that are multiplied together.
@@ -22,7 +23,7 @@ pub(crate) trait Kernels: Copy + Send + Sync {
     fn plain<const N: usize>(
         self,
         format: Format,
-        rows: [&[u8]; PLAIN_ROWS],
+        rows: [Row<'_>; PLAIN_ROWS],
         xs: [&[f32]; N],
     ) -> [[f32; N]; PLAIN_ROWS];
     /// [`crate::attend`].
@@ -51,6 +52,7 @@ macro_rules! kernels {
 
             use $crate::activations::{Group, QuantBlock};
             use $crate::kernels::{Kernels, PLAIN_ROWS, other};
+            use $crate::plain::Row;
             use $crate::quantised::{self, PanelBlock, Sums};
             use $crate::{Format, Heads, attention, plain};
 
@@ -67,7 +69,7 @@ macro_rules! kernels {
                             Format::Q4K => quantised::one::<_, quantised::Q4K>(s, tile, x, sums),
                             Format::Q5K => quantised::one::<_, quantised::Q5K>(s, tile, x, sums),
                             Format::Q6K => quantised::one::<_, quantised::Q6K>(s, tile, x, sums),
-                            Format::F32 | Format::F16 | Format::Bf16 => other(format)
+                            Format::F32 | Format::F16 | Format::Bf16 | Format::F8 => other(format)
                         }
                     }
                     // SAFETY: `self` exists, so the CPU has the features.
@@ -86,7 +88,7 @@ macro_rules! kernels {
                             Format::Q4K => quantised::unpack::<_, quantised::Q4K>(s, tile, panel),
                             Format::Q5K => quantised::unpack::<_, quantised::Q5K>(s, tile, panel),
                             Format::Q6K => quantised::unpack::<_, quantised::Q6K>(s, tile, panel),
-                            Format::F32 | Format::F16 | Format::Bf16 => other(format)
+                            Format::F32 | Format::F16 | Format::Bf16 | Format::F8 => other(format)
                         }
                     }
                     // SAFETY: as above.
@@ -117,7 +119,7 @@ macro_rules! kernels {
                             Format::Q4_1 | Format::Q5_1 | Format::Q4K | Format::Q5K => {
                                 quantised::many::<_, quantised::Q4_1>(s, panel, x, sums);
                             }
-                            Format::F32 | Format::F16 | Format::Bf16 => other(format)
+                            Format::F32 | Format::F16 | Format::Bf16 | Format::F8 => other(format)
                         }
                     }
                     // SAFETY: as above.
@@ -127,20 +129,21 @@ macro_rules! kernels {
                 fn plain<const N: usize>(
                     self,
                     format: Format,
-                    rows: [&[u8]; PLAIN_ROWS],
+                    rows: [Row<'_>; PLAIN_ROWS],
                     xs: [&[f32]; N],
                 ) -> [[f32; N]; PLAIN_ROWS] {
                     $(#[target_feature(enable = $features)])?
                     fn run<const N: usize>(
                         s: $isa,
                         format: Format,
-                        rows: [&[u8]; PLAIN_ROWS],
+                        rows: [Row<'_>; PLAIN_ROWS],
                         xs: [&[f32]; N],
                     ) -> [[f32; N]; PLAIN_ROWS] {
                         match format {
                             Format::F32 => plain::dots::<_, plain::F32, _, N>(s, rows, xs),
                             Format::F16 => plain::dots::<_, plain::F16, _, N>(s, rows, xs),
                             Format::Bf16 => plain::dots::<_, plain::Bf16, _, N>(s, rows, xs),
+                            Format::F8 => plain::dots::<_, plain::F8, _, N>(s, rows, xs),
                             _ => other(format),
                         }
                     }
@@ -181,7 +184,7 @@ pub(crate) mod tests {
     //! One check for every variant: the same bits as the scalar one.
 
     use super::*;
-    use crate::{Activations, Scalar, f32_to_f16, tile};
+    use crate::{Activations, Scalar, Scales, f32_to_f16, tile};
 
     /// SplitMix64 (Steele, Lea, Flood 2014): enough to fill buffers.
     pub(crate) struct Noise(pub(crate) u64);
@@ -205,6 +208,7 @@ pub(crate) mod tests {
                 match format {
                     Format::F32 => block.copy_from_slice(&self.value().to_le_bytes()),
                     Format::Bf16 => block.copy_from_slice(&self.value().to_le_bytes()[2..]),
+                    Format::F8 if block[0] & 0x7f == 0x7f => block[0] ^= 1,
                     _ => {}
                 }
                 for at in halves(format) {
@@ -213,12 +217,18 @@ pub(crate) mod tests {
             }
             row
         }
+
+        /// Scales of that many rows, if `format` has them.
+        pub(crate) fn scales(&mut self, format: Format, rows: usize, columns: usize) -> Vec<u8> {
+            let bytes = if format == Format::F8 { Scales::bytes(0, rows, columns) } else { 0 };
+            (0..bytes / 4).flat_map(|_| self.value().abs().to_le_bytes()).collect()
+        }
     }
 
     /// Where a block has half-precision numbers.
     fn halves(format: Format) -> &'static [usize] {
         match format {
-            Format::F32 | Format::Bf16 => &[],
+            Format::F32 | Format::Bf16 | Format::F8 => &[],
             Format::F16 | Format::Q4_0 | Format::Q5_0 | Format::Q8_0 => &[0],
             Format::Q4_1 | Format::Q5_1 | Format::Q4K | Format::Q5K => &[0, 2],
             Format::Q6K => &[208],
@@ -264,17 +274,30 @@ pub(crate) mod tests {
         all.iter().map(bits).collect()
     }
 
-    fn plain<K: Kernels>(kernels: K, format: Format, rows: &[&[u8]], x: &Activations) -> Vec<u32> {
-        let rows = [rows[3], rows[0], rows[2], rows[1]];
+    fn plain<K: Kernels>(
+        kernels: K,
+        format: Format,
+        rows: &[&[u8]],
+        scales: &[u8],
+        x: &Activations,
+    ) -> Vec<u32> {
+        let row = |i: usize| Row { bytes: rows[i], scales: scales.as_chunks().0 };
+        let rows = [row(3), row(0), row(2), row(1)];
         let four = kernels.plain(format, rows, [0, 1, 2, 3].map(|i| x.row(i)));
         let one = kernels.plain(format, rows, [x.row(2)]);
         assert!(four.iter().zip(&one).all(|(four, one)| bits(&four[2]) == bits(&one[0])));
         four.iter().flatten().map(bits).collect()
     }
 
-    fn run<K: Kernels>(kernels: K, format: Format, rows: &[&[u8]], x: &Activations) -> Vec<u32> {
+    fn run<K: Kernels>(
+        kernels: K,
+        format: Format,
+        rows: &[&[u8]],
+        scales: &[u8],
+        x: &Activations,
+    ) -> Vec<u32> {
         if format.block_elements() == 1 {
-            plain(kernels, format, rows, x)
+            plain(kernels, format, rows, scales, x)
         } else {
             quantised(kernels, format, rows, x)
         }
@@ -284,17 +307,22 @@ pub(crate) mod tests {
     pub(crate) fn check<K: Kernels>(kernels: K) {
         let mut noise = Noise(7);
         for format in Format::all() {
-            for units in [1, 2, 3, 7, 8, 9, 15, 16, 17, 31, 33] {
+            for units in [1, 2, 3, 7, 8, 9, 15, 16, 17, 31, 33, 127, 128, 129, 300] {
+                // Enough for the longest block, and for more than one scale.
+                if units > 33 && format.block_elements() > 1 {
+                    break;
+                }
                 let columns = units * format.block_elements();
                 for case in 0..6 {
                     let (rows, x) = inputs(&mut noise, format, columns, case);
+                    let scales = noise.scales(format, 1, columns);
                     // Bytes at odd addresses.
                     let unaligned: Vec<u8> =
                         [0xaa].into_iter().chain(rows.into_iter().flatten()).collect();
                     let row_bytes = format.row_bytes(columns).unwrap();
                     let rows: Vec<&[u8]> = unaligned[1..].chunks_exact(row_bytes).collect();
-                    let found = run(kernels, format, &rows, &x);
-                    let truth = run(Scalar, format, &rows, &x);
+                    let found = run(kernels, format, &rows, &scales, &x);
+                    let truth = run(Scalar, format, &rows, &scales, &x);
                     assert_eq!(found, truth, "{format:?}, {columns} columns, case {case}");
                 }
             }
@@ -348,7 +376,8 @@ pub(crate) mod tests {
             let mut x = Activations::default();
             x.set(&values, columns);
             let slices: Vec<&[u8]> = rows.iter().map(Vec::as_slice).collect();
-            let found = run(Scalar, format, &slices, &x);
+            let scales = noise.scales(format, 1, columns);
+            let found = run(Scalar, format, &slices, &scales, &x);
             // 8-bit activations: half a step of 1/127 on each term, errors mostly cancelling.
             let plain = format.block_elements() == 1;
             let bound = if plain { 1e-6 } else { 2e-3 };
@@ -356,6 +385,10 @@ pub(crate) mod tests {
             for (r, row) in order.iter().enumerate() {
                 let mut decoded = vec![0.0; columns];
                 format.decode_row(&rows[*row], &mut decoded);
+                let scales = scales.as_chunks().0.iter().map(|scale| f32::from_le_bytes(*scale));
+                for (decoded, scale) in decoded.chunks_mut(crate::SCALED).zip(scales) {
+                    decoded.iter_mut().for_each(|weight| *weight *= scale);
+                }
                 for (t, values) in values.chunks_exact(columns).enumerate() {
                     let terms =
                         || decoded.iter().zip(values).map(|(w, v)| f64::from(*w) * f64::from(*v));

@@ -19,6 +19,7 @@ mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
 mod elementwise;
+mod encode;
 mod format;
 mod isa;
 mod kernels;
@@ -38,10 +39,12 @@ pub use avx2::Avx2;
 #[cfg(target_arch = "x86_64")]
 pub use avx512::Avx512;
 pub use elementwise::{add, exp, gelu, layer_norm, rms_norm, rope, softmax, swiglu};
+pub use encode::ENCODED_MAX;
 pub use format::{Format, f16_to_f32, f32_to_f16};
 pub use isa::Isa;
 pub use matmul::{Matrix, Product, matmul};
 pub use pages::gather_pages;
+pub use plain::{SCALED, Scales};
 pub use pool::Pool;
 pub use scalar::Scalar;
 pub use tile::{ROWS as TILE_ROWS, pack};

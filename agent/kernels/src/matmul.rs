@@ -8,6 +8,7 @@ use std::cell::Cell;
 use crate::activations::Group;
 use crate::isa::with_variant;
 use crate::kernels::{Kernels, PLAIN_ROWS};
+use crate::plain::{Row, SCALED, Scales};
 use crate::quantised::{PanelBlock, Sums};
 use crate::simd::prefetch;
 use crate::tile::{self, ROWS};
@@ -27,6 +28,8 @@ pub struct Matrix<'a> {
     pub columns: usize,
     /// `rows` times the format's bytes of a row.
     pub bytes: &'a [u8],
+    /// Of [`Format::F8`].
+    pub scales: Scales<'a>,
 }
 
 impl<'a> Matrix<'a> {
@@ -43,8 +46,25 @@ impl<'a> Matrix<'a> {
                 tile::row(self.format, tile, row % ROWS, &mut plain);
                 self.format.decode_row(&plain, out);
             }
-            None => self.format.decode_row(&self.bytes[row * row_bytes..][..row_bytes], out),
+            None => {
+                let row = self.row(row);
+                self.format.decode_row(row.bytes, out);
+                for (out, scale) in out.chunks_mut(SCALED).zip(row.scales) {
+                    out.iter_mut().for_each(|weight| *weight *= f32::from_le_bytes(*scale));
+                }
+            }
         }
+    }
+
+    /// One that is not interleaved.
+    fn row(&self, row: usize) -> Row<'a> {
+        let row_bytes = self.row_bytes();
+        let bytes = &self.bytes[row * row_bytes..][..row_bytes];
+        let scales = match self.format {
+            Format::F8 => self.scales.of_row(row, self.columns),
+            _ => &[],
+        };
+        Row { bytes, scales }
     }
 
     fn row_bytes(&self) -> usize {
@@ -106,6 +126,10 @@ pub fn matmul(isa: Isa, pool: &mut Pool, x: &Activations, products: Vec<Product<
         assert_eq!(product.out.len(), matrix.rows * tokens, "output of another shape");
         let row_bytes = matrix.format.row_bytes(matrix.columns);
         assert_eq!(row_bytes.map(|b| b * matrix.rows), Some(matrix.bytes.len()), "matrix bytes");
+        if matrix.format == Format::F8 {
+            let scales = Scales::bytes(matrix.scales.above, matrix.rows, matrix.columns);
+            assert_eq!(matrix.scales.bytes.len(), scales, "scales of a matrix");
+        }
         split(product, if threads == 1 { 1 } else { threads * PIECES }, &mut pieces);
     }
     if threads == 1 {
@@ -132,7 +156,7 @@ fn split<'a>(product: Product<'a>, parts: usize, pieces: &mut Vec<Piece<'a>>) {
 
 fn multiply(isa: Isa, piece: Piece<'_>, x: &Activations) {
     with_variant!(isa, kernels => match piece.matrix.format {
-        Format::F32 | Format::F16 | Format::Bf16 => plain(kernels, piece, x),
+        Format::F32 | Format::F16 | Format::Bf16 | Format::F8 => plain(kernels, piece, x),
         _ => quantised(kernels, piece, x),
     });
 }
@@ -237,15 +261,9 @@ fn plain<K: Kernels>(kernels: K, mut piece: Piece<'_>, x: &Activations) {
     let rows = piece.outs.first().map_or(0, |out| out.len());
     for at in (0..rows).step_by(PLAIN_ROWS) {
         let count = PLAIN_ROWS.min(rows - at);
-        let mut weights = [&[][..]; PLAIN_ROWS];
-        for (weights, row) in
-            weights.iter_mut().zip(piece.matrix.rows_from(piece.row_first + at, count))
-        {
-            *weights = row;
-        }
         // Places without a row repeat the first one.
-        let first = weights[0];
-        weights[count..].fill(first);
+        let row = |i| piece.row_first + at + if i < count { i } else { 0 };
+        let weights: [_; PLAIN_ROWS] = std::array::from_fn(|i| piece.matrix.row(row(i)));
         let mut token = 0;
         while token < piece.outs.len() {
             let format = piece.matrix.format;
@@ -303,7 +321,9 @@ mod tests {
             let plain: Vec<u8> = (0..rows).flat_map(|_| noise.row(format, columns)).collect();
             let mut packed = plain.clone();
             pack(format, rows, columns, &mut packed);
-            let plain = Matrix { format, packed: false, rows, columns, bytes: &plain };
+            let scales = noise.scales(format, rows, columns);
+            let scales = Scales { bytes: &scales, above: 0 };
+            let plain = Matrix { format, packed: false, rows, columns, bytes: &plain, scales };
             let packed = Matrix { packed: true, bytes: &packed, ..plain };
             let values: Vec<f32> = (0..columns * 11).map(|_| noise.value()).collect();
             let truth = product(Isa::Scalar(Scalar), 1, plain, &values);
@@ -319,6 +339,45 @@ mod tests {
         }
     }
 
+    /// Rows and columns that fill no block, and parts that begin within one: the bits of the same weights in `F32`.
+    #[test]
+    fn scaled_weights_are_those_of_the_dequantised_matrix() {
+        let mut noise = Noise(13);
+        for (rows, columns) in [(1, 1), (5, 127), (130, 129), (257, 300)] {
+            let bytes: Vec<u8> = (0..rows).flat_map(|_| noise.row(Format::F8, columns)).collect();
+            let scales = noise.scales(Format::F8, rows, columns);
+            let decode = |row: usize, column: usize| {
+                let mut value = [0.0];
+                Format::F8.decode_row(&[bytes[row * columns + column]], &mut value);
+                let scale = row / 128 * columns.div_ceil(128) + column / 128;
+                value[0] * f32::from_le_bytes(scales.as_chunks().0[scale])
+            };
+            let wide: Vec<u8> = (0..rows * columns)
+                .flat_map(|i| decode(i / columns, i % columns).to_le_bytes())
+                .collect();
+            let values: Vec<f32> = (0..columns * 3).map(|_| noise.value()).collect();
+            for first in [0, rows / 2, rows - 1] {
+                let rows = rows - first;
+                let (format, packed) = (Format::F32, false);
+                let plain = Scales::default();
+                let wide = &wide[first * columns * 4..];
+                let wide = Matrix { format, packed, rows, columns, bytes: wide, scales: plain };
+                let skipped = first / 128 * columns.div_ceil(128) * 4;
+                let scales = Scales { bytes: &scales[skipped..], above: first % 128 };
+                let bytes = &bytes[first * columns..];
+                let eighths = Matrix { format: Format::F8, bytes, scales, ..wide };
+                let truth = product(Isa::Scalar(Scalar), 1, wide, &values);
+                for isa in [Isa::Scalar(Scalar), Isa::detect()] {
+                    assert_eq!(product(isa, 2, eighths, &values), truth, "{rows} {columns}");
+                }
+                let (mut found, mut truth) = (vec![0.0; columns], vec![0.0; columns]);
+                eighths.decode_row(rows - 1, &mut found);
+                wide.decode_row(rows - 1, &mut truth);
+                assert_eq!(found, truth);
+            }
+        }
+    }
+
     #[test]
     fn a_row_decodes_the_same_wherever_it_is() {
         let mut noise = Noise(12);
@@ -327,7 +386,9 @@ mod tests {
             let plain: Vec<u8> = (0..rows).flat_map(|_| noise.row(format, columns)).collect();
             let mut packed = plain.clone();
             pack(format, rows, columns, &mut packed);
-            let plain = Matrix { format, packed: false, rows, columns, bytes: &plain };
+            let scales = noise.scales(format, rows, columns);
+            let scales = Scales { bytes: &scales, above: 0 };
+            let plain = Matrix { format, packed: false, rows, columns, bytes: &plain, scales };
             let packed = Matrix { packed: true, bytes: &packed, ..plain };
             for row in 0..rows {
                 let (mut truth, mut found) = (vec![0.0; columns], vec![1.0; columns]);

@@ -1,15 +1,51 @@
 //! Products with rows of plain numbers, which are little-endian bytes at any alignment.
 //!
 //! Invariant: element `i` of a row goes to lane `i % 16`, in order, by a fused multiply-add; the lanes are then added by
-//! halves. How many rows and tokens are worked on together changes no bit.
+//! halves. How many rows and tokens are worked on together changes no bit. A weight that has a scale is first multiplied
+//! by it and rounded, so that a product is that of the dequantised matrix.
 
 use crate::activations::array;
 use crate::simd::{LANES, Simd, reduce};
+
+/// Rows and columns that share a scale of [`crate::Format::F8`].
+pub const SCALED: usize = 128;
+
+/// The scales of a matrix of [`crate::Format::F8`]: a little-endian `f32` for each block of 128 rows and 128 columns, the
+/// last of which may have fewer; blocks of the same rows beside each other. Empty for other formats.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Scales<'a> {
+    /// They, and no others.
+    pub bytes: &'a [u8],
+    /// Rows of the first blocks that lie above the matrix, if it is a part of another one.
+    pub above: usize,
+}
+
+impl<'a> Scales<'a> {
+    /// Bytes that a matrix needs.
+    pub(crate) fn bytes(above: usize, rows: usize, columns: usize) -> usize {
+        (above + rows).div_ceil(SCALED) * columns.div_ceil(SCALED) * 4
+    }
+
+    pub(crate) fn of_row(self, row: usize, columns: usize) -> &'a [[u8; 4]] {
+        let blocks = columns.div_ceil(SCALED);
+        &self.bytes.as_chunks().0[(self.above + row) / SCALED * blocks..][..blocks]
+    }
+}
+
+/// A row of plain numbers.
+#[derive(Clone, Copy, Default)]
+pub(crate) struct Row<'a> {
+    pub(crate) bytes: &'a [u8],
+    /// Of each [`SCALED`] columns, if the format has them.
+    pub(crate) scales: &'a [[u8; 4]],
+}
 
 /// A plain format.
 pub(crate) trait Plain {
     /// Bytes of an element.
     const BYTES: usize;
+    /// What scales are multiplied by before weights are multiplied by them; 0 if there are none.
+    const SCALE: f32 = 0.0;
     /// Loads sixteen elements.
     fn load<S: Simd>(s: S, bytes: &[u8]) -> S::Floats;
 }
@@ -17,6 +53,7 @@ pub(crate) trait Plain {
 pub(crate) struct F32;
 pub(crate) struct F16;
 pub(crate) struct Bf16;
+pub(crate) struct F8;
 
 impl Plain for F32 {
     const BYTES: usize = 4;
@@ -43,6 +80,23 @@ impl Plain for Bf16 {
     fn load<S: Simd>(s: S, bytes: &[u8]) -> S::Floats {
         s.bf16s(array(bytes))
     }
+}
+
+impl Plain for F8 {
+    const BYTES: usize = 1;
+    /// [`Simd::eighths`] are divided by as much. No bit changes: both are powers of two.
+    const SCALE: f32 = 256.0;
+
+    #[inline(always)]
+    fn load<S: Simd>(s: S, bytes: &[u8]) -> S::Floats {
+        s.eighths(array(bytes))
+    }
+}
+
+/// The scale of the sixteen elements from `at` on.
+#[inline(always)]
+fn scale<S: Simd, P: Plain>(s: S, row: &Row<'_>, at: usize) -> S::Floats {
+    s.splat(f32::from_le_bytes(row.scales[at / SCALED]) * P::SCALE)
 }
 
 /// Sixteen elements from `at` on; zeros where the row has ended.
@@ -72,29 +126,38 @@ fn values<S: Simd>(s: S, x: &[f32], at: usize) -> S::Floats {
 #[inline(always)]
 pub(crate) fn dots<S: Simd, P: Plain, const R: usize, const N: usize>(
     s: S,
-    rows: [&[u8]; R],
+    rows: [Row<'_>; R],
     xs: [&[f32]; N],
 ) -> [[f32; N]; R] {
     let columns = xs[0].len();
     assert!(xs.iter().all(|x| x.len() == columns), "tokens of different lengths");
-    assert!(rows.iter().all(|row| row.len() == columns * P::BYTES), "row of another length");
+    assert!(rows.iter().all(|row| row.bytes.len() == columns * P::BYTES), "row of another length");
     let mut sums = [[s.splat(0.0); N]; R];
     let whole = columns / LANES;
     // Slices of a length that the loop knows, so that it checks nothing.
     let (mut row_chunks, mut x_chunks) = ([&[][..]; R], [&[][..]; N]);
     for (chunks, row) in row_chunks.iter_mut().zip(&rows) {
-        *chunks = &row[..whole * LANES * P::BYTES];
+        *chunks = &row.bytes[..whole * LANES * P::BYTES];
     }
     for (chunks, x) in x_chunks.iter_mut().zip(&xs) {
         *chunks = &x.as_chunks::<LANES>().0[..whole];
     }
+    let mut scales = [s.splat(0.0); R];
     for i in 0..whole {
+        if P::SCALE > 0.0 && i % (SCALED / LANES) == 0 {
+            for (to, row) in scales.iter_mut().zip(&rows) {
+                *to = scale::<S, P>(s, row, i * LANES);
+            }
+        }
         let mut x = [s.splat(0.0); N];
         for (x, chunks) in x.iter_mut().zip(&x_chunks) {
             *x = s.floats(&chunks[i]);
         }
-        for (sums, row) in sums.iter_mut().zip(&row_chunks) {
-            let weights = P::load(s, &row[i * LANES * P::BYTES..]);
+        for ((sums, row), scale) in sums.iter_mut().zip(&row_chunks).zip(&scales) {
+            let mut weights = P::load(s, &row[i * LANES * P::BYTES..]);
+            if P::SCALE > 0.0 {
+                weights = s.mul(weights, *scale);
+            }
             for (sum, x) in sums.iter_mut().zip(&x) {
                 *sum = s.fma(weights, *x, *sum);
             }
@@ -103,7 +166,10 @@ pub(crate) fn dots<S: Simd, P: Plain, const R: usize, const N: usize>(
     let at = whole * LANES;
     if at < columns {
         for (sums, row) in sums.iter_mut().zip(&rows) {
-            let weights = elements::<S, P>(s, row, at);
+            let mut weights = elements::<S, P>(s, row.bytes, at);
+            if P::SCALE > 0.0 {
+                weights = s.mul(weights, scale::<S, P>(s, row, at));
+            }
             for (sum, x) in sums.iter_mut().zip(&xs) {
                 *sum = s.fma(weights, values(s, x, at), *sum);
             }

@@ -1,6 +1,6 @@
 //! The truth that every other variant must equal, bit for bit; also what runs without AVX2.
 
-use crate::format::{bf16_at, half_at, word_at};
+use crate::format::{bf16_at, f8_256th, half_at, word_at};
 use crate::kernels::kernels;
 use crate::simd::{LANES, Simd};
 
@@ -64,6 +64,11 @@ impl Simd for Scalar {
     #[inline(always)]
     fn bf16s(self, bytes: &[u8; 32]) -> Self::Floats {
         std::array::from_fn(|i| bf16_at(bytes, i * 2))
+    }
+
+    #[inline(always)]
+    fn eighths(self, bytes: &[u8; LANES]) -> Self::Floats {
+        bytes.map(f8_256th)
     }
 
     #[inline(always)]

@@ -42,6 +42,8 @@ pub(crate) trait Simd: Copy {
     fn halves(self, bytes: &[u8; 32]) -> Self::Floats;
     /// Loads bfloat16 numbers.
     fn bf16s(self, bytes: &[u8; 32]) -> Self::Floats;
+    /// Loads E4M3 numbers, each divided by 256.
+    fn eighths(self, bytes: &[u8; LANES]) -> Self::Floats;
     /// Loads little-endian floats.
     fn singles(self, bytes: &[u8; 64]) -> Self::Floats;
     /// Loads.

@@ -34,7 +34,7 @@ enum Bits {
 fn fields(format: Format) -> Option<Fields> {
     use Bits::{Kept, Shifted, Spread};
     let (halves, words): (&[usize], &[(Range<usize>, Bits)]) = match format {
-        Format::F32 | Format::F16 | Format::Bf16 => return None,
+        Format::F32 | Format::F16 | Format::Bf16 | Format::F8 => return None,
         Format::Q4_0 => (&[0], &[(2..18, Kept)]),
         Format::Q4_1 => (&[0, 2], &[(4..20, Kept)]),
         Format::Q5_0 => (&[0], &[(2..6, Spread), (6..22, Kept)]),
@@ -81,7 +81,7 @@ pub(crate) fn interleave(format: Format, rows: &[&[u8]], tile: &mut [u8]) {
         Format::Q4K => blocks::<144>(Format::Q4K, rows, tile),
         Format::Q5K => blocks::<176>(Format::Q5K, rows, tile),
         Format::Q6K => blocks::<210>(Format::Q6K, rows, tile),
-        Format::F32 | Format::F16 | Format::Bf16 => {}
+        Format::F32 | Format::F16 | Format::Bf16 | Format::F8 => {}
     }
 }
 

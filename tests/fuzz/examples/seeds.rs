@@ -20,6 +20,20 @@ use evidence::sigdb::{CERT_SHA256, CERT_X509};
 /// Target, name, bytes.
 type Seed = (&'static str, &'static str, Vec<u8>);
 
+/// Messages of the sockets, each after the number that the target `frame` knows its kind by.
+const MESSAGES: [(u8, &str, &str); 7] = [
+    (0, "chat", r#"{"chat":{"messages":[{"role":"user","content":"a"}],"max_tokens":5,"sampling":{"temperature":0.5,
+"top_k":9,"top_p":0.9,"min_p":0.1,"presence_penalty":0.5,"frequency_penalty":0.5,"repetition_penalty":1.1,
+"logit_bias":{"5":-100.0},"seed":7},"logprobs":3,"format":{"json-schema":{"schema":"{}"}},"stop":["x"],
+"partition":"p","priority":1,"receipt":"00"}}"#),
+    (1, "delta", r#"{"delta":{"text":"a","tokens":[{"chosen":{"token":"a","bytes":[97],"logprob":-0.5},"top":[]}]}}"#),
+    (1, "done", r#"{"done":{"finish":"stop","prompt_tokens":3,"completion_tokens":2,"cached_tokens":1}}"#),
+    (2, "append", r#"{"append":{"request":"r","client":"c","client_cert_sha256":"00","model":"","prompt_sha256":"00",
+"answer_sha256":"00","prompt_tokens":1,"completion_tokens":1,"outcome":"stop"}}"#),
+    (3, "appended", r#"{"appended":{"index":7}}"#),
+    (4, "load", r#"{"model_id":"m","bundle_digest":"00","files":[{"name":"m.gguf","bytes":9,"sha256":"00"}]}"#),
+    (5, "loaded", r#"{"loaded":{"model_id":"m","bundle_digest":"00","context_tokens_max":9,"kernels":"avx2"}}"#),
+];
 const NONCE: [u8; 32] = [0xa5; 32];
 /// A request with every parameter that has an effect.
 const REQUEST: &str = r#"{"model":"m","messages":[{"role":"system","content":"a"},
@@ -105,7 +119,13 @@ fn main() -> Result<(), Box<dyn Error>> {
     for case in ["mixtral", "yarn", "phi3-long", "deepseek3"] {
         seeds.push(("gguf", case, synthetic::families::quantised(case).build()));
     }
-    for case in ["llama3", "phi3-long", "deepseek3"] {
+    for (kind, name, json) in MESSAGES {
+        let length = u32::try_from(json.len())?.to_le_bytes();
+        seeds.push(("frame", name, [&[kind], &length[..], json.as_bytes()].concat()));
+    }
+    let vocabulary = synthetic::folder::folder("llama3", 260).tokenizer;
+    seeds.push(("vocabulary", "bytes", serde_json::to_vec(&vocabulary)?));
+    for case in ["llama3", "phi3-long", "deepseek3", synthetic::families::EIGHTHS] {
         seeds.push(("checkpoint", case, checkpoint(case)?));
     }
     seeds.extend(enrolment(&appliance)?);

@@ -53,20 +53,47 @@ pub(crate) fn prepare(tree: &Tree, steps: &mut Steps) -> Result<Peer> {
     if folder.join("complete").exists() {
         return Ok(Peer { folder, python });
     }
-    if folder.exists() {
-        fs::remove_dir_all(&folder)?;
-    }
-    fs::create_dir_all(&folder)?;
+    empty(&folder)?;
     steps.run("llama.cpp from PyPI", || fetch(tree, &python, &folder))?;
     steps.show("build llama.cpp", || build(tree, &folder))?;
     fs::write(folder.join("complete"), SDIST)?;
     Ok(Peer { folder, python })
 }
 
-/// Compares the engine's answers with llama.cpp's.
+fn empty(folder: &Path) -> Result<()> {
+    if folder.exists() {
+        fs::remove_dir_all(folder)?;
+    }
+    Ok(fs::create_dir_all(folder)?)
+}
+
+/// The vocabularies of other models, with the tokens that these make of texts; in llama.cpp's source, and not ours to
+/// keep with our own.
+fn vocabularies(tree: &Tree, steps: &mut Steps, python: &Path) -> Result<PathBuf> {
+    let folder = keyed(tree, "vocabularies", &[SDIST_REQUIREMENT]);
+    if !folder.join("complete").exists() {
+        empty(&folder)?;
+        steps.run("vocabularies from PyPI", || fetch(tree, python, &folder))?;
+        let source = folder.join(SDIST);
+        fs::rename(source.join("vendor/llama.cpp/models"), folder.join("models"))?;
+        fs::remove_dir_all(&source)?;
+        fs::write(folder.join("complete"), SDIST)?;
+    }
+    Ok(folder.join("models"))
+}
+
+/// Compares the engine's answers with llama.cpp's, and its tokens and prompts with what is known of other models.
 pub(crate) fn agrees(tree: &Tree, steps: &mut Steps) -> Result<()> {
     let model = steps.run("model from PyPI", || material::model(tree))?;
     let peer = prepare(tree, steps)?;
+    let vocabularies = vocabularies(tree, steps, &peer.python)?;
+    steps.show("vocabularies and templates of other models", || {
+        let mut command = tree.enter("/usr/bin/env");
+        command.arg(format!("CASEMATE_VOCABULARIES={}", vocabularies.display()));
+        command.args(["cargo", "test", "--locked", "--offline", "--package", "engine"]);
+        command.args(["--lib", "--test", "vocabularies", "--"]);
+        sh(command.args(["texts_become_the_tokens", "templates_of_models", "--nocapture"]))
+    })?;
     let engine = engine(tree, steps)?;
     steps.show("llama.cpp agrees", || {
         let mut command = peer.script(tree, "llama_agrees.py");

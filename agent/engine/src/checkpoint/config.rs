@@ -16,6 +16,8 @@ pub(super) struct Described {
     pub(super) vocabulary: usize,
     pub(super) tied: bool,
     pub(super) latent: Option<LatentWidths>,
+    /// Whether matrices may be FP8.
+    pub(super) scaled: bool,
 }
 
 /// Widths of DeepSeek's `kv_b_proj`.
@@ -40,6 +42,7 @@ pub(super) fn describe(json: &Json, out: &mut Checkpoint) -> Result<Described, C
         }
     };
     refuse(&config)?;
+    let scaled = quantisation(&config)?;
     out.metadata
         .insert("general.architecture".to_owned(), super::Owned::Text(architecture.to_owned()));
     let mut writer = Writer { out, architecture };
@@ -54,6 +57,7 @@ pub(super) fn describe(json: &Json, out: &mut Checkpoint) -> Result<Described, C
         vocabulary: config.size("vocab_size")?,
         tied: config.flag("tie_word_embeddings")?,
         latent,
+        scaled,
     })
 }
 
@@ -61,11 +65,36 @@ pub(super) fn describe(json: &Json, out: &mut Checkpoint) -> Result<Described, C
 fn refuse(config: &Object<'_>) -> Result<(), CheckpointError> {
     config.must_be("hidden_act", &"silu".into(), "silu")?;
     config.must_be("use_sliding_window", &false.into(), "false")?;
-    config.must_be("moe_layer_freq", &1.into(), "1")?;
-    if config.get("quantization_config").is_some() {
-        return config.wrong("quantization_config", "none: plain F32, F16 or BF16");
+    config.must_be("moe_layer_freq", &1.into(), "1")
+}
+
+/// Whether matrices may be FP8 with scales beside them, which is the one quantisation that is read. That activations are
+/// to be rounded to FP8, too, and how (`dynamic`, `scale_fmt`), is for whoever multiplies so; here they are wider.
+fn quantisation(config: &Object<'_>) -> Result<bool, CheckpointError> {
+    let Some(json) = config.get("quantization_config") else { return Ok(false) };
+    let quantisation = Object { file: config.file, json, at: "quantization_config." };
+    let one: [(&str, Json, &'static str); 4] = [
+        ("quant_method", "fp8".into(), "fp8, or no quantization_config: plain F32, F16 or BF16"),
+        ("fmt", "e4m3".into(), "e4m3"),
+        ("weight_block_size", vec![128, 128].into(), "[128, 128]"),
+        ("activation_scheme", "dynamic".into(), "dynamic"),
+    ];
+    for (key, value, expected) in &one {
+        match quantisation.get(key) {
+            // What transformers writes lacks it; the tensors themselves say it.
+            None if *key == "fmt" => (),
+            Some(found) if found == value => (),
+            _ => return quantisation.wrong(key, expected),
+        }
     }
-    Ok(())
+    let known = |key: &str| {
+        one.iter().any(|(of_ours, ..)| *of_ours == key)
+            || matches!(key, "modules_to_not_convert" | "scale_fmt")
+    };
+    match json.as_object().and_then(|keys| keys.keys().find(|key| !known(key))) {
+        Some(key) => quantisation.wrong(key, "a key of FP8 checkpoints that this engine knows"),
+        None => Ok(true),
+    }
 }
 
 struct Writer<'o> {

@@ -3,7 +3,7 @@ use crate::load::open_checkpoint;
 use crate::load::tests::{machine, message};
 use crate::shape::{Attention, Pairs, Shape};
 use crate::synthetic::TEMPLATE;
-use crate::synthetic::families::{CASES, plain};
+use crate::synthetic::families::{CASES, EIGHTHS, plain};
 use crate::synthetic::folder::{self, Folder};
 use crate::weights::Weights;
 
@@ -128,4 +128,72 @@ fn vocabularies_that_are_not_understood_are_refused() {
     assert!(error.contains("a number below"), "{error}");
     let error = refusal("llama", |f| f.config["eos_token_id"] = 999.into());
     assert!(error.contains("eos_token_id"), "{error}");
+}
+
+/// Writes `bytes` into tensor `name`.
+fn overwrite(folder: &mut Folder, name: &str, at: usize, bytes: &[u8]) {
+    for file in &mut folder.files {
+        if let Some(entry) = safetensors::parse(file).unwrap().remove(name) {
+            return file[entry.extent.start + at..][..bytes.len()].copy_from_slice(bytes);
+        }
+    }
+    panic!("no {name}");
+}
+
+/// Renames in the headers, to a name of the same length.
+fn rename(folder: &mut Folder, from: &str, to: &str) {
+    let file = folder.files.iter_mut().find_map(|file| {
+        let at = file.windows(from.len()).position(|found| found == from.as_bytes())?;
+        Some((file, at))
+    });
+    let (file, at) = file.unwrap();
+    file[at..at + to.len()].copy_from_slice(to.as_bytes());
+}
+
+#[test]
+fn eight_bit_floats_are_read_where_they_lie() {
+    let checkpoint = read(&folder(EIGHTHS)).unwrap();
+    let view = checkpoint.view();
+    let weights = Weights::find_in(&view, &Shape::read(&view).unwrap(), checkpoint.files());
+    weights.unwrap();
+    let of = |name: &str| &view.tensors()[name];
+    let down = of("blk.1.ffn_down_exps.3.weight");
+    assert_eq!((down.format, down.file), (Format::F8, down.scales.as_ref().unwrap().file));
+    assert_eq!(down.scales.as_ref().unwrap().extent.len(), 4 * 2 * 2);
+    // Taken apart and transposed, blocks would be no blocks.
+    assert_eq!(of("blk.1.attn_k_b.weight").format, Format::F32);
+    assert_eq!(of("blk.1.ffn_gate_inp.weight").format, Format::F32);
+    open_checkpoint(&message(&[]), &checkpoint, machine(1)).unwrap();
+}
+
+#[test]
+fn eight_bit_floats_without_a_value_or_a_scale_are_refused() {
+    const OUTPUT: &str = "model.layers.1.self_attn.o_proj.weight";
+    const EXPERT: &str = "model.layers.1.mlp.experts.7.up_proj.weight_scale_inv";
+    for nan in [0x7f, 0xff] {
+        let error = refusal(EIGHTHS, |f| overwrite(f, OUTPUT, 5003, &[nan]));
+        assert_eq!(error, format!("tensor {OUTPUT:?} is F8_E4M3, and its number 5003 is a NaN"));
+    }
+    for scale in [f32::NAN, f32::INFINITY, -1.0] {
+        let error = refusal(EIGHTHS, |f| overwrite(f, EXPERT, 4, &scale.to_le_bytes()));
+        assert!(error.contains(EXPERT) && error.contains("has a scale of"), "{error}");
+    }
+    let error = refusal(EIGHTHS, |f| rename(f, EXPERT, &EXPERT.replace(".7.", ".8.")));
+    assert!(error.contains("is F8_E4M3, but there is no") && error.contains(EXPERT), "{error}");
+    let error = refusal(EIGHTHS, |f| {
+        f.files.push(folder::write(&[("x_scale_inv".to_owned(), vec![1], vec![0; 4])]));
+    });
+    assert!(error.contains("\"x_scale_inv\" belongs to no F8_E4M3 tensor"), "{error}");
+    let error = refusal(EIGHTHS, |f| drop(f.config["quantization_config"].take()));
+    assert!(error.contains("no quantization_config that says so"), "{error}");
+    for (key, value) in [
+        ("weight_block_size", serde_json::json!([1, 128])),
+        ("activation_scheme", "static".into()),
+        ("fmt", "e5m2".into()),
+        ("quant_method", "awq".into()),
+        ("bits", 8.into()),
+    ] {
+        let error = refusal(EIGHTHS, |f| f.config["quantization_config"][key] = value);
+        assert!(error.contains(&format!("quantization_config.{key}")), "{error}");
+    }
 }

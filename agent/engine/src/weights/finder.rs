@@ -2,10 +2,10 @@
 
 use std::collections::BTreeMap;
 
-use kernels::TILE_ROWS;
+use kernels::{Format, SCALED, TILE_ROWS};
 
 use super::{FileBytes, Stored, WeightsError};
-use crate::gguf::{Gguf, Tensor};
+use crate::gguf::{Gguf, Place, Tensor};
 
 /// What a frequency may be divided by.
 const FACTORS: std::ops::RangeInclusive<f32> = 1e-3..=1e5;
@@ -59,8 +59,9 @@ impl<'a, 'f> Finder<'a, 'f> {
                 columns_expected: columns,
             });
         }
-        let Tensor { file, format, packed, extent, .. } = tensor;
-        Ok(Stored { file, format, packed, rows, columns, extent })
+        let Tensor { file, format, packed, extent, scales, .. } = tensor;
+        let scales = scales.map(|place| (place, 0));
+        Ok(Stored { file, format, packed, rows, columns, extent, scales })
     }
 
     /// Matrices of `rows` each, one below the other.
@@ -111,7 +112,7 @@ impl<'a, 'f> Finder<'a, 'f> {
 
     pub(crate) fn vector(&mut self, name: &str, columns: usize) -> Result<Vec<f32>, WeightsError> {
         let stored = self.matrix(name, 1, columns)?;
-        if stored.format.block_elements() > 1 {
+        if stored.format.block_elements() > 1 || stored.format == Format::F8 {
             let name = format!("{}{name}", self.prefix);
             return Err(WeightsError::VectorFormat { name, found: stored.format });
         }
@@ -142,6 +143,13 @@ impl Stored {
     fn part(&self, first: usize, rows: usize) -> Self {
         let row_bytes = self.extent.len() / self.rows;
         let start = self.extent.start + first * row_bytes;
-        Self { rows, extent: start..start + rows * row_bytes, ..self.clone() }
+        let scales = self.scales.as_ref().map(|(place, above)| {
+            let (first, above) = (above + first, (above + first) % SCALED);
+            let scales_of_rows = |rows: usize| rows * self.columns.div_ceil(SCALED) * 4;
+            let start = place.extent.start + scales_of_rows(first / SCALED);
+            let end = start + scales_of_rows((above + rows).div_ceil(SCALED));
+            (Place { file: place.file, extent: start..end }, above)
+        });
+        Self { rows, extent: start..start + rows * row_bytes, scales, ..self.clone() }
     }
 }

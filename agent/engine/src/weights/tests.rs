@@ -1,4 +1,7 @@
+use std::collections::BTreeMap;
+
 use super::*;
+use crate::gguf::Tensor;
 use crate::synthetic::{File, families};
 
 fn find(case: &str, change: impl FnOnce(&mut File) -> &mut File) -> Result<Weights, String> {
@@ -69,5 +72,44 @@ fn factors_are_chosen_by_the_context_and_checked() {
             f.tensor("rope_freqs.weight", Format::F32, &[8], &factors)
         });
         assert!(error.contains("\"rope_freqs.weight\" has a factor of"), "{error}");
+    }
+}
+
+#[test]
+fn parts_of_a_scaled_matrix_have_its_rows_scales() {
+    let (rows, columns) = (300, 130);
+    let codes: Vec<u8> = (0..127).cycle().take(rows * columns).collect();
+    let scales: Vec<u8> = (1..=6_u8).flat_map(|i| f32::from(i).to_le_bytes()).collect();
+    let place = Place { file: 1, extent: 0..scales.len() };
+    let tensor = Tensor {
+        file: 0,
+        format: Format::F8,
+        packed: false,
+        columns,
+        rows,
+        matrix_rows: rows,
+        type_at: 0,
+        extent: 0..codes.len(),
+        scales: Some(place),
+    };
+    let files: Vec<FileBytes> = vec![Arc::new(codes), Arc::new(scales)];
+    let gguf = Gguf::of_parts(BTreeMap::new(), BTreeMap::from([("x", tensor)]));
+    let row = |stored: &Stored, row: usize| {
+        let files = files.clone();
+        let (embedding, output) = (stored.clone(), stored.clone());
+        let (layers, output_norm, factors) = (Vec::new(), Vec::new(), RopeFactors::None);
+        let weights = Weights { files, embedding, layers, output_norm, output, factors };
+        let mut out = vec![0.0; columns];
+        weights.matrix(stored).decode_row(row, &mut out);
+        out
+    };
+    let whole = Finder::new(&gguf, &files).matrix("x", rows, columns).unwrap();
+    let parts = Finder::new(&gguf, &files).parts("x", [100, 150, 50], columns).unwrap();
+    let mut first = 0;
+    for part in parts {
+        for i in [0, part.rows - 1] {
+            assert_eq!(row(&part, i), row(&whole, first + i), "row {i} from {first}");
+        }
+        first += part.rows;
     }
 }

@@ -1,10 +1,12 @@
 #!/usr/bin/env python3
-"""Writes NAME.f32 for each case of synthetic/families.rs: the logits that Hugging Face transformers computes.
+"""Writes NAME.f32 for each case of synthetic/families.rs, and `deepseek3-fp8` of folder.rs: the logits that Hugging
+Face transformers computes.
 
 Run it with `torch` and `transformers` (CPU is enough; 2.6 and 5.24 made what is stored):
     python3 generate.py [NAME...]
 Weights are a formula of the GGUF tensor's name, as in synthetic/families.rs. Here they are brought to where
-transformers keeps them: rotated pairs of `llama` as halves, fused and stacked tensors put together or taken apart.
+transformers keeps them: rotated pairs of `llama` as halves, fused and stacked tensors put together or taken apart, FP8
+dequantised.
 A file holds, for each position of TOKENS, one little-endian f32 per token of the vocabulary; encoder.f32, for each
 of ENCODED, the mean of a BERT's last states brought to length 1, then the first state as it is.
 """
@@ -27,6 +29,15 @@ COMMON = dict(
     num_key_value_heads=KV_HEADS, intermediate_size=WIDE, max_position_embeddings=128, rms_norm_eps=1e-5,
     pad_token_id=None, bos_token_id=None, eos_token_id=None, tie_word_embeddings=False,
 )
+
+
+SIZES = dict(HIDDEN=HIDDEN, WIDE=WIDE, EXPERT_WIDE=EXPERT_WIDE, QUERY_RANK=QUERY_RANK, RANK=RANK)
+SIZES_FP8 = dict(HIDDEN=192, WIDE=160, EXPERT_WIDE=144, QUERY_RANK=136, RANK=160)
+
+
+def resize(case):
+    globals().update(SIZES_FP8 if case == "deepseek3-fp8" else SIZES)
+    COMMON.update(hidden_size=HIDDEN, intermediate_size=WIDE)
 
 
 def rope(kind="default", **more):
@@ -56,6 +67,29 @@ def norm(name, size):
     return np.float32(1) + uniform(name, size) / np.float32(4)
 
 
+def eighths(name, rows, columns):
+    """An FP8 matrix times its scales, each of 128 rows and columns; torch's own idea of E4M3."""
+    codes = ((uniform(name, rows * columns) + np.float32(1)) * np.float32(128)).astype(np.uint8)
+    codes = np.where(codes & 0x7F == 0x7F, codes ^ 1, codes).reshape(rows, columns)
+    weights = torch.from_numpy(codes).view(torch.float8_e4m3fn).float().numpy()
+    blocks = -(-rows // 128), -(-columns // 128)
+    width = np.float32(1 / (108 * math.sqrt(columns)))
+    scales = (np.float32(1) + uniform(f"{name}_scale_inv", math.prod(blocks)) / np.float32(2)) * width
+    scales = scales.reshape(blocks).repeat(128, axis=0).repeat(128, axis=1)
+    return weights * scales[:rows, :columns]
+
+
+def scaled(name, value):
+    """What `deepseek3-fp8` has in the place of `value`."""
+    experts, _, part = name.partition(".experts.")
+    if part:
+        parts = ("gate", "up") if part == "gate_up_proj" else ("down",)
+        shape = value.shape[1] // len(parts), value.shape[2]
+        rows = [[eighths(f"{experts}.experts.{n}.{p}_proj.weight", *shape) for p in parts] for n in range(EXPERTS)]
+        return np.stack([np.concatenate(expert) for expert in rows])
+    return value if value.ndim != 2 or ".mlp.gate." in name else eighths(name, *value.shape)
+
+
 def halves(weight, heads):
     """Undoes llama.cpp's permutation, which makes neighbours of pairs."""
     return weight.reshape(heads, -1, 2, weight.shape[-1]).swapaxes(1, 2).reshape(weight.shape)
@@ -70,7 +104,8 @@ def grouped(put, blk, permuted, biases=False, head_dim=16):
     put("self_attn.o_proj.weight", matrix(f"{blk}attn_output.weight", HIDDEN, HEADS * head_dim))
 
 
-def gated(put, blk, suffix="", at="mlp.", wide=WIDE):
+def gated(put, blk, suffix="", at="mlp.", wide=None):
+    wide = wide or WIDE
     put(f"{at}gate_proj.weight", matrix(f"{blk}ffn_gate{suffix}.weight", wide, HIDDEN))
     put(f"{at}up_proj.weight", matrix(f"{blk}ffn_up{suffix}.weight", wide, HIDDEN))
     put(f"{at}down_proj.weight", matrix(f"{blk}ffn_down{suffix}.weight", HIDDEN, wide))
@@ -185,9 +220,11 @@ CASES = {
         hf.DeepseekV3Config, 1.0, q_lora_rank=QUERY_RANK, n_group=4, topk_group=2, norm_topk_prob=True,
         routed_scaling_factor=2.5)),
 }
+CASES["deepseek3-fp8"] = CASES["deepseek3"]
 
 
 def model(case):
+    resize(case)
     layer_of, config = CASES[case]
     net = hf.AutoModelForCausalLM.from_config(config(), attn_implementation="eager").eval()
     state = net.state_dict()
@@ -205,7 +242,8 @@ def model(case):
     put("model.norm.weight", norm("output_norm.weight", HIDDEN))
     for layer in range(LAYERS):
         def put_here(name, value):
-            put(f"model.layers.{layer}.{name}", value)
+            name = f"model.layers.{layer}.{name}"
+            put(name, scaled(name, value) if case == "deepseek3-fp8" else value)
         blk = f"blk.{layer}."
         put_here("input_layernorm.weight", norm(f"{blk}attn_norm.weight", HIDDEN))
         put_here("post_attention_layernorm.weight", norm(f"{blk}ffn_norm.weight", HIDDEN))

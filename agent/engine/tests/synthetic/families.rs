@@ -27,23 +27,35 @@ pub(crate) const CASES: [&str; 13] = [
     "deepseek3",
 ];
 
+/// `deepseek3`, wider, with FP8 matrices: for folders alone, since GGUF has no such format.
+pub(crate) const EIGHTHS: &str = "deepseek3-fp8";
+
 /// Tokens of the vocabulary of the models that the reference has run.
 pub(crate) const GOLDEN_VOCABULARY: usize = 128;
 /// Longest sequence.
 pub(crate) const CONTEXT: u32 = 128;
 
-const HIDDEN: usize = 64;
 const LAYERS: usize = 2;
 const HEADS: usize = 4;
 const KV_HEADS: usize = 2;
-const WIDE: usize = 96;
 const EXPERTS: usize = 8;
-const EXPERT_WIDE: usize = 32;
-const QUERY_RANK: usize = 32;
-const RANK: usize = 32;
 const PLAIN: usize = 32;
 const ROTATED: usize = 16;
 const VALUE: usize = 24;
+
+/// Widths of a case.
+struct Sizes {
+    hidden: usize,
+    wide: usize,
+    expert_wide: usize,
+    query_rank: usize,
+    rank: usize,
+}
+
+const SIZES: Sizes = Sizes { hidden: 64, wide: 96, expert_wide: 32, query_rank: 32, rank: 32 };
+/// More than one scale to a side, and none of them multiples of 128.
+const SIZES_EIGHTHS: Sizes =
+    Sizes { hidden: 192, wide: 160, expert_wide: 144, query_rank: 136, rank: 160 };
 
 /// `case` as the reference knows it: plain floats, and as many tokens as it has.
 pub(crate) fn golden(case: &str) -> File {
@@ -52,7 +64,7 @@ pub(crate) fn golden(case: &str) -> File {
 
 /// `case` in plain floats, with tokens that have names and no meaning.
 pub(crate) fn plain(case: &str, vocabulary: usize) -> File {
-    let mut maker = Maker { case, format: Format::F32, file: File::default() };
+    let mut maker = Maker { case, format: Format::F32, sizes: sizes(case), file: File::default() };
     let tokens: Vec<String> = (0..vocabulary).map(|i| format!("t{i}")).collect();
     maker.file.texts("tokenizer.ggml.tokens", &tokens);
     maker.make(vocabulary)
@@ -60,7 +72,7 @@ pub(crate) fn plain(case: &str, vocabulary: usize) -> File {
 
 /// `case` with a vocabulary that encodes text; matrices are `Q8_0` where their rows are whole blocks.
 pub(crate) fn quantised(case: &str) -> File {
-    let mut maker = Maker { case, format: Format::Q8_0, file: File::default() };
+    let mut maker = Maker { case, format: Format::Q8_0, sizes: sizes(case), file: File::default() };
     let tokens = vocabulary(&mut maker.file);
     maker.make(tokens)
 }
@@ -68,7 +80,12 @@ pub(crate) fn quantised(case: &str) -> File {
 struct Maker<'a> {
     case: &'a str,
     format: Format,
+    sizes: Sizes,
     file: File,
+}
+
+fn sizes(case: &str) -> Sizes {
+    if case == EIGHTHS { SIZES_EIGHTHS } else { SIZES }
 }
 
 impl Maker<'_> {
@@ -80,7 +97,7 @@ impl Maker<'_> {
         match self.case {
             "qwen2" | "yarn" => "qwen2",
             "phi3" | "phi3-short" | "phi3-long" => "phi3",
-            "deepseek2-lite" | "deepseek2" | "deepseek3" => "deepseek2",
+            "deepseek2-lite" | "deepseek2" | "deepseek3" | EIGHTHS => "deepseek2",
             _ => "llama",
         }
     }
@@ -104,13 +121,13 @@ impl Maker<'_> {
         let architecture = self.architecture();
         self.file.text("general.architecture", architecture);
         self.numbers(vocabulary);
-        self.matrix("token_embd.weight", &[HIDDEN, vocabulary], 1.0);
+        self.matrix("token_embd.weight", &[self.sizes.hidden, vocabulary], 1.0);
         for layer in 0..LAYERS {
             self.layer(&format!("blk.{layer}."), layer);
         }
-        self.vector("output_norm.weight", HIDDEN, |u| 1.0 + u / 4.0);
+        self.vector("output_norm.weight", self.sizes.hidden, |u| 1.0 + u / 4.0);
         if !self.is(&["llama", "qwen2"]) {
-            self.matrix("output.weight", &[HIDDEN, vocabulary], 1.0);
+            self.matrix("output.weight", &[self.sizes.hidden, vocabulary], 1.0);
         }
         self.file
     }
@@ -119,8 +136,8 @@ impl Maker<'_> {
         self.u32("vocab_size", vocabulary);
         self.u32("block_count", LAYERS);
         self.u32("context_length", CONTEXT as usize);
-        self.u32("embedding_length", HIDDEN);
-        self.u32("feed_forward_length", WIDE);
+        self.u32("embedding_length", self.sizes.hidden);
+        self.u32("feed_forward_length", self.sizes.wide);
         self.u32("attention.head_count", HEADS);
         let latent = self.architecture() == "deepseek2";
         self.u32("attention.head_count_kv", if latent { 1 } else { KV_HEADS });
@@ -148,7 +165,7 @@ impl Maker<'_> {
             }
             "phi3-short" => self.long_rope(256),
             "phi3-long" => self.long_rope(16),
-            "deepseek2-lite" | "deepseek2" | "deepseek3" => self.latent_numbers(),
+            "deepseek2-lite" | "deepseek2" | "deepseek3" | EIGHTHS => self.latent_numbers(),
             _ => (),
         }
     }
@@ -192,13 +209,13 @@ impl Maker<'_> {
 
     fn latent_numbers(&mut self) {
         if !self.is(&["deepseek2-lite"]) {
-            self.u32("attention.q_lora_rank", QUERY_RANK);
+            self.u32("attention.q_lora_rank", self.sizes.query_rank);
             self.u32("expert_group_count", 4);
             self.u32("expert_group_used_count", 2);
         }
-        self.u32("attention.kv_lora_rank", RANK);
-        self.u32("attention.key_length", RANK + ROTATED);
-        self.u32("attention.value_length", RANK);
+        self.u32("attention.kv_lora_rank", self.sizes.rank);
+        self.u32("attention.key_length", self.sizes.rank + ROTATED);
+        self.u32("attention.value_length", self.sizes.rank);
         self.u32("attention.key_length_mla", PLAIN + ROTATED);
         self.u32("attention.value_length_mla", VALUE);
         self.u32("rope.dimension_count", ROTATED);
@@ -206,8 +223,8 @@ impl Maker<'_> {
         self.u32("expert_count", EXPERTS);
         self.u32("expert_used_count", 3);
         self.u32("expert_shared_count", 2);
-        self.u32("expert_feed_forward_length", EXPERT_WIDE);
-        let third = self.is(&["deepseek3"]);
+        self.u32("expert_feed_forward_length", self.sizes.expert_wide);
+        let third = self.is(&["deepseek3", EIGHTHS]);
         self.f32("expert_weights_scale", if third { 2.5 } else { 1.5 });
         if third {
             self.file.bool("deepseek2.expert_weights_norm", true);
@@ -218,24 +235,24 @@ impl Maker<'_> {
 
     fn layer(&mut self, prefix: &str, layer: usize) {
         let name = |part: &str| format!("{prefix}{part}");
-        self.vector(&name("attn_norm.weight"), HIDDEN, |u| 1.0 + u / 4.0);
-        self.vector(&name("ffn_norm.weight"), HIDDEN, |u| 1.0 + u / 4.0);
+        self.vector(&name("attn_norm.weight"), self.sizes.hidden, |u| 1.0 + u / 4.0);
+        self.vector(&name("ffn_norm.weight"), self.sizes.hidden, |u| 1.0 + u / 4.0);
         let attended = match self.architecture() {
             "deepseek2" => self.latent(prefix),
             _ => self.grouped(prefix),
         };
-        self.matrix(&name("attn_output.weight"), &[attended, HIDDEN], 1.0);
+        self.matrix(&name("attn_output.weight"), &[attended, self.sizes.hidden], 1.0);
         match self.case {
-            "mixtral" => self.experts(prefix, WIDE),
-            "deepseek2-lite" | "deepseek2" | "deepseek3" if layer > 0 => {
-                self.experts(prefix, EXPERT_WIDE);
-                self.gated(prefix, "_shexp", EXPERT_WIDE * 2);
+            "mixtral" => self.experts(prefix, self.sizes.wide),
+            "deepseek2-lite" | "deepseek2" | "deepseek3" | EIGHTHS if layer > 0 => {
+                self.experts(prefix, self.sizes.expert_wide);
+                self.gated(prefix, "_shexp", self.sizes.expert_wide * 2);
             }
             "phi3" | "phi3-short" | "phi3-long" => {
-                self.matrix(&name("ffn_up.weight"), &[HIDDEN, WIDE * 2], 1.0);
-                self.matrix(&name("ffn_down.weight"), &[WIDE, HIDDEN], 1.0);
+                self.matrix(&name("ffn_up.weight"), &[self.sizes.hidden, self.sizes.wide * 2], 1.0);
+                self.matrix(&name("ffn_down.weight"), &[self.sizes.wide, self.sizes.hidden], 1.0);
             }
-            _ => self.gated(prefix, "", WIDE),
+            _ => self.gated(prefix, "", self.sizes.wide),
         }
     }
 
@@ -244,11 +261,11 @@ impl Maker<'_> {
         let (queries, keys) = (HEADS * head_dim, KV_HEADS * head_dim);
         if self.architecture() == "phi3" {
             let rows = queries + keys * 2;
-            self.matrix(&format!("{prefix}attn_qkv.weight"), &[HIDDEN, rows], 1.0);
+            self.matrix(&format!("{prefix}attn_qkv.weight"), &[self.sizes.hidden, rows], 1.0);
             return queries;
         }
         for (part, rows) in [("attn_q", queries), ("attn_k", keys), ("attn_v", keys)] {
-            self.matrix(&format!("{prefix}{part}.weight"), &[HIDDEN, rows], 1.0);
+            self.matrix(&format!("{prefix}{part}.weight"), &[self.sizes.hidden, rows], 1.0);
             if self.architecture() == "qwen2" {
                 self.vector(&format!("{prefix}{part}.bias"), rows, |u| u / 2.0);
             }
@@ -260,35 +277,37 @@ impl Maker<'_> {
         let name = |part: &str| format!("{prefix}{part}.weight");
         let queries = HEADS * (PLAIN + ROTATED);
         if self.is(&["deepseek2-lite"]) {
-            self.matrix(&name("attn_q"), &[HIDDEN, queries], 1.0);
+            self.matrix(&name("attn_q"), &[self.sizes.hidden, queries], 1.0);
         } else {
-            self.matrix(&name("attn_q_a"), &[HIDDEN, QUERY_RANK], 1.0);
-            self.vector(&name("attn_q_a_norm"), QUERY_RANK, |u| 1.0 + u / 4.0);
-            self.matrix(&name("attn_q_b"), &[QUERY_RANK, queries], 1.0);
+            self.matrix(&name("attn_q_a"), &[self.sizes.hidden, self.sizes.query_rank], 1.0);
+            self.vector(&name("attn_q_a_norm"), self.sizes.query_rank, |u| 1.0 + u / 4.0);
+            self.matrix(&name("attn_q_b"), &[self.sizes.query_rank, queries], 1.0);
         }
-        self.matrix(&name("attn_kv_a_mqa"), &[HIDDEN, RANK + ROTATED], 1.0);
-        self.vector(&name("attn_kv_a_norm"), RANK, |u| 1.0 + u / 4.0);
-        self.matrix(&name("attn_k_b"), &[PLAIN, RANK, HEADS], 1.0);
-        self.matrix(&name("attn_v_b"), &[RANK, VALUE, HEADS], 1.0);
+        self.matrix(&name("attn_kv_a_mqa"), &[self.sizes.hidden, self.sizes.rank + ROTATED], 1.0);
+        self.vector(&name("attn_kv_a_norm"), self.sizes.rank, |u| 1.0 + u / 4.0);
+        self.matrix(&name("attn_k_b"), &[PLAIN, self.sizes.rank, HEADS], 1.0);
+        self.matrix(&name("attn_v_b"), &[self.sizes.rank, VALUE, HEADS], 1.0);
         HEADS * VALUE
     }
 
     fn experts(&mut self, prefix: &str, wide: usize) {
-        self.matrix(&format!("{prefix}ffn_gate_inp.weight"), &[HIDDEN, EXPERTS], 2.0);
-        if self.is(&["deepseek3"]) {
+        self.matrix(&format!("{prefix}ffn_gate_inp.weight"), &[self.sizes.hidden, EXPERTS], 2.0);
+        if self.is(&["deepseek3", EIGHTHS]) {
             self.vector(&format!("{prefix}exp_probs_b.bias"), EXPERTS, |u| u / 2.0);
         }
-        for (part, columns, rows) in
-            [("gate", HIDDEN, wide), ("up", HIDDEN, wide), ("down", wide, HIDDEN)]
-        {
+        for (part, columns, rows) in [
+            ("gate", self.sizes.hidden, wide),
+            ("up", self.sizes.hidden, wide),
+            ("down", wide, self.sizes.hidden),
+        ] {
             self.matrix(&format!("{prefix}ffn_{part}_exps.weight"), &[columns, rows, EXPERTS], 1.0);
         }
     }
 
     fn gated(&mut self, prefix: &str, suffix: &str, wide: usize) {
-        self.matrix(&format!("{prefix}ffn_gate{suffix}.weight"), &[HIDDEN, wide], 1.0);
-        self.matrix(&format!("{prefix}ffn_up{suffix}.weight"), &[HIDDEN, wide], 1.0);
-        self.matrix(&format!("{prefix}ffn_down{suffix}.weight"), &[wide, HIDDEN], 1.0);
+        self.matrix(&format!("{prefix}ffn_gate{suffix}.weight"), &[self.sizes.hidden, wide], 1.0);
+        self.matrix(&format!("{prefix}ffn_up{suffix}.weight"), &[self.sizes.hidden, wide], 1.0);
+        self.matrix(&format!("{prefix}ffn_down{suffix}.weight"), &[wide, self.sizes.hidden], 1.0);
     }
 
     /// Uniform numbers of variance `gain² / columns`.

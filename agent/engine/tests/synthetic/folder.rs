@@ -1,9 +1,15 @@
 //! The models of [`families`](super::families) as transformers would write them: the same weights by other names, in
 //! two files, with the order of rows that llama.cpp's converter changes.
 
+#![allow(
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    reason = "weights are computed in wider numbers, and are in range"
+)]
+
 use serde_json::{Map, Value, json};
 
-use super::families::plain;
+use super::families::{EIGHTHS, plain, uniform};
 use super::{File, byte_characters};
 
 /// What transformers writes.
@@ -24,6 +30,9 @@ pub(crate) fn folder(case: &str, vocabulary: usize) -> Folder {
         theirs(case, read(&file, index), &mut tensors);
     }
     join_latents(&mut tensors);
+    if case == EIGHTHS {
+        tensors = tensors.into_iter().flat_map(eighths).collect();
+    }
     let half = tensors.len() / 2;
     let files = vec![write(&tensors[..half]), write(&tensors[half..])];
     Folder { config: config(case, vocabulary), tokenizer: tokenizer(vocabulary), files }
@@ -142,12 +151,30 @@ fn join_latents(tensors: &mut Vec<Tensor>) {
     }
 }
 
+/// A matrix of a layer as FP8: numbers and scales are a formula of the name. What DeepSeek-V3 has in wider formats stays.
+fn eighths((name, shape, bytes): Tensor) -> Vec<Tensor> {
+    let wide = !name.starts_with("model.layers.") || name.contains("mlp.gate.");
+    let ([rows, columns], false) = (&shape[..], wide) else { return vec![(name, shape, bytes)] };
+    let codes = uniform(&name).map(|u| ((u + 1.0) * 128.0) as u8);
+    let codes = codes.map(|code| if code & 0x7f == 0x7f { code ^ 1 } else { code });
+    let codes: Vec<u8> = codes.take(rows * columns).collect();
+    // Such numbers have a deviation of 108.
+    let width = (1.0 / (108.0 * (*columns as f64).sqrt())) as f32;
+    let (scales, blocks) =
+        (format!("{name}_scale_inv"), [rows.div_ceil(128), columns.div_ceil(128)]);
+    let numbers = uniform(&scales).take(blocks[0] * blocks[1]).map(|u| (1.0 + u / 2.0) * width);
+    let numbers = numbers.flat_map(f32::to_le_bytes).collect();
+    vec![(name, shape, codes), (scales, blocks.to_vec(), numbers)]
+}
+
 pub(crate) fn write(tensors: &[Tensor]) -> Vec<u8> {
     let (mut header, mut data) = (Map::new(), Vec::<u8>::new());
     for (name, shape, bytes) in tensors {
         let start = data.len();
         data.extend(bytes);
-        let entry = json!({"dtype": "F32", "shape": shape, "data_offsets": [start, data.len()]});
+        let eighths = bytes.len() == shape.iter().product::<usize>();
+        let dtype = if eighths { "F8_E4M3" } else { "F32" };
+        let entry = json!({"dtype": dtype, "shape": shape, "data_offsets": [start, data.len()]});
         header.insert(name.clone(), entry);
     }
     let header = serde_json::to_vec(&header).unwrap();
@@ -236,10 +263,17 @@ fn config(case: &str, vocabulary: usize) -> Value {
                 );
             }
         }
-        "deepseek3" => {
+        "deepseek3" | EIGHTHS => {
             add(deepseek(1.0));
             add(json!({"q_lora_rank": 32, "n_group": 4, "topk_group": 2, "norm_topk_prob": true,
                 "routed_scaling_factor": 2.5}));
+            if case == EIGHTHS {
+                add(
+                    json!({"hidden_size": 192, "intermediate_size": 160, "moe_intermediate_size": 144,
+                    "q_lora_rank": 136, "kv_lora_rank": 160, "quantization_config": {"quant_method": "fp8",
+                    "fmt": "e4m3", "weight_block_size": [128, 128], "activation_scheme": "dynamic"}}),
+                );
+            }
         }
         _ => (),
     }
@@ -248,7 +282,7 @@ fn config(case: &str, vocabulary: usize) -> Value {
         "yarn" => "qwen2",
         "phi3" | "phi3-short" | "phi3-long" => "phi3",
         "deepseek2-lite" | "deepseek2" => "deepseek_v2",
-        "deepseek3" => "deepseek_v3",
+        "deepseek3" | EIGHTHS => "deepseek_v3",
         _ => "llama",
     };
     add(json!({"model_type": model_type}));

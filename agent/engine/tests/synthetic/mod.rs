@@ -95,7 +95,7 @@ impl File {
         shape: &[u64],
         data: &[u8],
     ) -> &mut Self {
-        let id = format.gguf();
+        let id = format.gguf().unwrap();
         self.data.resize(self.data.len().next_multiple_of(ALIGNMENT), 0);
         self.tensors.push((name.to_owned(), id, shape.to_vec(), self.data.len() as u64));
         self.data.extend(data);
@@ -173,6 +173,7 @@ impl Noise {
                     half(2, self.weight() / 256.0);
                 }
                 Format::Q6K => half(208, self.weight() / 4096.0),
+                Format::F8 => panic!("GGUF has no such format"),
             }
             bytes.extend(block);
         }
