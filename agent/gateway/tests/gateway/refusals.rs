@@ -111,7 +111,7 @@ fn a_request_that_cannot_be_read_is_refused_and_not_recorded() {
         (good.replace("application/json", "text/plain"), 415, "unsupported_media"),
         (good.replace("content-type: application/json\r\n", ""), 415, "unsupported_media"),
         (good.replace("host: ", "content-encoding: gzip\r\nhost: "), 415, "unsupported_media"),
-        (good.replace("/v1/chat/completions", "/v1/embeddings"), 404, "unknown_url"),
+        (good.replace("/v1/chat/completions", "/v1/completions"), 404, "unknown_url"),
         (bare("GET", "/"), 404, "unknown_url"),
         (bare("GET", "/v1/chat/completions"), 405, "method_not_allowed"),
         (bare("DELETE", "/v1/models"), 405, "method_not_allowed"),

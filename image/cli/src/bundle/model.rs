@@ -172,7 +172,7 @@ mod tests {
 
         fs::write(&gguf, "ELF!").unwrap();
         let error = run(&Args { out: dir.path().join("other"), ..args }).unwrap_err();
-        assert!(error.to_string().contains("starts with GGUF"));
+        assert!(format!("{error:#}").contains("starts with GGUF"));
     }
 
     #[test]
@@ -187,7 +187,7 @@ mod tests {
             let weights = Weights { gguf: None, folder: Some(folder.clone()) };
             let args =
                 Args { weights, model_id: "m".into(), version: 1, out: dir.path().join(name) };
-            run(&args).map(|()| args.out)
+            run(&args).map(|()| args.out).map_err(|error| format!("{error:#}"))
         };
         let out = run_to("one").unwrap();
         let pooling = fs::read_to_string(out.join("1_Pooling/config.json")).unwrap();
@@ -196,9 +196,9 @@ mod tests {
         assert_eq!(card.weights, "model.safetensors");
 
         std::os::unix::fs::symlink("config.json", folder.join("link")).unwrap();
-        assert!(run_to("two").unwrap_err().to_string().contains("no regular file"));
+        assert!(run_to("two").unwrap_err().contains("no regular file"));
         fs::remove_file(folder.join("link")).unwrap();
         fs::remove_file(folder.join("model.safetensors")).unwrap();
-        assert!(run_to("three").unwrap_err().to_string().contains("no *.safetensors"));
+        assert!(run_to("three").unwrap_err().contains("no *.safetensors"));
     }
 }
