@@ -70,8 +70,10 @@ impl<S: Simd> Words<S> for Stored<'_> {
 pub(crate) struct Head<S: Simd> {
     scale: S::Floats,
     minimum: S::Floats,
-    /// Bytes of scales, then of minima; or 16 scales.
+    /// 16 scales, of those formats that have as many.
     factors: [S::Bytes; 4],
+    /// Scales of the parts, and their offsets: in memory, since they are more than the registers.
+    parts: [[[f32; LANES]; 2]; 8],
 }
 
 /// A format as it lies in tiles.
@@ -100,7 +102,12 @@ pub(crate) trait Tiled {
 fn simple_head<S: Simd>(s: S, tile: &[u8], minimum: bool) -> Head<S> {
     let none = s.load(&[0; 64]);
     let minimum = if minimum { s.halves(array(&tile[32..])) } else { s.splat(0.0) };
-    Head { scale: s.halves(array(tile)), minimum, factors: [none; 4] }
+    Head {
+        scale: s.halves(array(tile)),
+        minimum,
+        factors: [none; 4],
+        parts: [[[0.0; LANES]; 2]; 8],
+    }
 }
 
 #[inline(always)]
@@ -234,29 +241,33 @@ impl Tiled for Q8_0 {
 /// `get_scale_min_k4`).
 #[inline(always)]
 fn k_head<S: Simd>(s: S, tile: &[u8]) -> Head<S> {
-    let word = |i: usize| s.load(array(&tile[64 + i * 64..]));
-    let (a, b, c) = (word(0), word(1), word(2));
-    let high = |low, from| s.or(s.and(low, 15), s.and(s.shr(from, 2), 0x30));
-    Head {
-        scale: s.halves(array(tile)),
-        minimum: s.mul(s.splat(-1.0), s.halves(array(&tile[32..]))),
-        factors: [s.and(a, 63), high(c, a), s.and(b, 63), high(s.shr(c, 4), b)],
+    let (a, b, c) =
+        (s.load(array(&tile[64..])), s.load(array(&tile[128..])), s.load(array(&tile[192..])));
+    let low = [s.and(c, 15), s.and(s.shr(c, 4), 15)];
+    let high = [s.and(s.shr(a, 2), 0x30), s.and(s.shr(b, 2), 0x30)];
+    let factors = [s.and(a, 63), s.or(low[0], high[0]), s.and(b, 63), s.or(low[1], high[1])];
+    let scale = s.halves(array(tile));
+    let minimum = s.mul(s.splat(-1.0), s.halves(array(&tile[32..])));
+    let mut parts = [[[0.0; LANES]; 2]; 8];
+    for (i, [scales, offsets]) in parts.iter_mut().enumerate() {
+        // Eleven bits times six: exact.
+        let bits = i % 4 * 8;
+        s.store_floats(s.mul(scale, s.unsigned(s.shr(factors[i / 4], bits))), scales);
+        s.store_floats(s.mul(minimum, s.unsigned(s.shr(factors[2 + i / 4], bits))), offsets);
     }
+    Head { scale, minimum, factors, parts }
 }
 
 /// Part `i`, whose nibbles are the low or high ones of 32 bytes.
 #[inline(always)]
 fn k_part<S: Simd>(s: S, bytes: &[u8], head: &Head<S>, i: usize) -> Block<S, Held<S>> {
+    let bytes: &[u8; 512] = array(&bytes[i / 2 * 512..]);
     let mut weights = [s.load(&[0; 64]); 8];
-    for (j, weights) in weights.iter_mut().enumerate() {
-        let word = s.load(array(&bytes[(i / 2 * 8 + j) * 64..]));
-        *weights = s.and(s.shr(word, i % 2 * 4), 15);
+    for (weights, word) in weights.iter_mut().zip(bytes.as_chunks().0) {
+        *weights = s.and(s.shr(s.load(word), i % 2 * 4), 15);
     }
-    let bits = i % 4 * 8;
-    // Eleven bits times six: exact.
-    let scale = s.mul(head.scale, s.unsigned(s.shr(head.factors[i / 4], bits)));
-    let offsets = s.mul(head.minimum, s.unsigned(s.shr(head.factors[2 + i / 4], bits)));
-    Block { weights: Held(weights), scales: [scale; 2], offsets }
+    let [scales, offsets] = &head.parts[i];
+    Block { weights: Held(weights), scales: [s.floats(scales); 2], offsets: s.floats(offsets) }
 }
 
 impl Tiled for Q4K {
@@ -307,11 +318,15 @@ impl Tiled for Q6K {
 
     #[inline(always)]
     fn head<S: Simd>(s: S, tile: &[u8]) -> Head<S> {
-        let word = |i: usize| s.load(array(&tile[32 + i * 64..]));
+        let mut factors = [s.load(array(&tile[32..])); 4];
+        for (i, factors) in factors.iter_mut().enumerate().skip(1) {
+            *factors = s.load(array(&tile[32 + i * 64..]));
+        }
         Head {
             scale: s.halves(array(tile)),
             minimum: s.splat(0.0),
-            factors: [word(0), word(1), word(2), word(3)],
+            factors,
+            parts: [[[0.0; LANES]; 2]; 8],
         }
     }
 
@@ -320,8 +335,8 @@ impl Tiled for Q6K {
     #[inline(always)]
     fn part<S: Simd>(s: S, tile: &[u8], head: &Head<S>, i: usize) -> Block<S, Held<S>> {
         let (half, quarter) = (i / 4, i % 4);
-        let low = &tile[18 * ROWS + (half * 2 + quarter % 2) * 512..];
-        let high = &tile[(18 + 128) * ROWS + half * 512..];
+        let low: &[u8; 512] = array(&tile[18 * ROWS + (half * 2 + quarter % 2) * 512..]);
+        let high: &[u8; 512] = array(&tile[(18 + 128) * ROWS + half * 512..]);
         let mut weights = [s.load(&[0; 64]); 8];
         for (j, weights) in weights.iter_mut().enumerate() {
             let nibbles = s.shr(s.load(array(&low[j * 64..])), quarter / 2 * 4);
@@ -398,16 +413,17 @@ pub(crate) fn one<S: Simd, F: Tiled>(s: S, tile: &[u8], x: &[QuantBlock], sums: 
             s.prefetch(&line[0]);
         }
         let head = F::head(s, tile);
-        add_part::<S, F>(s, tile, &head, 0, x, &mut all);
-        if F::PARTS == 8 {
-            // Numbers that the compiler knows, which it would not make of a loop of this length.
-            add_part::<S, F>(s, tile, &head, 1, x, &mut all);
-            add_part::<S, F>(s, tile, &head, 2, x, &mut all);
-            add_part::<S, F>(s, tile, &head, 3, x, &mut all);
-            add_part::<S, F>(s, tile, &head, 4, x, &mut all);
-            add_part::<S, F>(s, tile, &head, 5, x, &mut all);
-            add_part::<S, F>(s, tile, &head, 6, x, &mut all);
-            add_part::<S, F>(s, tile, &head, 7, x, &mut all);
+        if F::PARTS == 1 {
+            add_part::<S, F>(s, tile, &head, 0, x, &mut all);
+            continue;
+        }
+        // Half a block at a time, by a loop that the compiler does not write out: of all at once it keeps more than there are
+        // registers.
+        for first in (0..std::hint::black_box(F::PARTS)).step_by(4) {
+            add_part::<S, F>(s, tile, &head, first, x, &mut all);
+            add_part::<S, F>(s, tile, &head, first + 1, x, &mut all);
+            add_part::<S, F>(s, tile, &head, first + 2, x, &mut all);
+            add_part::<S, F>(s, tile, &head, first + 3, x, &mut all);
         }
     }
     s.store_floats(all.0[0], &mut sums.products);
@@ -461,7 +477,10 @@ pub(crate) fn many<S: Simd, F: Tiled>(s: S, panel: &[PanelBlock], x: Group<'_>, 
         some::<S, F, 8>(s, panel, x, first, sums);
         first += 8;
     }
-    while let Some(sums) = sums[first..].first_chunk_mut() {
+    // Both halves' scales and sums take the place of two tokens.
+    while (S::TOKENS >= 8 || !F::HALVES)
+        && let Some(sums) = sums[first..].first_chunk_mut()
+    {
         some::<S, F, 4>(s, panel, x, first, sums);
         first += 4;
     }
