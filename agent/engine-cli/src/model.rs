@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
-use std::sync::mpsc::channel;
+use std::sync::mpsc::{Receiver, channel};
 
 use anyhow::{Context, Result, bail};
 use engine::engine::{Event, Job};
@@ -11,6 +11,7 @@ use engine::load::{Loaded, Machine, open};
 use engine::pack::pack;
 use engine::request::Prepared;
 use engine::sampler::Logprobs;
+use engine::weights::FileBytes;
 use ipc::{Finish, Load, LoadFile};
 use kernels::Isa;
 use sha2::{Digest, Sha256};
@@ -30,6 +31,8 @@ pub(crate) struct ModelArgs {
 pub(crate) struct Model {
     pub(crate) loaded: Loaded,
     pub(crate) machine: Machine,
+    /// As it lies in memory, packed.
+    pub(crate) file: FileBytes,
 }
 
 /// A complete answer.
@@ -58,15 +61,16 @@ impl ModelArgs {
         let file = LoadFile { name, bytes: bytes.len() as u64, sha256: sha256.clone() };
         let load = Load { model_id, bundle_digest: sha256, files: vec![file] };
         let machine = self.machine()?;
-        let loaded = open(&load, Arc::new(bytes), machine)
+        let file: FileBytes = Arc::new(bytes);
+        let loaded = open(&load, Arc::clone(&file), machine)
             .with_context(|| format!("{} is not usable", self.model.display()))?;
-        Ok(Model { loaded, machine })
+        Ok(Model { loaded, machine, file })
     }
 }
 
 impl Model {
-    /// Runs one request to its end; `told` gets each piece of text as it comes.
-    pub(crate) fn answer(&self, prepared: Prepared, mut told: impl FnMut(&str)) -> Result<Answer> {
+    /// Hands one request to the engine, which tells what happens to it.
+    pub(crate) fn submit(&self, prepared: Prepared) -> Result<Receiver<Event>> {
         let (events, receiver) = channel();
         let job = Job {
             prompt: prepared.prompt,
@@ -81,6 +85,12 @@ impl Model {
             cancelled: Arc::new(AtomicBool::new(false)),
         };
         self.loaded.jobs.send(job).ok().context("the engine has stopped")?;
+        Ok(receiver)
+    }
+
+    /// Runs one request to its end; `told` gets each piece of text as it comes.
+    pub(crate) fn answer(&self, prepared: Prepared, mut told: impl FnMut(&str)) -> Result<Answer> {
+        let receiver = self.submit(prepared)?;
         let mut answer = Answer::default();
         for event in receiver {
             match event {

@@ -10,7 +10,7 @@ use sandbox::{SealError, map_sealed};
 
 use crate::blocks::BlockPool;
 use crate::checkpoint::{Checkpoint, CheckpointError, Texts};
-use crate::cpu::Cpu;
+use crate::cpu::{Cpu, Memory};
 use crate::encoder::{self, Embedder, EncoderError, Folder};
 use crate::engine::{Engine, Job};
 use crate::gguf::{Gguf, GgufError};
@@ -38,6 +38,8 @@ pub struct Loaded {
     pub template: Template,
     /// Where jobs go.
     pub jobs: SyncSender<Job>,
+    /// What it takes beside its weights.
+    pub memory: Memory,
     /// Held while a prompt is encoded, so that many large ones take the memory of one.
     pub encoding: Mutex<()>,
 }
@@ -160,7 +162,8 @@ const BESIDE: [&str; 4] =
 /// What makes a folder an encoder's.
 const MODULES: &str = "modules.json";
 
-const LIMITS: Limits = Limits {
+/// Maxima of a served model's scheduler.
+pub const LIMITS: Limits = Limits {
     step_tokens: STEP_TOKENS_MAX,
     running: RUNNING_MAX,
     waiting: WAITING_MAX,
@@ -304,7 +307,7 @@ fn start(
         kernels: machine.isa.name().to_owned(),
     };
     let sha256 = ipc::model_sha256(&load.files);
-    Ok(Loaded { info, sha256, tokenizer, template, jobs, encoding: Mutex::new(()) })
+    Ok(Loaded { info, sha256, tokenizer, template, jobs, memory, encoding: Mutex::new(()) })
 }
 
 pub(crate) fn check_names(load: &Load) -> Result<(), LoadError> {

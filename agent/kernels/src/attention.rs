@@ -143,14 +143,21 @@ fn share<S: Simd, const N: usize>(
     for scores in scores.chunks_exact_mut(tokens) {
         elementwise::softmax_here(scores);
     }
-    for at in (0..heads.value_dim).step_by(LANES * 2) {
-        weigh::<S, N>(s, heads, table, positions.clone(), scores, at, out);
+    // Sums of as many elements as the registers hold.
+    if S::TOKENS >= 8 {
+        for at in (0..heads.value_dim).step_by(LANES * 2) {
+            weigh::<S, N, 2>(s, heads, table, positions.clone(), scores, at, out);
+        }
+    } else {
+        for at in (0..heads.value_dim).step_by(LANES) {
+            weigh::<S, N, 1>(s, heads, table, positions.clone(), scores, at, out);
+        }
     }
 }
 
-/// Sums values by `scores`, in the order of positions, for 32 elements from `at` on.
+/// Sums values by `scores`, in the order of positions, for `W` times sixteen elements from `at` on.
 #[inline(always)]
-fn weigh<S: Simd, const N: usize>(
+fn weigh<S: Simd, const N: usize, const W: usize>(
     s: S,
     heads: &Heads<'_>,
     table: &[u32],
@@ -160,15 +167,18 @@ fn weigh<S: Simd, const N: usize>(
     out: &mut [f32],
 ) {
     let (dim, tokens) = (heads.value_dim, positions.len());
-    let second = (at + LANES).min(dim);
-    let mut sums = [[s.splat(0.0); 2]; N];
+    let mut sums = [[s.splat(0.0); W]; N];
     for (i, position) in positions.enumerate() {
         let row = heads.value(table, position);
-        let values = [elements::<S, F16>(s, row, at), elements::<S, F16>(s, row, second)];
+        let mut values = [s.splat(0.0); W];
+        for (w, values) in values.iter_mut().enumerate() {
+            *values = elements::<S, F16>(s, row, (at + w * LANES).min(dim));
+        }
         for (q, sums) in sums.iter_mut().enumerate() {
             let score = s.splat(scores[q * tokens + i]);
-            sums[0] = s.fma(score, values[0], sums[0]);
-            sums[1] = s.fma(score, values[1], sums[1]);
+            for (sum, values) in sums.iter_mut().zip(values) {
+                *sum = s.fma(score, values, *sum);
+            }
         }
     }
     for (sums, out) in sums.iter().zip(out.chunks_exact_mut(dim)) {

@@ -4,132 +4,149 @@
 Machines of this kind change their speed by the hour, so that only ratios of neighbouring runs mean anything: each round
 runs both programs, in turned order, and gives one ratio per shape. Printed are medians, with the lowest and highest.
 
-`pp N`: N tokens of prompt into an empty cache. `tg N`: N tokens one after the other. llama-bench draws its next tokens
-at random; the engine's are sampled, turned into text and sent through its scheduler, which is counted.
+`pp N`: N tokens of prompt into an empty cache. `tg N`: N tokens one after the other. `tg xN`: N sequences at once, all
+their tokens together. llama-bench draws its next tokens at random; the engine's are sampled, turned into text and sent
+through its scheduler, which is counted.
+
+There is no figure for what independence of the batch costs: the kernels have no variant without it. Each row of weights
+and each token have sums of their own anyway, and no sum is divided among threads.
 """
 
 import argparse
-import json
 import os
 import pathlib
-import resource
 import statistics
-import subprocess
 import sys
+from collections.abc import Callable
 
-import llama_cpp
+from bench_programs import Llama, Machine, Ours, loaded, processor
 
-TESTS = ["pp64", "pp512", "tg64"]
-THREADS = [1, 2]
-# Seconds: longest run of one program.
-RUN_S_MAX = 900
-
-
-def run(command: list) -> list[dict]:
-    out = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, timeout=RUN_S_MAX).stdout
-    return [json.loads(line) for line in out.splitlines() if line.startswith("{")]
-
-
-class Llama:
-    """llama-bench, with its defaults but for what is said here; it makes a pass of its own before it measures."""
-
-    name = "llama.cpp"
-
-    def __init__(self, program: pathlib.Path, model: pathlib.Path):
-        self.command = [program, "-m", model, "-r", "1", "-o", "jsonl"]
-        for test in TESTS:
-            self.command += ["-p" if test.startswith("pp") else "-n", test[2:]]
-        # "CPU : SSE3 = 1 | AVX2 = 1 | …": the library that the program uses, too.
-        features = llama_cpp.llama_print_system_info().decode().replace("CPU :", "").split("|")
-        uses = " ".join(name.split("=")[0].strip() for name in features if name.strip().endswith("= 1"))
-        self.about = f"llama-cpp-python {llama_cpp.__version__} built for this processor, with {uses}"
-
-    def speeds(self, threads: int) -> dict[str, float]:
-        lines = run([*self.command, "-t", str(threads)])
-        name = {True: "pp{n_prompt}", False: "tg{n_gen}"}
-        return {name[line["n_prompt"] > 0].format(**line): line["avg_ts"] for line in lines}
+# The shapes of SmolLM2, and of the models that are nine times as large.
+SMALL, LARGE = ([64, 512], 64), ([128], 32)
+FORMATS = ["q4_0", "q8_0", "q4_k", "bf16"]
+PARTS = ["smollm2", *FORMATS, "batched", "prefix", "busy"]
+THREADS = [threads for threads in (1, 2) if threads <= (os.cpu_count() or 1)]
+ALL = THREADS[-1]
+# Bytes that the engine may take beside cache and 1.1 times its weights.
+MEMORY_BESIDE = 256 << 20
 
 
-class Ours:
-    """`casemate-engine bench`."""
+class Bench:
+    def __init__(self, args: argparse.Namespace):
+        self.rounds, self.smollm2, self.random = args.rounds, args.smollm2, args.random
+        self.ours, self.llama = Ours(args.engine), Llama(args.llama)
 
-    name = "engine"
+    def model(self, name: str) -> pathlib.Path:
+        return self.smollm2 if name == "smollm2" else self.random / f"random-1b-{name}.gguf"
 
-    def __init__(self, program: pathlib.Path, model: pathlib.Path):
-        self.command = [program, "bench", "--json", "--model", model]
-        self.about = ""
+    def compare(self, what: str, cases: dict[str, Callable[[object], dict[str, float]]], note: Callable = lambda _: None) -> dict:
+        """Runs each case with both programs in each round; returns what was measured, by program and test."""
+        measured: dict[str, dict[str, list[float]]] = {self.ours.name: {}, self.llama.name: {}}
+        for number in range(self.rounds):
+            for case, work in cases.items():
+                for program in [self.ours, self.llama][:: 1 if number % 2 == 0 else -1]:
+                    speeds = {f"{case} {test}": speed for test, speed in work(program).items()}
+                    for test, speed in speeds.items():
+                        measured[program.name].setdefault(test, []).append(speed)
+                    if program is self.ours:
+                        note(case)
+                    shown = ", ".join(f"{test} {speed:.1f}" for test, speed in speeds.items())
+                    print(f"    {what}, round {number + 1}, {program.name}: {shown} tokens/s", file=sys.stderr)
+        ours, theirs = measured[self.ours.name], measured[self.llama.name]
+        if sorted(ours) != sorted(theirs):
+            raise RuntimeError(f"{what}: the engine measured {sorted(ours)}, llama.cpp {sorted(theirs)}")
+        print(f"{what}\n  {'threads, test':16} {'engine':>28} {'llama.cpp':>28} {'ratio':>24}")
+        for test in ours:
+            ratios = [a / b for a, b in zip(ours[test], theirs[test], strict=True)]
+            print(f"  {test:16} {spread(ours[test], 1):>28} {spread(theirs[test], 1):>28} {spread(ratios, 2):>24}")
+        return measured
 
-    def speeds(self, threads: int) -> dict[str, float]:
-        lines = run([*self.command, "--threads", str(threads)])
-        self.about = f"{lines[0]['kernels']} kernels"
-        return {line["test"]: line["tokens_per_s"] for line in lines}
+    def speed(self, name: str) -> None:
+        """One sequence; with it, what the machine reads in the same runs, and the most memory that was taken."""
+        model, (prefill, decode) = self.model(name), SMALL if name == "smollm2" else LARGE
+        cases = {str(threads): lambda program, t=threads: program.speeds(model, prefill, decode, t) for threads in THREADS}
+        rates: dict[str, list[float]] = {case: [] for case in cases}
+        shares: dict[str, list[float]] = {case: [] for case in cases}
+        memory: dict = {}
 
+        def note(case: str) -> None:
+            tests = self.ours.last
+            read = tests["read"]["bytes_per_s"]
+            rates[case].append(read / 1e9)
+            shares[case].append(tests["read"]["step_bytes"] * tests[f"tg{decode}"]["tokens_per_s"] / read)
+            memory.update(tests["memory"])
 
-class Machine:
-    """What else the processors did meanwhile."""
+        measured = self.compare(name, cases, note)
+        for case in cases:
+            theirs = [share * b / a for share, a, b in zip(shares[case], *(measured[p][f"{case} tg{decode}"] for p in measured))]
+            print(f"  {case} threads read {spread(rates[case], 1)} GB/s; decoding reads that share of it: "
+                  f"engine {spread(shares[case], 2)}, llama.cpp {spread(theirs, 2)}")
+        bound = 1.1 * memory["file_bytes"] + memory["cache_bytes"] + MEMORY_BESIDE
+        print(f"  memory: at most {memory['peak_bytes'] / 1e6:.0f} MB; 1.1 x weights + cache + 256 MiB are {bound / 1e6:.0f} MB: "
+              f"{memory['peak_bytes'] / bound:.0%} of it")
 
-    def __init__(self) -> None:
-        self.begin = self._now()
+    def batched(self) -> None:
+        """Several sequences at once, on all threads."""
+        for name in ("q4_0", "q8_0"):
+            shares: list[float] = []
+            self.compare(
+                f"{name}, sequences decoded together",
+                {str(ALL): lambda program, m=self.model(name): program.batched(m, ALL)},
+                lambda _: shares.extend(test["scheduler_share"] for test in self.ours.last.values()),
+            )
+            print(f"  the scheduler's share of a step: {spread([share * 100 for share in shares], 3)} %")
 
-    def others(self) -> tuple[float, float]:
-        """Shares of all processor time: taken by other programs, and by other guests of the same host."""
-        total, busy, stolen, ours = (now - then for now, then in zip(self._now(), self.begin))
-        return max(0.0, busy - ours) / total, stolen / total
+    def prefix(self) -> None:
+        """Sixteen chats with 512 tokens in common, one after the other: time to the first token."""
+        tests = [self.ours.tests(self.model("q4_0"), ALL, "--part", "prefix")["prefix"] for _ in range(self.rounds)]
+        without, with_cache, ratio = ([test[key] for test in tests] for key in ("without_s", "with_s", "without_by_with"))
+        print(f"q4_0, {ALL} threads, 16 chats that share 512 tokens: first token after {spread(without, 3)} s without, "
+              f"{spread(with_cache, 3)} s with the prefix cache: 1/{spread(ratio, 1)}")
 
-    @staticmethod
-    def _now() -> tuple[float, float, float, float]:
-        """Seconds since boot; proc_stat(5): user nice system idle iowait irq softirq steal."""
-        line = pathlib.Path("/proc/stat").read_text().splitlines()[0]
-        ticks_per_s = os.sysconf("SC_CLK_TCK")
-        user, nice, system, idle, iowait, irq, softirq, steal = (int(f) / ticks_per_s for f in line.split()[1:9])
-        children = resource.getrusage(resource.RUSAGE_CHILDREN)
-        busy = user + nice + system + irq + softirq
-        return busy + idle + iowait + steal, busy, steal, children.ru_utime + children.ru_stime
+    def busy(self) -> None:
+        """What a busy machine leaves of the speed: another process on each processor, or none."""
+        model, (_, decode) = self.smollm2, SMALL
+
+        def work(program: object, busy: bool) -> dict[str, float]:
+            if not busy:
+                return program.speeds(model, [64], decode, ALL)
+            with loaded():
+                return program.speeds(model, [64], decode, ALL)
+
+        cases = {f"{state} {ALL}": lambda program, b=state == "busy": work(program, b) for state in ("idle", "busy")}
+        measured = self.compare("smollm2, idle and busy", cases)
+        for program, tests in measured.items():
+            for test in ("pp64", f"tg{decode}"):
+                pairs = zip(tests[f"busy {ALL} {test}"], tests[f"idle {ALL} {test}"], strict=True)
+                print(f"  {program}, {test}: a busy machine leaves {spread([busy / idle for busy, idle in pairs], 2)} of the speed")
 
 
 def spread(values: list[float], digits: int) -> str:
-    low, high = min(values), max(values)
-    return f"{statistics.median(values):8.{digits}f} ({low:.{digits}f} – {high:.{digits}f})"
-
-
-def processor() -> str:
-    lines = pathlib.Path("/proc/cpuinfo").read_text().splitlines()
-    name = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), "unknown processor")
-    return f"{name}, {os.cpu_count()} processors"
+    return f"{statistics.median(values):.{digits}f} ({min(values):.{digits}f} – {max(values):.{digits}f})"
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
-    for name in ("engine", "llama-bench", "model"):
-        parser.add_argument(f"--{name}", required=True, type=pathlib.Path)
+    parser.add_argument("--engine", required=True, type=pathlib.Path, help="casemate-engine")
+    parser.add_argument("--llama", required=True, type=pathlib.Path, help="folder of llama.cpp's programs")
+    parser.add_argument("--smollm2", required=True, type=pathlib.Path, help="GGUF file")
+    parser.add_argument("--random", required=True, type=pathlib.Path, help="folder that random_model.py filled")
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--only", action="append", choices=PARTS, help="this part; may be said again")
     args = parser.parse_args()
     if args.rounds < 3:
         parser.error("fewer than 3 rounds have no spread")
-    programs = [Ours(args.engine, args.model), Llama(args.llama_bench, args.model)]
-    shapes = [(threads, test) for threads in THREADS if threads <= os.cpu_count() for test in TESTS]
-    measured = {program.name: {shape: [] for shape in shapes} for program in programs}
-    machine = Machine()
-    for number in range(args.rounds):
-        for threads in sorted({threads for threads, _ in shapes}):
-            for program in programs if number % 2 == 0 else programs[::-1]:
-                speeds = program.speeds(threads)
-                if sorted(speeds) != sorted(TESTS):
-                    raise RuntimeError(f"{program.name} measured {sorted(speeds)}, expected {TESTS}")
-                for test, speed in speeds.items():
-                    measured[program.name][threads, test].append(speed)
-                shown = ", ".join(f"{test} {speed:.1f}" for test, speed in speeds.items())
-                print(f"    round {number + 1}, threads {threads}, {program.name}: {shown} tokens/s", file=sys.stderr)
+    bench, machine = Bench(args), Machine()
+    print(f"{processor()}; {args.rounds} rounds: median (lowest – highest), tokens per second; ratio above 1: the engine is faster")
+    print(f"llama.cpp: {bench.llama.about}", flush=True)
+    for part in [part for part in PARTS if not args.only or part in args.only]:
+        if part in ("batched", "prefix", "busy"):
+            getattr(bench, part)()
+        else:
+            bench.speed(part)
+        sys.stdout.flush()
     others, stolen = machine.others()
-    print(f"{args.model.name} on {processor()}")
-    print(f"engine: {programs[0].about}")
-    print(f"llama.cpp: {programs[1].about}")
-    print(f"{args.rounds} rounds: median (lowest – highest), tokens per second; ratio above 1: the engine is faster")
-    print(f"{'threads':7} {'test':6} {'engine':>28} {'llama.cpp':>28} {'ratio':>24}")
-    for threads, test in shapes:
-        ours, theirs = (measured[program.name][threads, test] for program in programs)
-        ratios = [a / b for a, b in zip(ours, theirs, strict=True)]
-        print(f"{threads:7} {test:6} {spread(ours, 1):>28} {spread(theirs, 1):>28} {spread(ratios, 2):>24}")
+    print(f"engine: {bench.ours.about}")
     print(f"meanwhile other programs took {others:.0%} of the processors, other guests of the host {stolen:.0%}")
     return 0
 

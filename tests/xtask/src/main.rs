@@ -69,11 +69,14 @@ enum Command {
 
 #[derive(Debug, Subcommand)]
 enum Bench {
-    /// The engine's prefill and decode beside llama.cpp's, on this processor.
+    /// The engine beside llama.cpp on this processor: prefill, decode, batches, a busy machine; shared prefixes, memory.
     Engine {
         /// How often each program runs; every round gives one ratio per shape.
         #[arg(long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u32).range(3..=100))]
         rounds: u32,
+        /// Only this part, a few minutes each; may be said again: smollm2, q4_0, q8_0, q4_k, bf16, batched, prefix, busy.
+        #[arg(long, value_name = "PART", value_parser = peer::PARTS)]
+        only: Vec<String>,
     },
     /// Cold boots to a healthy agent beside a stock Debian's, and a build after a change of the agent.
     Boot {
@@ -131,8 +134,8 @@ fn run(cli: &Cli, steps: &mut Steps) -> Result<ExitCode> {
             );
             outcome.map(|()| ExitCode::SUCCESS)
         }
-        Command::Bench { part: Bench::Engine { rounds } } => {
-            peer::bench(&tree, steps, *rounds).map(|()| ExitCode::SUCCESS)
+        Command::Bench { part: Bench::Engine { rounds, only } } => {
+            peer::bench(&tree, steps, *rounds, only).map(|()| ExitCode::SUCCESS)
         }
         Command::Bench { part: Bench::Boot { rounds } } => {
             boot::bench(&tree, steps, *rounds).map(|()| ExitCode::SUCCESS)

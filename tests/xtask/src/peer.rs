@@ -30,6 +30,12 @@ const OPTIONS: &[&str] = &[
     "LLAMA_BUILD_TESTS=OFF",
 ];
 
+/// Parts of the comparison, as `engine_bench.py` knows them.
+pub(crate) const PARTS: [&str; 8] =
+    ["smollm2", "q4_0", "q8_0", "q4_k", "bf16", "batched", "prefix", "busy"];
+/// The library, and its measures of one sequence and of several.
+const TARGETS: &[&str] = &["llama", "llama-bench", "llama-batched-bench"];
+
 /// A built llama.cpp.
 #[derive(Debug)]
 pub(crate) struct Peer {
@@ -48,7 +54,13 @@ pub(crate) fn prepare(tree: &Tree, steps: &mut Steps) -> Result<Peer> {
     let folder = keyed(
         tree,
         "llama-cpp",
-        &[&pinned, SDIST_REQUIREMENT, &OPTIONS.join(" "), &processor_features()?],
+        &[
+            &pinned,
+            SDIST_REQUIREMENT,
+            &OPTIONS.join(" "),
+            &TARGETS.join(" "),
+            &processor_features()?,
+        ],
     );
     if folder.join("complete").exists() {
         return Ok(Peer { folder, python });
@@ -107,17 +119,34 @@ pub(crate) fn agrees(tree: &Tree, steps: &mut Steps) -> Result<()> {
     })
 }
 
-/// Measures the engine beside llama.cpp.
-pub(crate) fn bench(tree: &Tree, steps: &mut Steps, rounds: u32) -> Result<()> {
+/// Measures the engine beside llama.cpp: the parts named in `only`, or all.
+pub(crate) fn bench(tree: &Tree, steps: &mut Steps, rounds: u32, only: &[String]) -> Result<()> {
     let model = steps.run("model from PyPI", || material::model(tree))?;
     let peer = prepare(tree, steps)?;
     let engine = engine(tree, steps)?;
+    let random = steps.run("random models", || random_models(tree, &peer))?;
     steps.show("measure", || {
         let mut command = peer.script(tree, "engine_bench.py");
-        command.arg("--model").arg(&model).arg("--engine").arg(engine.join("casemate-engine"));
-        command.arg("--llama-bench").arg(peer.folder.join("bin/llama-bench"));
-        sh(command.arg("--rounds").arg(rounds.to_string()))
+        command.arg("--smollm2").arg(&model).arg("--random").arg(&random);
+        command.arg("--engine").arg(engine.join("casemate-engine"));
+        command.arg("--llama").arg(peer.folder.join("bin"));
+        command.arg("--rounds").arg(rounds.to_string());
+        only.iter().for_each(|part| _ = command.args(["--only", part]));
+        sh(&mut command)
     })
+}
+
+/// Models with the shape of Llama 3.2 1B and random weights; returns their folder.
+fn random_models(tree: &Tree, peer: &Peer) -> Result<PathBuf> {
+    const SCRIPT: &str = "random_model.py";
+    let source = tree.workspace().join("tests/system/clients").join(SCRIPT);
+    let folder = keyed(tree, "random-models", &[&fs::read_to_string(source)?]);
+    if !folder.join("complete").exists() {
+        fs::create_dir_all(&folder)?;
+        sh(peer.script(tree, SCRIPT).arg(&folder))?;
+        fs::write(folder.join("complete"), SCRIPT)?;
+    }
+    Ok(folder)
 }
 
 impl Peer {
@@ -149,7 +178,7 @@ fn fetch(tree: &Tree, python: &Path, folder: &Path) -> Result<()> {
     fs::remove_file(&archive).context("the sdist has another name")
 }
 
-/// Builds the library and `llama-bench`, and keeps them and the bindings.
+/// Builds the library and its programs, and keeps them and the bindings.
 fn build(tree: &Tree, folder: &Path) -> Result<()> {
     let (source, target) = (folder.join(SDIST), folder.join("build"));
     let mut configure = tree.enter("cmake");
@@ -159,7 +188,7 @@ fn build(tree: &Tree, folder: &Path) -> Result<()> {
     let jobs = std::thread::available_parallelism()?;
     let mut build = tree.enter("cmake");
     build.arg("--build").arg(&target).args(["--parallel", &jobs.to_string()]);
-    sh(build.args(["--target", "llama", "llama-bench"]))?;
+    sh(build.arg("--target").args(TARGETS))?;
     fs::rename(target.join("bin"), folder.join("bin"))?;
     fs::rename(source.join("llama_cpp"), folder.join("llama_cpp"))?;
     fs::remove_dir_all(&target)?;
