@@ -159,7 +159,7 @@ pub(crate) fn dots<S: Simd, P: Plain, const R: usize, const N: usize>(
 #[inline(always)]
 fn accumulate<S: Simd, P: Plain, const R: usize, const N: usize>(
     s: S,
-    rows: [&[u8]; R],
+    rows: [Row<'_>; R],
     xs: [&[f32]; N],
 ) -> [[S::Floats; N]; R] {
     let columns = xs[0].len();
