@@ -41,7 +41,7 @@ pub(super) fn step_bytes(file: &[u8]) -> Result<usize> {
     let gguf = Gguf::parse(file)?;
     let tensors = gguf.tensors();
     let own_output = tensors.contains_key("output.weight");
-    let read = tensors.iter().filter(|(name, _)| !own_output || *name != "token_embd.weight");
+    let read = tensors.iter().filter(|(name, _)| !own_output || **name != "token_embd.weight");
     Ok(read.map(|(_, tensor)| tensor.extent.len()).sum())
 }
 

@@ -71,14 +71,16 @@ fn together(bench: &Bench<'_>, count: u32) -> Result<Vec<Vec<Instant>>> {
 
 /// Seconds that deciding and booking a step of `count` sequences takes, with nothing computed.
 fn scheduler_s(count: u32) -> Result<f64> {
-    let tokens = SHARED + STEPS as usize + 1;
+    // Those that start first go on until the last has had its steps.
+    let answer = STEPS as usize * 2;
+    let tokens = SHARED + answer;
     let blocks = u32::try_from(tokens.div_ceil(BLOCK_TOKENS))? * count;
     let mut scheduler = Scheduler::new(LIMITS, BlockPool::new(blocks, BLOCK_TOKENS));
     for number in 0..count {
         let prompt = (0..SHARED as u32).map(|token| token ^ number << 16).collect();
         let partition = Partition::from(number.to_string().as_str());
         let id = SequenceId(u64::from(number));
-        scheduler.enqueue(Sequence::new(id, partition, 0, prompt, STEPS as usize + 1))?;
+        scheduler.enqueue(Sequence::new(id, partition, 0, prompt, answer))?;
     }
     let mut spent = Duration::ZERO;
     let mut steps = 0;
