@@ -77,7 +77,7 @@ fn scheduler_s(count: u32) -> Result<f64> {
     let blocks = u32::try_from(tokens.div_ceil(BLOCK_TOKENS))? * count;
     let mut scheduler = Scheduler::new(LIMITS, BlockPool::new(blocks, BLOCK_TOKENS));
     for number in 0..count {
-        let prompt = (0..SHARED as u32).map(|token| token ^ number << 16).collect();
+        let prompt = (0..).take(SHARED).map(|token: u32| token ^ number << 16).collect();
         let partition = Partition::from(number.to_string().as_str());
         let id = SequenceId(u64::from(number));
         scheduler.enqueue(Sequence::new(id, partition, 0, prompt, answer))?;
