@@ -141,7 +141,7 @@ impl Work {
     fn norm(&mut self, weight: &[f32]) {
         let b = &mut self.buffers;
         norm_rows(&b.hidden, weight, self.shape.epsilon, &mut b.normed);
-        b.activations.set_with(&mut self.pool, &b.normed, self.shape.hidden);
+        b.activations.set(&b.normed, self.shape.hidden);
     }
 }
 

@@ -1,15 +1,11 @@
 //! Activations, as given and quantised to 8 bits per block of 32.
 
-use crate::Pool;
 use crate::elementwise::widest;
 
 /// Elements that share a scale.
 pub const BLOCK: usize = 32;
 /// Tokens whose blocks lie beside each other: as many as a kernel holds in registers.
 pub(crate) const GROUP: usize = 8;
-
-/// Values below which waking another thread costs more than it brings.
-const SHARED_VALUES_MIN: usize = 1 << 15;
 
 /// The inputs of a matrix product: one row of `columns` values per token.
 #[derive(Debug, Default)]
@@ -67,37 +63,16 @@ impl Activations {
     /// # Panics
     /// If `rows` is not a whole number of rows.
     pub fn set(&mut self, rows: &[f32], columns: usize) {
-        self.resize(rows.len(), columns);
-        self.values.copy_from_slice(rows);
-        if !self.blocks.is_empty() {
-            quantise_rows(rows, columns, &mut self.blocks);
-        }
-    }
-
-    /// As [`Self::set`], shared among the threads of `pool` if there is enough to do.
-    ///
-    /// # Panics
-    /// As [`Self::set`].
-    pub fn set_with(&mut self, pool: &mut Pool, rows: &[f32], columns: usize) {
-        if rows.len() < SHARED_VALUES_MIN || !columns.is_multiple_of(BLOCK) {
-            return self.set(rows, columns);
-        }
-        self.resize(rows.len(), columns);
-        let groups = rows.chunks(columns * GROUP).zip(self.values.chunks_mut(columns * GROUP));
-        let groups = groups.zip(self.blocks.chunks_mut(columns / BLOCK * GROUP));
-        pool.run(groups.collect(), |((rows, values), blocks)| {
-            values.copy_from_slice(rows);
-            quantise_rows(rows, columns, blocks);
-        });
-    }
-
-    fn resize(&mut self, values: usize, columns: usize) {
-        assert!(values.is_multiple_of(columns), "activations are not whole rows");
+        assert!(rows.len().is_multiple_of(columns), "activations are not whole rows");
         self.columns = columns;
-        self.values.resize(values, 0.0);
-        // No quantised format has rows that are not whole blocks.
-        let blocks = if columns.is_multiple_of(BLOCK) { values / BLOCK } else { 0 };
-        self.blocks.resize(blocks, QuantBlock::ZERO);
+        self.values.clear();
+        self.values.extend_from_slice(rows);
+        self.blocks.clear();
+        if !columns.is_multiple_of(BLOCK) {
+            return; // No quantised format has such rows.
+        }
+        self.blocks.resize(rows.len() / BLOCK, QuantBlock::ZERO);
+        quantise_rows(rows, columns, &mut self.blocks);
     }
 
     /// Tokens.
@@ -206,13 +181,6 @@ mod tests {
             let error = (f32::from(quant) * block.scale - value).abs();
             assert!(error <= block.scale * 0.501, "{i}");
         }
-        let mut shared = Activations::default();
-        let many = values.repeat(64);
-        shared.set_with(&mut Pool::new(2).unwrap(), &many, 96);
-        activations.set(&many, 96);
-        assert_eq!(format!("{shared:?}"), format!("{activations:?}"));
-        activations.set(&values, 96);
-        let groups: Vec<_> = activations.groups().collect();
         let block = &groups[0].part(2, 1).blocks[5];
         let sum: i32 = block.quants.as_flattened().iter().map(|&q| i32::from(q)).sum();
         assert_eq!((block.start_8, block.start_128), (-8 * sum, -128 * sum));

@@ -143,21 +143,14 @@ fn share<S: Simd, const N: usize>(
     for scores in scores.chunks_exact_mut(tokens) {
         elementwise::softmax_here(scores);
     }
-    // Sums of as many elements as the registers hold.
-    if S::TOKENS >= 8 {
-        for at in (0..heads.value_dim).step_by(LANES * 2) {
-            weigh::<S, N, 2>(s, heads, table, positions.clone(), scores, at, out);
-        }
-    } else {
-        for at in (0..heads.value_dim).step_by(LANES) {
-            weigh::<S, N, 1>(s, heads, table, positions.clone(), scores, at, out);
-        }
+    for at in (0..heads.value_dim).step_by(LANES * 2) {
+        weigh::<S, N>(s, heads, table, positions.clone(), scores, at, out);
     }
 }
 
-/// Sums values by `scores`, in the order of positions, for `W` times sixteen elements from `at` on.
+/// Sums values by `scores`, in the order of positions, for 32 elements from `at` on.
 #[inline(always)]
-fn weigh<S: Simd, const N: usize, const W: usize>(
+fn weigh<S: Simd, const N: usize>(
     s: S,
     heads: &Heads<'_>,
     table: &[u32],
@@ -167,18 +160,15 @@ fn weigh<S: Simd, const N: usize, const W: usize>(
     out: &mut [f32],
 ) {
     let (dim, tokens) = (heads.value_dim, positions.len());
-    let mut sums = [[s.splat(0.0); W]; N];
+    let second = (at + LANES).min(dim);
+    let mut sums = [[s.splat(0.0); 2]; N];
     for (i, position) in positions.enumerate() {
         let row = heads.value(table, position);
-        let mut values = [s.splat(0.0); W];
-        for (w, values) in values.iter_mut().enumerate() {
-            *values = elements::<S, F16>(s, row, (at + w * LANES).min(dim));
-        }
+        let values = [elements::<S, F16>(s, row, at), elements::<S, F16>(s, row, second)];
         for (q, sums) in sums.iter_mut().enumerate() {
             let score = s.splat(scores[q * tokens + i]);
-            for (sum, values) in sums.iter_mut().zip(values) {
-                *sum = s.fma(score, values, *sum);
-            }
+            sums[0] = s.fma(score, values[0], sums[0]);
+            sums[1] = s.fma(score, values[1], sums[1]);
         }
     }
     for (sums, out) in sums.iter().zip(out.chunks_exact_mut(dim)) {

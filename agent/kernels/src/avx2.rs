@@ -9,7 +9,7 @@ use core::arch::x86_64::*;
 use core::mem::transmute;
 
 use crate::kernels::kernels;
-use crate::simd::{AHEAD, LANES, Simd, Words, four};
+use crate::simd::{AHEAD, LANES, Simd, four};
 
 /// Proof that this CPU has AVX2, FMA and F16C.
 #[derive(Clone, Copy, Debug)]
@@ -30,7 +30,6 @@ impl Simd for Avx2 {
     type Bytes = [__m256i; 2];
     type Ints = [__m256i; 2];
     type Floats = [__m256; 2];
-    const TOKENS: usize = 4;
 
     #[inline(always)]
     fn prefetch(self, at: &u8) {
@@ -189,163 +188,33 @@ impl Simd for Avx2 {
     }
 
     #[inline(always)]
-    fn dots<W: Words<Self>, const L: usize, const N: usize>(
+    fn dot<const WIDE: bool>(
         self,
-        bits: u32,
-        weights: &W,
-        first: usize,
-        quants: [&[[i8; 4]; L]; N],
-        starts: [i32; N],
-    ) -> [[__m256i; 2]; N] {
-        match bits {
-            ..=4 => narrow::<8, W, L, N>(self, weights, first, quants, starts),
-            5 => narrow::<4, W, L, N>(self, weights, first, quants, starts),
-            6 => pairwise(self, weights, first, quants, starts),
-            _ => wide(self, weights, first, quants),
-        }
-    }
-
-    /// Two halves at a time become one vector, so that sixteen sums take thirty additions.
-    #[inline(always)]
-    fn reduce_all(self, all: [[__m256; 2]; LANES]) -> [f32; LANES] {
-        // SAFETY: as above.
-        unsafe {
-            let mut eights = [_mm256_setzero_ps(); 16];
-            for (out, [low, high]) in eights.iter_mut().zip(all) {
-                *out = _mm256_add_ps(low, high);
-            }
-            let mut fours = [_mm256_setzero_ps(); 8];
-            for (i, out) in fours.iter_mut().enumerate() {
-                let (a, b) = (eights[i], eights[i + 8]);
-                let low = _mm256_permute2f128_ps::<0x20>(a, b);
-                *out = _mm256_add_ps(low, _mm256_permute2f128_ps::<0x31>(a, b));
-            }
-            let mut twos = [_mm256_setzero_ps(); 4];
-            for (i, out) in twos.iter_mut().enumerate() {
-                let (a, b) = (fours[i], fours[i + 4]);
-                let low = _mm256_shuffle_ps::<0b01_00_01_00>(a, b);
-                *out = _mm256_add_ps(low, _mm256_shuffle_ps::<0b11_10_11_10>(a, b));
-            }
-            let mut mixed = [[0.0; 8]; 2];
-            for (i, out) in mixed.iter_mut().enumerate() {
-                let (a, b) = (twos[i], twos[i + 2]);
-                let even = _mm256_shuffle_ps::<0b10_00_10_00>(a, b);
-                let ones = _mm256_add_ps(even, _mm256_shuffle_ps::<0b11_01_11_01>(a, b));
-                *out = transmute::<__m256, [f32; 8]>(ones);
-            }
-            let mut out = [0.0; LANES];
-            for (i, out) in out.iter_mut().enumerate() {
-                // Of a sum's number, bits 0 to 3 became: which vector, element by two, element, half.
-                *out = mixed[i & 1][(i & 8) >> 1 | i & 2 | (i & 4) >> 2];
-            }
-            out
-        }
+        sum: [__m256i; 2],
+        weights: [__m256i; 2],
+        x: [i8; 4],
+    ) -> [__m256i; 2] {
+        let x = four(x);
+        [dot::<WIDE>(self, sum[0], weights[0], x), dot::<WIDE>(self, sum[1], weights[1], x)]
     }
 }
 
-/// `FOLD` pairs of products are added in 16 bits before they are widened: with weights of four bits 8 · 2 · 15 · 127
-/// = 30480, with five 4 · 2 · 31 · 127 = 31496.
+/// `vpmaddubsw` saturates a pair of products at 16 bits. Weights up to 127 stay below (2 · 127 · 127 = 32258), so of wide
+/// weights the highest bit is taken apart.
 #[inline(always)]
-fn narrow<const FOLD: usize, W: Words<Avx2>, const L: usize, const N: usize>(
-    s: Avx2,
-    weights: &W,
-    first: usize,
-    quants: [&[[i8; 4]; L]; N],
-    starts: [i32; N],
-) -> [[__m256i; 2]; N] {
+fn dot<const WIDE: bool>(_proof: Avx2, sum: __m256i, weights: __m256i, x: i32) -> __m256i {
     // SAFETY: the proof exists, so `detect` saw the features.
     unsafe {
-        let ones = _mm256_set1_epi16(1);
-        let mut sums = [[_mm256_setzero_si256(); 2]; N];
-        for from in (0..L).step_by(FOLD) {
-            let mut pairs = [[_mm256_setzero_si256(); 2]; N];
-            for j in from..from + rolled::<N>(FOLD.min(L)) {
-                let [low, high] = weights.word(s, first + j);
-                for (pairs, quants) in pairs.iter_mut().zip(quants) {
-                    let x = _mm256_set1_epi32(four(quants[j]));
-                    pairs[0] = _mm256_add_epi16(pairs[0], _mm256_maddubs_epi16(low, x));
-                    pairs[1] = _mm256_add_epi16(pairs[1], _mm256_maddubs_epi16(high, x));
-                }
-            }
-            for (sums, pairs) in sums.iter_mut().zip(pairs) {
-                sums[0] = _mm256_add_epi32(sums[0], _mm256_madd_epi16(pairs[0], ones));
-                sums[1] = _mm256_add_epi32(sums[1], _mm256_madd_epi16(pairs[1], ones));
-            }
+        let x = _mm256_set1_epi32(x);
+        let low = if WIDE { _mm256_and_si256(weights, _mm256_set1_epi8(127)) } else { weights };
+        let pairs = _mm256_maddubs_epi16(low, x);
+        let sum = _mm256_add_epi32(sum, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
+        if !WIDE {
+            return sum;
         }
-        for (sums, start) in sums.iter_mut().zip(starts) {
-            let start = _mm256_set1_epi32(start);
-            *sums = [_mm256_add_epi32(sums[0], start), _mm256_add_epi32(sums[1], start)];
-        }
-        sums
-    }
-}
-
-/// As [`narrow`], two at a time: with weights of six bits 2 · 2 · 63 · 127 = 32004. Half a block's words fit the registers.
-#[inline(always)]
-fn pairwise<W: Words<Avx2>, const L: usize, const N: usize>(
-    s: Avx2,
-    weights: &W,
-    first: usize,
-    quants: [&[[i8; 4]; L]; N],
-    starts: [i32; N],
-) -> [[__m256i; 2]; N] {
-    // SAFETY: the proof exists, so `detect` saw the features.
-    unsafe {
-        let ones = _mm256_set1_epi16(1);
-        let mut held = [[_mm256_setzero_si256(); 2]; L];
-        for (j, held) in held.iter_mut().enumerate() {
-            *held = weights.word(s, first + j);
-        }
-        let mut sums = [[_mm256_setzero_si256(); 2]; N];
-        for ((sums, quants), start) in sums.iter_mut().zip(quants).zip(starts) {
-            *sums = [_mm256_set1_epi32(start); 2];
-            for j in (0..L).step_by(2) {
-                let x = _mm256_set1_epi32(four(quants[j]));
-                let y = _mm256_set1_epi32(four(quants[j + 1]));
-                for ((sum, a), b) in sums.iter_mut().zip(held[j]).zip(held[j + 1]) {
-                    let pairs = _mm256_maddubs_epi16(b, y);
-                    let pairs = _mm256_add_epi16(_mm256_maddubs_epi16(a, x), pairs);
-                    *sum = _mm256_add_epi32(*sum, _mm256_madd_epi16(pairs, ones));
-                }
-            }
-        }
-        sums
-    }
-}
-
-/// `words`, which the compiler must not know if `N` tokens share them: it would write out the loop and read all of them
-/// at once, and they are more than the registers.
-#[inline(always)]
-fn rolled<const N: usize>(words: usize) -> usize {
-    if N > 1 { std::hint::black_box(words) } else { words }
-}
-
-/// Weights become signed again. Their sign goes to the quants, so that a pair of products is at most 2 · 128 · 127
-/// = 32512.
-#[inline(always)]
-fn wide<W: Words<Avx2>, const L: usize, const N: usize>(
-    s: Avx2,
-    weights: &W,
-    first: usize,
-    quants: [&[[i8; 4]; L]; N],
-) -> [[__m256i; 2]; N] {
-    // SAFETY: the proof exists, so `detect` saw the features.
-    unsafe {
-        let (ones, added) = (_mm256_set1_epi16(1), _mm256_set1_epi8(-128));
-        let mut sums = [[_mm256_setzero_si256(); 2]; N];
-        for j in 0..rolled::<N>(L) {
-            let [low, high] = weights.word(s, first + j);
-            let signed = [_mm256_xor_si256(low, added), _mm256_xor_si256(high, added)];
-            let magnitudes = [_mm256_abs_epi8(signed[0]), _mm256_abs_epi8(signed[1])];
-            for (sums, quants) in sums.iter_mut().zip(quants) {
-                let x = _mm256_set1_epi32(four(quants[j]));
-                for ((sum, signed), magnitude) in sums.iter_mut().zip(signed).zip(magnitudes) {
-                    let pairs = _mm256_maddubs_epi16(magnitude, _mm256_sign_epi8(x, signed));
-                    *sum = _mm256_add_epi32(*sum, _mm256_madd_epi16(pairs, ones));
-                }
-            }
-        }
-        sums
+        let high = _mm256_and_si256(_mm256_srli_epi32::<7>(weights), _mm256_set1_epi8(1));
+        let pairs = _mm256_maddubs_epi16(high, x);
+        _mm256_add_epi32(sum, _mm256_madd_epi16(pairs, _mm256_set1_epi16(128)))
     }
 }
 
@@ -354,20 +223,7 @@ kernels!(Avx2, "avx2,f16c,fma");
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::Scalar;
-    use crate::kernels::tests::{Noise, check};
-
-    #[test]
-    fn sums_of_lanes_are_those_of_the_scalar_variant() {
-        let Some(avx2) = Avx2::detect() else {
-            return println!("skipped: this CPU has no AVX2 with FMA and F16C");
-        };
-        let mut noise = Noise(21);
-        let all: [[f32; LANES]; LANES] =
-            std::array::from_fn(|_| std::array::from_fn(|_| noise.value() * 1e3));
-        let found = avx2.reduce_all(all.map(|lanes| avx2.floats(&lanes)));
-        assert_eq!(found.map(f32::to_bits), Scalar.reduce_all(all).map(f32::to_bits));
-    }
+    use crate::kernels::tests::check;
 
     #[test]
     fn avx2_is_bit_identical_to_scalar() {

@@ -9,7 +9,7 @@ use core::arch::x86_64::*;
 use core::mem::transmute;
 
 use crate::kernels::kernels;
-use crate::simd::{AHEAD, LANES, Simd, Words, four};
+use crate::simd::{AHEAD, LANES, Simd, four};
 
 /// Proof that this CPU has AVX-512 F, BW, VL and VNNI, and what [`crate::Avx2`] proves.
 #[derive(Clone, Copy, Debug)]
@@ -34,7 +34,6 @@ impl Simd for Avx512 {
     type Bytes = __m512i;
     type Ints = __m512i;
     type Floats = __m512;
-    const TOKENS: usize = 8;
 
     #[inline(always)]
     fn prefetch(self, at: &u8) {
@@ -169,27 +168,9 @@ impl Simd for Avx512 {
     }
 
     #[inline(always)]
-    fn dots<W: Words<Self>, const L: usize, const N: usize>(
-        self,
-        _: u32,
-        weights: &W,
-        first: usize,
-        quants: [&[[i8; 4]; L]; N],
-        starts: [i32; N],
-    ) -> [__m512i; N] {
-        let mut sums = [self.splat_int(0); N];
-        for (sum, start) in sums.iter_mut().zip(starts) {
-            *sum = self.splat_int(start);
-        }
-        for j in 0..L {
-            let word = weights.word(self, first + j);
-            for (sum, quants) in sums.iter_mut().zip(quants) {
-                let x = four(quants[j]);
-                // SAFETY: as above.
-                *sum = unsafe { _mm512_dpbusd_epi32(*sum, word, _mm512_set1_epi32(x)) };
-            }
-        }
-        sums
+    fn dot<const WIDE: bool>(self, sum: __m512i, weights: __m512i, x: [i8; 4]) -> __m512i {
+        // SAFETY: as above.
+        unsafe { _mm512_dpbusd_epi32(sum, weights, _mm512_set1_epi32(four(x))) }
     }
 
     /// Two halves at a time become one vector, so that sixteen sums take fifteen additions.

@@ -122,46 +122,13 @@ fn values<S: Simd>(s: S, x: &[f32], at: usize) -> S::Floats {
     s.floats(&padded)
 }
 
-/// `R` rows by `N` tokens, as many at a time as the registers hold sums of.
+/// `R` rows by `N` tokens.
 #[inline(always)]
 pub(crate) fn dots<S: Simd, P: Plain, const R: usize, const N: usize>(
     s: S,
     rows: [Row<'_>; R],
     xs: [&[f32]; N],
 ) -> [[f32; N]; R] {
-    let mut sums = [[s.splat(0.0); N]; R];
-    if S::TOKENS >= 8 || N == 1 {
-        sums = accumulate::<S, P, R, N>(s, rows, xs);
-    } else {
-        for (sums, row) in sums.iter_mut().zip(rows) {
-            [*sums] = accumulate::<S, P, 1, N>(s, [row], xs);
-        }
-    }
-    let mut out = [[0.0; N]; R];
-    if R * N <= LANES / 4 {
-        for (out, sums) in out.as_flattened_mut().iter_mut().zip(sums.as_flattened()) {
-            let mut lanes = [0.0; LANES];
-            s.store_floats(*sums, &mut lanes);
-            *out = reduce(lanes);
-        }
-        return out;
-    }
-    let outs = out.as_flattened_mut().chunks_mut(LANES);
-    for (out, sums) in outs.zip(sums.as_flattened().chunks(LANES)) {
-        let mut all = [s.splat(0.0); LANES];
-        all[..sums.len()].copy_from_slice(sums);
-        out.copy_from_slice(&s.reduce_all(all)[..out.len()]);
-    }
-    out
-}
-
-/// The lanes of each row and token.
-#[inline(always)]
-fn accumulate<S: Simd, P: Plain, const R: usize, const N: usize>(
-    s: S,
-    rows: [Row<'_>; R],
-    xs: [&[f32]; N],
-) -> [[S::Floats; N]; R] {
     let columns = xs[0].len();
     assert!(xs.iter().all(|x| x.len() == columns), "tokens of different lengths");
     assert!(rows.iter().all(|row| row.bytes.len() == columns * P::BYTES), "row of another length");
@@ -208,5 +175,20 @@ fn accumulate<S: Simd, P: Plain, const R: usize, const N: usize>(
             }
         }
     }
-    sums
+    let mut out = [[0.0; N]; R];
+    if R * N <= LANES / 4 {
+        for (out, sums) in out.as_flattened_mut().iter_mut().zip(sums.as_flattened()) {
+            let mut lanes = [0.0; LANES];
+            s.store_floats(*sums, &mut lanes);
+            *out = reduce(lanes);
+        }
+        return out;
+    }
+    let outs = out.as_flattened_mut().chunks_mut(LANES);
+    for (out, sums) in outs.zip(sums.as_flattened().chunks(LANES)) {
+        let mut all = [s.splat(0.0); LANES];
+        all[..sums.len()].copy_from_slice(sums);
+        out.copy_from_slice(&s.reduce_all(all)[..out.len()]);
+    }
+    out
 }

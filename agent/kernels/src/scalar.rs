@@ -2,7 +2,7 @@
 
 use crate::format::{bf16_at, f8_256th, half_at, word_at};
 use crate::kernels::kernels;
-use crate::simd::{LANES, Simd, Words};
+use crate::simd::{LANES, Simd};
 
 /// Portable kernels.
 #[derive(Clone, Copy, Debug)]
@@ -12,7 +12,6 @@ impl Simd for Scalar {
     type Bytes = [u8; 64];
     type Ints = [i32; LANES];
     type Floats = [f32; LANES];
-    const TOKENS: usize = 8;
 
     #[inline(always)]
     fn prefetch(self, _: &u8) {}
@@ -113,26 +112,17 @@ impl Simd for Scalar {
     }
 
     #[inline(always)]
-    fn dots<W: Words<Self>, const L: usize, const N: usize>(
+    fn dot<const WIDE: bool>(
         self,
-        _: u32,
-        weights: &W,
-        first: usize,
-        quants: [&[[i8; 4]; L]; N],
-        starts: [i32; N],
-    ) -> [Self::Ints; N] {
+        sum: Self::Ints,
+        weights: Self::Bytes,
+        x: [i8; 4],
+    ) -> Self::Ints {
         let product = |weight: u8, x: i8| i32::from(weight) * i32::from(x);
-        let mut sums = starts.map(|start| [start; LANES]);
-        for j in 0..L {
-            let word = weights.word(self, first + j);
-            for (sum, quants) in sums.iter_mut().zip(quants) {
-                for (sum, weights) in sum.iter_mut().zip(word.as_chunks::<4>().0) {
-                    let [a, b, c, d] = [0, 1, 2, 3].map(|i| product(weights[i], quants[j][i]));
-                    *sum += a + b + c + d;
-                }
-            }
-        }
-        sums
+        std::array::from_fn(|i| {
+            let [a, b, c, d] = [0, 1, 2, 3].map(|j| product(weights[i * 4 + j], x[j]));
+            sum[i] + a + b + c + d
+        })
     }
 }
 

@@ -18,8 +18,6 @@ pub(crate) trait Simd: Copy {
     type Ints: Copy;
     /// 32-bit floats.
     type Floats: Copy;
-    /// Tokens whose sums the registers hold, beside the weights that they share: 4 or 8.
-    const TOKENS: usize;
 
     /// Asks for the cache line [`AHEAD`] bytes behind `at`, which need not be there.
     fn prefetch(self, at: &u8);
@@ -63,17 +61,10 @@ pub(crate) trait Simd: Copy {
     fn splat_int(self, a: i32) -> Self::Ints;
     /// To the nearest float, ties to even.
     fn to_floats(self, a: Self::Ints) -> Self::Floats;
-    /// For each of `N` tokens the exact sum, in each lane, of `L` words of four weights from `first` on, less what was
-    /// added to make them positive, times the token's quants. Weights have up to `bits` bits; `starts` are minus what
-    /// was added times the sum of those quants, and with 8 bits that is 128. No quant is −128.
-    fn dots<W: Words<Self>, const L: usize, const N: usize>(
-        self,
-        bits: u32,
-        weights: &W,
-        first: usize,
-        quants: [&[[i8; 4]; L]; N],
-        starts: [i32; N],
-    ) -> [Self::Ints; N];
+    /// Adds to each lane its four unsigned bytes times the four signed ones of `x`, exactly. No byte of `x` is −128,
+    /// and unless `WIDE` no weight is above 63.
+    fn dot<const WIDE: bool>(self, sum: Self::Ints, weights: Self::Bytes, x: [i8; 4])
+    -> Self::Ints;
 
     /// [`reduce`] of each.
     #[inline(always)]
@@ -86,12 +77,6 @@ pub(crate) trait Simd: Copy {
         }
         out
     }
-}
-
-/// Words of weights, sixteen rows of four.
-pub(crate) trait Words<S: Simd> {
-    /// Word `i`.
-    fn word(&self, s: S, i: usize) -> S::Bytes;
 }
 
 /// Asks for `bytes` to be brought to the second cache.

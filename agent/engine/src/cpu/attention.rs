@@ -178,7 +178,7 @@ impl Work {
             Attention::Grouped(_) => &b.attended,
             Attention::Latent(_) => &b.heads,
         };
-        b.activations.set_with(&mut self.pool, found, stored.columns());
+        b.activations.set(found, stored.columns());
         b.added.resize(b.hidden.len(), 0.0);
         let product = Product { matrix: weights.matrix(stored), out: &mut b.added };
         matmul(self.isa, &mut self.pool, &b.activations, vec![product]);

@@ -1,19 +1,10 @@
 //! Feed-forward parts: one for all tokens, or experts.
 
-use kernels::{Pool, Product, add, matmul, swiglu};
+use kernels::{Product, add, matmul, swiglu};
 
 use super::Work;
 use super::experts::choose;
 use crate::weights::{ExpertsWeights, Gated, Weights};
-
-/// Numbers that one thread gates at a time.
-const GATED: usize = 1 << 14;
-
-/// [`swiglu`], shared among threads.
-fn gate(pool: &mut Pool, gate: &mut [f32], up: &[f32]) {
-    let pieces = gate.chunks_mut(GATED).zip(up.chunks(GATED));
-    pool.run(pieces.collect(), |(gate, up)| swiglu(gate, up));
-}
 
 impl Work {
     pub(super) fn dense(&mut self, weights: &Weights, gated: &Gated) {
@@ -33,8 +24,8 @@ impl Work {
             Product { matrix: weights.matrix(&gated.up), out: &mut b.up },
         ];
         matmul(self.isa, &mut self.pool, &b.activations, products);
-        gate(&mut self.pool, &mut b.gate, &b.up);
-        b.activations.set_with(&mut self.pool, &b.gate, gated.down.columns());
+        swiglu(&mut b.gate, &b.up);
+        b.activations.set(&b.gate, gated.down.columns());
         b.added.resize(rows * gated.down.rows(), 0.0);
         let product = Product { matrix: weights.matrix(&gated.down), out: &mut b.added };
         matmul(self.isa, &mut self.pool, &b.activations, vec![product]);
