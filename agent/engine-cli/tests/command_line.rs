@@ -365,8 +365,12 @@ fn the_bench_measures_what_fits_the_context() {
         .lines()
         .map(|line| serde_json::from_str(line).unwrap())
         .collect();
-    assert_eq!(lines.iter().map(|l| &l["test"]).collect::<Vec<_>>(), ["pp64", "tg64"]);
-    assert!(lines.iter().all(|line| line["tokens_per_s"].as_f64().unwrap() > 0.0));
+    let tests: Vec<&Value> = lines.iter().map(|line| &line["test"]).collect();
+    assert_eq!(tests, ["pp64", "tg64", "read", "memory"]);
+    assert!(lines[..2].iter().all(|line| line["tokens_per_s"].as_f64().unwrap() > 0.0));
+    assert!(lines[2]["bytes_per_s"].as_f64().unwrap() > 0.0);
+    let bytes = |key: &str| lines[3][key].as_f64().unwrap();
+    assert!(bytes("peak_bytes") > bytes("file_bytes") + bytes("cache_bytes"), "{lines:?}");
 }
 
 #[test]
