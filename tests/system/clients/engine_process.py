@@ -1,6 +1,7 @@
 """The real `engine`, started as systemd starts it and given its model as agentd gives it: a sealed memfd."""
 
 import fcntl
+import hashlib
 import json
 import os
 import pathlib
@@ -76,12 +77,14 @@ class EngineProcess:
         memfd = os.memfd_create("model", os.MFD_ALLOW_SEALING | os.MFD_CLOEXEC)
         try:
             with model.open("rb") as source, os.fdopen(memfd, "wb", closefd=False) as target:
+                digest = hashlib.sha256()
                 while chunk := source.read(1 << 20):
                     target.write(chunk)
+                    digest.update(chunk)
             fcntl.fcntl(memfd, fcntl.F_ADD_SEALS, MEMFD_SEALS)
-            files = [{"name": f"model/{model.name}", "bytes": model.stat().st_size}]
+            file = {"name": f"model/{model.name}", "bytes": model.stat().st_size, "sha256": digest.hexdigest()}
             # No agentd verified anything here, so the digest is nobody's.
-            load = {"model_id": model.stem, "bundle_digest": "0" * 64, "files": files}
+            load = {"model_id": model.stem, "bundle_digest": "0" * 64, "files": [file]}
             frame = _frame(load)
             if socket.send_fds(self.control, [frame], [memfd]) != len(frame):
                 raise RuntimeError("the load message was cut")

@@ -36,9 +36,9 @@ RMS_MAX = 0.25
 # In logits: two tokens this near are a tie that either program may break.
 GAP_MAX = 1.0
 # Divergence of Kullback and Leibler in nats, from llama.cpp's distribution to ours, over the positions of TEXT: mean and
-# largest. Errors of 0.15 in each logit of both programs, if they had nothing in common, would make a mean of 0.0225.
-KL_MEAN_MAX = 0.03
-KL_MAX = 0.5
+# largest. Seen: 0.0045 and 0.05 beside llama.cpp's AVX2 kernels.
+KL_MEAN_MAX = 0.01
+KL_MAX = 0.2
 POSITIONS_MIN = 300
 
 QUESTIONS = [
