@@ -27,7 +27,7 @@ pub use self::compare::{Differences, Found, LISTED_MAX};
 pub use self::create::{SUBJECT_NAME, signature_json, statement_json};
 pub use self::envelope::{PAYLOAD_TYPE, SIGNATURE_BYTES_MAX, pae};
 pub use self::keys::{KEY_NAME_BYTES_MAX, KEY_PEM_BYTES_MAX, KEYS_MAX, PublicKey, Quorum};
-pub use self::statement::{FILES_MAX, NAME_BYTES_MAX, SignedFile, check_name};
+pub use self::statement::{FILES_MAX, IGNORED_ALWAYS, NAME_BYTES_MAX, SignedFile, check_name};
 
 use self::envelope::Envelope;
 use crate::format::Policy;

@@ -19,7 +19,7 @@ pub(super) const PREDICATE_TYPE: &str = "https://model_signing/signature/v1.0";
 
 /// What model-signing 1.1.1 always writes into `ignore_paths`. It also writes the path of the
 /// signature file if that lies in the model folder, see [`check_ignored`].
-pub(super) const IGNORED_ALWAYS: [&str; 4] = [".git", ".gitattributes", ".github", ".gitignore"];
+pub const IGNORED_ALWAYS: [&str; 4] = [".git", ".gitattributes", ".github", ".gitignore"];
 
 /// One signed file.
 #[derive(Clone, Debug, PartialEq, Eq)]

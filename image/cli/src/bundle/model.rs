@@ -5,7 +5,7 @@ use std::io::{self, Read as _};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, bail};
-use evidence::bundle::check_name;
+use evidence::bundle::{IGNORED_ALWAYS, check_name};
 use evidence::format::ModelCard;
 
 use crate::output;
@@ -38,7 +38,7 @@ struct Weights {
     /// File with the weights
     #[arg(long)]
     gguf: Option<PathBuf>,
-    /// Folder as transformers or sentence-transformers writes it; all of its files are taken
+    /// Folder as transformers or sentence-transformers writes it; all of its files but git's own are taken
     #[arg(long)]
     folder: Option<PathBuf>,
 }
@@ -106,7 +106,8 @@ fn copy(from: &mut impl io::Read, to: &Path) -> io::Result<u64> {
     io::copy(from, &mut File::create_new(to)?)
 }
 
-/// Paths of the regular files in `folder`, which is `prefix` of what is listed.
+/// Paths of the regular files in `folder`, which is `prefix` of what is listed. Those that no signature covers are left
+/// out.
 fn list(folder: &Path, prefix: &str, depth: usize, names: &mut Vec<String>) -> anyhow::Result<()> {
     for entry in fs::read_dir(folder).with_context(|| folder.display().to_string())? {
         let entry = entry?;
@@ -114,6 +115,9 @@ fn list(folder: &Path, prefix: &str, depth: usize, names: &mut Vec<String>) -> a
         let name = entry.file_name().into_string().ok();
         let name = name.with_context(|| format!("{} is not UTF-8", path.display()))?;
         let name = format!("{prefix}{name}");
+        if IGNORED_ALWAYS.contains(&name.as_str()) {
+            continue;
+        }
         check_name(&name)?;
         match entry.file_type()? {
             kind if kind.is_dir() && depth > 0 => {
@@ -180,7 +184,8 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let folder = dir.path().join("from");
         fs::create_dir_all(folder.join("1_Pooling")).unwrap();
-        for name in ["config.json", "1_Pooling/config.json", "model.safetensors"] {
+        for name in ["config.json", "1_Pooling/config.json", "model.safetensors", ".gitattributes"]
+        {
             fs::write(folder.join(name), name).unwrap();
         }
         let run_to = |name: &str| {
@@ -192,6 +197,7 @@ mod tests {
         let out = run_to("one").unwrap();
         let pooling = fs::read_to_string(out.join("1_Pooling/config.json")).unwrap();
         assert_eq!(pooling, "1_Pooling/config.json");
+        assert!(!out.join(".gitattributes").exists());
         let card: ModelCard = serde_json::from_slice(&fs::read(out.join(CARD)).unwrap()).unwrap();
         assert_eq!(card.weights, "model.safetensors");
 
