@@ -1,9 +1,10 @@
-//! Answers that are JSON: which tokens may come next.
+//! Answers that are JSON, or of another language: which tokens may come next.
 //!
-//! Invariants: what a request asks for is bounded before a grammar is made of it ([`schema`]); the grammar, its states and
+//! Invariants: what a request asks for is bounded before a grammar is made of it ([`schema`], [`grammar`]); the grammar, its states and
 //! the work for one mask are bounded by [`ParserLimits`], so that a request that asks for too much ends and no other
-//! waits for it; what is allowed is a function of the schema and the answer's tokens alone.
+//! waits for it; what is allowed is a function of the format and the answer's tokens alone.
 
+mod grammar;
 mod schema;
 
 use std::sync::Arc;
@@ -21,10 +22,10 @@ use crate::tokenizer::Tokenizer;
 /// Why an answer cannot be had in a format.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ConstraintError {
-    /// The schema is not one, or is beyond what is offered.
+    /// The schema or grammar is not one, or is beyond what is offered.
     #[error("{place}: found {found}, expected {expected}")]
     Schema {
-        /// Where in the schema, as a JSON pointer; empty for the whole.
+        /// Where: in a schema a JSON pointer, empty for the whole; in a grammar the line.
         place: String,
         /// What was found.
         found: String,
@@ -32,7 +33,7 @@ pub enum ConstraintError {
         expected: String,
     },
     /// No grammar was made of it.
-    #[error("the schema can't be kept to: {reason}")]
+    #[error("the format can't be kept to: {reason}")]
     Grammar {
         /// What the grammar's compiler said.
         reason: String,
@@ -83,13 +84,18 @@ impl Constraints {
     /// A constraint at the start of an answer.
     ///
     /// # Errors
-    /// If the schema is beyond the limits or contradicts itself.
+    /// If the schema or grammar is beyond the limits or contradicts itself.
     pub fn start(&self, format: &AnswerFormat) -> Result<Constraint, ConstraintError> {
-        let schema = match format {
-            AnswerFormat::JsonObject => serde_json::json!({"type": "object"}),
-            AnswerFormat::JsonSchema { schema } => schema::parse(schema)?,
+        let grammar = match format {
+            AnswerFormat::JsonObject => {
+                TopLevelGrammar::from_json_schema(serde_json::json!({"type": "object"}))
+            }
+            AnswerFormat::JsonSchema { schema } => {
+                TopLevelGrammar::from_json_schema(schema::parse(schema)?)
+            }
+            AnswerFormat::Grammar { syntax, definition } => grammar::parse(*syntax, definition)?,
         };
-        let parser = self.factory.create_parser(TopLevelGrammar::from_json_schema(schema));
+        let parser = self.factory.create_parser(grammar);
         let parser =
             parser.map_err(|error| ConstraintError::Grammar { reason: error.to_string() })?;
         Ok(Constraint(Matcher::new(Ok(parser))))
@@ -146,8 +152,10 @@ impl std::fmt::Debug for Constraint {
 mod tests {
     use super::*;
     use crate::gguf::Gguf;
+    use crate::limits::GRAMMAR_RULES_MAX;
     use crate::sampler::{Sampler, Sampling};
     use crate::synthetic;
+    use ipc::GrammarSyntax;
     use serde_json::Value;
 
     fn tokenizer() -> Tokenizer {
@@ -156,6 +164,10 @@ mod tests {
 
     fn schema(text: &str) -> AnswerFormat {
         AnswerFormat::JsonSchema { schema: text.to_owned() }
+    }
+
+    fn grammar(syntax: GrammarSyntax, definition: &str) -> AnswerFormat {
+        AnswerFormat::Grammar { syntax, definition: definition.to_owned() }
     }
 
     /// What random logits say under a constraint; `None` if they do not come to an end.
@@ -215,6 +227,150 @@ mod tests {
             ended += 1;
         }
         assert!(ended > 10, "{ended} have an end");
+    }
+
+    #[test]
+    fn an_answer_is_of_the_language_that_was_asked_for() {
+        let ended = |format: &AnswerFormat| -> Vec<String> {
+            (0..20).filter_map(|seed| said(format, seed)).collect()
+        };
+        let dates = ended(&grammar(GrammarSyntax::Regex, "[0-9]{4}-(0[1-9]|1[0-2])"));
+        assert_eq!(dates.len(), 20);
+        for date in &dates {
+            let (year, month) = date.split_once('-').unwrap();
+            assert!(year.len() == 4 && year.bytes().all(|b| b.is_ascii_digit()), "{date}");
+            assert!((1..=12).contains(&month.parse::<u8>().unwrap()) && month.len() == 2, "{date}");
+        }
+        let sums = ended(&grammar(
+            GrammarSyntax::Lark,
+            "start: term (\"+\" term)*\nterm: NUMBER | \"(\" start \")\"\nNUMBER: /[1-9][0-9]?/\n",
+        ));
+        assert!(!sums.is_empty());
+        for sum in &sums {
+            let (mut depth, mut operand) = (0_i32, false);
+            for letter in sum.chars() {
+                assert!(letter.is_ascii_digit() || "+()".contains(letter), "{sum}");
+                assert!(operand || !"+)".contains(letter), "{sum}");
+                depth += i32::from(letter == '(') - i32::from(letter == ')');
+                operand = letter.is_ascii_digit() || letter == ')';
+                assert!(depth >= 0, "{sum}");
+            }
+            assert!(depth == 0 && operand, "{sum}");
+        }
+    }
+
+    #[test]
+    fn a_grammar_that_is_none_or_is_too_much_is_refused_or_kept_within_the_limits() {
+        let constraints = Constraints::new(&tokenizer()).unwrap();
+        for (syntax, definition) in [
+            (GrammarSyntax::Lark, "start: x"),
+            (GrammarSyntax::Lark, "begin: \"a\""),
+            (GrammarSyntax::Lark, "start: \"a"),
+            (GrammarSyntax::Lark, "start: A\nA: B\nB: A"),
+            (GrammarSyntax::Lark, ""),
+            (GrammarSyntax::Regex, "(a"),
+            (GrammarSyntax::Regex, "a(?=b)"),
+            (GrammarSyntax::Regex, "\\p{Unknown}"),
+        ] {
+            let error = constraints.start(&grammar(syntax, definition)).unwrap_err();
+            assert!(matches!(error, ConstraintError::Grammar { .. }), "{definition}: {error}");
+        }
+        let mut logits = vec![0.0; tokenizer().vocabulary()];
+        // As long a chain of rules, as deep a nest and as many repetitions within each other as there may be.
+        let rules = (0..GRAMMAR_RULES_MAX - 2).map(|n| format!("r{n}: r{}\n", n + 1));
+        let last = GRAMMAR_RULES_MAX - 2;
+        let chain: String = rules.chain([format!("start: r0\nr{last}: \"a\"\n")]).collect();
+        let terminals = chain.replace('r', "R").replace("staRt: R0", "start: R0");
+        let nest = |text: &str, depth| format!("{}a{}", "(".repeat(depth), text.repeat(depth));
+        let most = [
+            (GrammarSyntax::Lark, chain),
+            (GrammarSyntax::Lark, terminals),
+            (GrammarSyntax::Lark, format!("start: {}", nest("){1000}", 20).replace('a', "\"a\""))),
+            (GrammarSyntax::Lark, format!("start: A\nA: {}\"a\"", "~".repeat(32))),
+            (GrammarSyntax::Regex, nest(")", 4000)),
+            (GrammarSyntax::Regex, nest("){1000}", 8)),
+            (GrammarSyntax::Regex, nest("|b)*", 100)),
+            (GrammarSyntax::Regex, "(a|b)*a(a|b){1000}".to_owned()),
+            (GrammarSyntax::Regex, "(.*a){1000}".to_owned()),
+        ];
+        for (syntax, definition) in most {
+            if let Ok(mut constraint) = constraints.start(&grammar(syntax, &definition)) {
+                drop(constraint.mask(&mut logits));
+            }
+        }
+    }
+
+    /// Stands for the fuzz target where there is no fuzzer: no mutation of a grammar panics.
+    #[test]
+    fn mutations_of_a_grammar_never_panic() {
+        let tokenizer = tokenizer();
+        let constraints = Constraints::new(&tokenizer).unwrap();
+        let honest = "%import common.INT\n%ignore /[ \\t]+/\nstart: list | call [\"!\"]\nlist: \"[\" (item (\",\" item)*)? \"]\"\n\
+            item: INT | WORD{1,3} | list\ncall[max_tokens=5]: WORD\nWORD: /[a-zé]+(?i:x)/ & ~/stop/ | \"a\"..\"f\"\n";
+        constraints.start(&grammar(GrammarSyntax::Lark, honest)).unwrap();
+        let pieces = [
+            "(",
+            ")",
+            "[",
+            "]",
+            "{",
+            "}",
+            "|",
+            "*",
+            "+",
+            "?",
+            "~",
+            "&",
+            "/",
+            "\"",
+            ":",
+            "\n",
+            "..",
+            "->",
+            "%",
+            "@a",
+            "<[0-9]>",
+            "<x>",
+            "::_",
+            "start",
+            "WORD",
+            "{0}",
+            "{5,2}",
+            "stop=\"a\"",
+            "lazy",
+            "\\",
+            "\\u{110000}",
+            "é",
+            ",",
+            ".1",
+        ];
+        let mut seed = 11_u64;
+        let mut random = move |below: usize| {
+            seed ^= seed << 13;
+            seed ^= seed >> 7;
+            seed ^= seed << 17;
+            usize::try_from(seed >> 16).unwrap() % below
+        };
+        let mut logits = vec![0.0; tokenizer.vocabulary()];
+        let mut started = 0;
+        for round in 0..1000 {
+            let mut text: Vec<char> = honest.chars().collect();
+            for _ in 0..=random(2) {
+                let start = random(text.len());
+                let end = (start + random(4)).min(text.len());
+                text.splice(start..end, pieces[random(pieces.len())].chars());
+            }
+            let text: String = text.into_iter().collect();
+            let (syntax, text) = match round % 4 {
+                0 => (GrammarSyntax::Regex, text.lines().last().unwrap_or_default()),
+                _ => (GrammarSyntax::Lark, text.as_str()),
+            };
+            if let Ok(mut constraint) = constraints.start(&grammar(syntax, text)) {
+                drop(constraint.mask(&mut logits));
+                started += 1;
+            }
+        }
+        assert!(started > 50, "{started} grammars are taken");
     }
 
     /// Stands for the fuzz target where there is no fuzzer: no mutation of a schema panics, here or in the grammar's

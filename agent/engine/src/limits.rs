@@ -48,6 +48,12 @@ pub const SCHEMA_NODES_MAX: usize = 2000;
 pub const SCHEMA_DEPTH_MAX: usize = 16;
 /// Highest number of repetitions that a schema may name.
 pub const SCHEMA_REPEATS_MAX: u64 = 1000;
+/// Bytes of a grammar or a regular expression.
+pub const GRAMMAR_BYTES_MAX: usize = 8 << 10;
+/// Rules and terminals of a grammar.
+pub const GRAMMAR_RULES_MAX: usize = 128;
+/// Negations in a grammar.
+pub const GRAMMAR_NEGATIONS_MAX: usize = 32;
 /// Work to make a schema's automata; some 20 ms.
 pub const SCHEMA_FUEL: u64 = 1_000_000;
 /// Symbols of a schema's grammar.

@@ -45,6 +45,8 @@ pub const STOPS_MAX: usize = 4;
 pub const STOP_BYTES_MAX: usize = 256;
 /// Longest JSON schema; what it may have is for the engine to say.
 pub const SCHEMA_BYTES_MAX: usize = 32 << 10;
+/// Longest grammar or regular expression; what it may have is for the engine to say.
+pub const GRAMMAR_BYTES_MAX: usize = 8 << 10;
 /// Longest name of a JSON schema, as in OpenAI's API.
 pub const SCHEMA_NAME_BYTES_MAX: usize = 64;
 /// Longest message of an error object; parsers quote what they found, whatever its length.

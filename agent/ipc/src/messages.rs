@@ -187,6 +187,23 @@ pub enum AnswerFormat {
         /// The schema, as JSON text.
         schema: String,
     },
+    /// Text of a language.
+    Grammar {
+        /// How it is written down.
+        syntax: GrammarSyntax,
+        /// The grammar's text.
+        definition: String,
+    },
+}
+
+/// How a language is written down.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum GrammarSyntax {
+    /// Rules and terminals in the notation of the parser Lark, as llguidance reads it.
+    Lark,
+    /// One regular expression in the notation of Rust's `regex`, for the whole answer.
+    Regex,
 }
 
 /// One turn of a conversation.

@@ -50,6 +50,11 @@ const SCHEMA: &str = r##"{"title":"t","description":"d","type":"object","propert
 "type":"string","minLength":1,"maxLength":9,"default":"e","examples":["e"]},"d":{"$ref":"#/definitions/m"}},
 "required":["a"],"additionalProperties":{"type":"null"},"$defs":{"n":{"type":"number","minimum":-1,"exclusiveMaximum":9.5}},
 "definitions":{"m":{"type":"integer","maximum":5,"exclusiveMinimum":0,"$comment":"c"}}}"##;
+/// A grammar with groups, repetitions, terminals of terminals, and what is imported and ignored.
+const GRAMMAR: &str = "lark %import common.INT\n%ignore /[ \\t]+/\nstart: list | call [\"!\"]\nlist: \"[\" (item (\",\" item)*)? \"]\"\n\
+item: INT | WORD{1,3} | list\ncall[max_tokens=5]: WORD\nWORD: /[a-z]+(?i:x)/ & ~/stop/ | \"a\"..\"f\"\n";
+/// A regular expression with classes, alternatives and repetitions.
+const REGEX: &str = r"regex (?i:a|[^b-d\p{Lu}]{2,3})+\.\d*?";
 /// A template with what models' templates have: slices, namespaces, methods, filters, refusals.
 const TEMPLATE: &str = "{{- bos_token }}{% set ns = namespace(n=0) %}{% if messages[0]['role'] == 'system' %}\
 {% set system = messages[0].content | trim %}{% set messages = messages[1:] %}{% else %}{% set system = '' %}{% endif %}\
@@ -110,6 +115,8 @@ fn main() -> Result<(), Box<dyn Error>> {
         ("encoder", "bert", encoder()?),
         ("request", "honest", REQUEST.as_bytes().to_vec()),
         ("schema", "every-keyword", SCHEMA.as_bytes().to_vec()),
+        ("schema", "grammar", GRAMMAR.as_bytes().to_vec()),
+        ("schema", "regex", REGEX.as_bytes().to_vec()),
         ("template", "chatml", synthetic::TEMPLATE.as_bytes().to_vec()),
         ("template", "roles", [TEMPLATE, ATTACK].join("\0").into_bytes()),
     ];

@@ -1,4 +1,4 @@
-//! JSON schemas from any client: what is taken ends in a grammar that says which tokens may come next, in bounded time and
+//! JSON schemas, grammars and regular expressions from any client: what is taken ends in a grammar that says which tokens may come next, in bounded time and
 //! memory; some token may, and after it another. A panic, here or in the grammar's compiler, would end the engine.
 #![no_main]
 
@@ -7,7 +7,7 @@ use std::sync::LazyLock;
 use engine::constraint::Constraints;
 use engine::gguf::Gguf;
 use engine::tokenizer::Tokenizer;
-use ipc::AnswerFormat;
+use ipc::{AnswerFormat, GrammarSyntax};
 use libfuzzer_sys::fuzz_target;
 
 #[path = "../../../agent/engine/tests/synthetic/mod.rs"]
@@ -26,7 +26,12 @@ static CONSTRAINTS: LazyLock<Constraints> =
     LazyLock::new(|| Constraints::new(&TOKENIZER).expect("the vocabulary is honest"));
 
 fuzz_target!(|schema: &str| {
-    let format = AnswerFormat::JsonSchema { schema: schema.to_owned() };
+    let grammar = |syntax, definition: &str| AnswerFormat::Grammar { syntax, definition: definition.to_owned() };
+    let format = match (schema.strip_prefix("lark "), schema.strip_prefix("regex ")) {
+        (Some(definition), _) => grammar(GrammarSyntax::Lark, definition),
+        (_, Some(definition)) => grammar(GrammarSyntax::Regex, definition),
+        _ => AnswerFormat::JsonSchema { schema: schema.to_owned() },
+    };
     let Ok(mut constraint) = CONSTRAINTS.start(&format) else { return };
     for step in 0..TOKENS {
         let mut logits = vec![0.0_f32; TOKENIZER.vocabulary()];

@@ -1,12 +1,12 @@
 //! `response_format`: what the answer must be like.
 
-use ipc::AnswerFormat;
+use ipc::{AnswerFormat, GrammarSyntax};
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
 use super::error::ApiError;
 use super::request::{Fields, value};
-use crate::limits::{SCHEMA_BYTES_MAX, SCHEMA_NAME_BYTES_MAX};
+use crate::limits::{GRAMMAR_BYTES_MAX, SCHEMA_BYTES_MAX, SCHEMA_NAME_BYTES_MAX};
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -14,6 +14,8 @@ struct Wire<'a> {
     r#type: String,
     #[serde(borrow, default)]
     json_schema: Option<&'a RawValue>,
+    syntax: Option<GrammarSyntax>,
+    definition: Option<String>,
 }
 
 /// The answer keeps to the schema whether it is asked to be `strict` or not.
@@ -34,23 +36,41 @@ pub(super) fn format(fields: &mut Fields<'_>) -> Result<Option<AnswerFormat>, Ap
     const PARAM: &str = "response_format";
     let Some(raw) = fields.raw(PARAM) else { return Ok(None) };
     let invalid = |error: serde_json::Error| ApiError::invalid(PARAM, error.to_string());
-    let Wire { r#type, json_schema } = serde_json::from_str(raw.get()).map_err(invalid)?;
-    match (r#type.as_str(), json_schema) {
-        ("text", None) => Ok(None),
-        ("json_object", None) => Ok(Some(AnswerFormat::JsonObject)),
-        ("json_schema", Some(schema)) => Ok(Some(json_schema_of(schema)?)),
-        ("json_schema", None) => {
-            Err(ApiError::invalid(format!("{PARAM}.json_schema"), "this member is required"))
-        }
-        ("text" | "json_object", Some(_)) => Err(ApiError::invalid(
-            format!("{PARAM}.json_schema"),
-            "only allowed when the type is json_schema",
-        )),
-        (other, _) => Err(ApiError::invalid(
-            format!("{PARAM}.type"),
-            format!("found {other:?}, expected text, json_object or json_schema"),
-        )),
+    let wire: Wire<'_> = serde_json::from_str(raw.get()).map_err(invalid)?;
+    let wrong =
+        |member: &str, message: String| ApiError::invalid(format!("{PARAM}.{member}"), message);
+    // Each member belongs to one type.
+    let members = [
+        ("json_schema", wire.json_schema.is_some(), "json_schema"),
+        ("syntax", wire.syntax.is_some(), "grammar"),
+        ("definition", wire.definition.is_some(), "grammar"),
+    ];
+    if !["text", "json_object", "json_schema", "grammar"].contains(&wire.r#type.as_str()) {
+        let expected = "expected text, json_object, json_schema or grammar";
+        return Err(wrong("type", format!("found {:?}, {expected}", wire.r#type)));
     }
+    for (member, there, of) in members {
+        match (there, of == wire.r#type) {
+            (true, false) => {
+                return Err(wrong(member, format!("only allowed when the type is {of}")));
+            }
+            (false, true) => return Err(wrong(member, "this member is required".to_owned())),
+            _ => {}
+        }
+    }
+    Ok(match (wire.json_schema, wire.syntax.zip(wire.definition)) {
+        (Some(schema), _) => Some(json_schema_of(schema)?),
+        (None, Some((syntax, definition))) => {
+            if definition.len() > GRAMMAR_BYTES_MAX {
+                let found = definition.len();
+                let message = format!("found {found} bytes, expected at most {GRAMMAR_BYTES_MAX}");
+                return Err(wrong("definition", message));
+            }
+            Some(AnswerFormat::Grammar { syntax, definition })
+        }
+        (None, None) if wire.r#type == "json_object" => Some(AnswerFormat::JsonObject),
+        (None, None) => None,
+    })
 }
 
 fn json_schema_of(raw: &RawValue) -> Result<AnswerFormat, ApiError> {

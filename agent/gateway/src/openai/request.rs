@@ -286,7 +286,8 @@ fn include_usage(fields: &mut Fields<'_>, stream: bool) -> Result<bool, ApiError
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::limits::SCHEMA_BYTES_MAX;
+    use crate::limits::{GRAMMAR_BYTES_MAX, SCHEMA_BYTES_MAX};
+    use ipc::GrammarSyntax;
 
     /// Parses a small request with more members, such as `"n":2`.
     fn with(members: &str) -> Result<ChatRequest, ApiError> {
@@ -377,6 +378,16 @@ mod tests {
             (r#""response_format":{"type":"xml"}"#, "response_format.type"),
             (r#""response_format":{"type":"json_object","schema":{}}"#, "response_format"),
             (r#""response_format":{"type":"json_schema"}"#, "response_format.json_schema"),
+            (r#""response_format":{"type":"grammar","definition":"a"}"#, "response_format.syntax"),
+            (
+                r#""response_format":{"type":"grammar","syntax":"regex"}"#,
+                "response_format.definition",
+            ),
+            (
+                r#""response_format":{"type":"grammar","syntax":"gbnf","definition":"a"}"#,
+                "response_format",
+            ),
+            (r#""response_format":{"type":"text","syntax":"lark"}"#, "response_format.syntax"),
             (
                 r#""response_format":{"type":"json_schema","json_schema":{"name":"a b","schema":{}}}"#,
                 "response_format.json_schema.name",
@@ -427,6 +438,16 @@ mod tests {
         let asked = r#"{"type":"json_schema","json_schema":{"name":"a","strict":true,"schema":{"b": 1, "a":2}}}"#;
         let schema = r#"{"b": 1, "a":2}"#.to_owned();
         assert_eq!(format(asked), Some(AnswerFormat::JsonSchema { schema }));
+        let definition = "[a-z]\n+".to_owned();
+        assert_eq!(
+            format(r#"{"type":"grammar","syntax":"regex","definition":"[a-z]\n+"}"#),
+            Some(AnswerFormat::Grammar { syntax: GrammarSyntax::Regex, definition })
+        );
+        let long = "x".repeat(GRAMMAR_BYTES_MAX + 1);
+        let long = format!(
+            r#""response_format":{{"type":"grammar","syntax":"lark","definition":"{long}"}}"#
+        );
+        assert_eq!(param_of(&long), "response_format.definition");
         let long = format!(r#"{{"title":"{}"}}"#, "x".repeat(SCHEMA_BYTES_MAX));
         let long = format!(
             r#""response_format":{{"type":"json_schema","json_schema":{{"name":"a","schema":{long}}}}}"#
