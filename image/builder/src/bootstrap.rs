@@ -8,7 +8,7 @@ use sha2::{Digest as _, Sha256};
 
 use crate::cache::{self, Key};
 use crate::fetch::{self, FetchError};
-use crate::kernel::OwnKernel;
+use crate::kernel::{Kernel, OwnKernel};
 use crate::lock::{self, Lock, LockError, Locked, Target};
 use crate::prune;
 use crate::repository::{self, RepositoryError};
@@ -72,6 +72,9 @@ pub(crate) struct Bootstrap {
     /// The kernel's Debian package: the binary one, or the source of our own.
     pub(crate) kernel_package: Locked,
     pub(crate) kernel_version: String,
+    pub(crate) kernel_kind: Kernel,
+    /// Packages of NVIDIA's driver, which the kernel's folder has unpacked; none but with the kernel that is for it.
+    pub(crate) driver: Vec<Locked>,
     /// SHA-256 of the lock file.
     pub(crate) lock_sha256: String,
 }
@@ -87,10 +90,16 @@ impl Bootstrap {
         self.kernel_folder.clone()
     }
 
-    /// The same with our own kernel.
-    pub(crate) fn with_kernel(self, kernel: OwnKernel) -> Self {
-        let OwnKernel { folder, version, package } = kernel;
-        Self { kernel_folder: folder, kernel_version: version, kernel_package: package, ..self }
+    /// The same with a kernel of ours.
+    pub(crate) fn with_kernel(self, kernel_kind: Kernel, kernel: OwnKernel) -> Self {
+        Self {
+            kernel_folder: kernel.folder,
+            kernel_version: kernel.version,
+            kernel_package: kernel.package,
+            driver: kernel.driver,
+            kernel_kind,
+            ..self
+        }
     }
 
     /// The kernel's EFI program; Debian's is signed by Debian.
@@ -132,6 +141,8 @@ impl Inputs<'_> {
             kernel_folder,
             kernel_package: package,
             kernel_version,
+            kernel_kind: Kernel::Debian,
+            driver: Vec::new(),
             lock_sha256,
         };
         Ok((bootstrap, cached))

@@ -239,11 +239,12 @@ impl<'a> Build<'a> {
         if self.options.kernel == Kernel::Debian {
             return Ok(bootstrap);
         }
+        let kind = self.options.kernel;
         let own = self.steps.step("own kernel", || {
-            let (value, cached) = kernel::own(&inputs)?;
+            let (value, cached) = kernel::own(&inputs, kind)?;
             Ok::<_, BuildError>(Done { value, cached })
         })?;
-        Ok(bootstrap.with_kernel(own))
+        Ok(bootstrap.with_kernel(kind, own))
     }
 
     fn root_tree(&mut self, bootstrap: &Bootstrap) -> Result<()> {
@@ -479,13 +480,14 @@ fn provenance(
         }
         None => Digests::new(),
     };
-    let kernel_lock = match options.kernel {
-        Kernel::Own => Some(Lock::read(&options.source, Target::Kernel)?),
-        Kernel::Debian => None,
+    let targets: &[Target] = match options.kernel {
+        Kernel::Debian => &[Target::Image],
+        Kernel::Own => &[Target::Image, Target::Kernel],
+        Kernel::Nvidia => &Target::ALL,
     };
+    let locks = targets.iter().map(|target| Lock::read(&options.source, *target));
     let materials = Materials {
-        lock: &Lock::read(&options.source, Target::Image)?,
-        kernel_lock: kernel_lock.as_ref(),
+        locks: &locks.collect::<std::result::Result<Vec<_>, _>>()?,
         lock_sha256: &bootstrap.lock_sha256,
         configuration: &configuration,
         agent: &agent,

@@ -11,7 +11,8 @@ use std::path::{Path, PathBuf};
 
 use crate::bootstrap::Bootstrap;
 use crate::kernel::config::{self, ConfigError};
-use crate::lock::{Lock, LockError, Role, Target};
+use crate::kernel::{Kernel, nvidia};
+use crate::lock::{Lock, LockError, Target};
 use crate::reasoned::{self, ListError};
 use crate::tool::ToolError;
 
@@ -127,7 +128,13 @@ impl Inputs<'_> {
     pub(crate) fn inventory(&self) -> Result<Inventory> {
         let lock = Lock::read(self.source, Target::Image)?;
         let files = system::walk(self.tree)?;
-        let own = self.bootstrap.kernel_package.role != Role::Kernel;
+        let kernel = self.bootstrap.kernel_kind;
+        // What our own kernels need themselves is built in.
+        let modules = match kernel {
+            Kernel::Debian => self.reasons("kernel-config/modules.list", "module stage")?,
+            Kernel::Own => Vec::new(),
+            Kernel::Nvidia => self.reasons(nvidia::MODULES_FILE, "module stage")?,
+        };
         Ok(Inventory {
             packages: packages::read(self, &lock, &files)?,
             crates: if self.agent { crates::read(self.source, self.logs)? } else { Vec::new() },
@@ -137,13 +144,11 @@ impl Inputs<'_> {
             setid: system::setid(&files),
             users: system::users(&read_text(&self.tree.join("etc/passwd"))?),
             kernel_options: self.reasons("kernel-config/cmdline", "word")?,
-            kernel_config: if own { kernel_config(self.source)? } else { Vec::new() },
-            // Our own kernel has all of them built in.
-            modules: if own {
-                Vec::new()
-            } else {
-                self.reasons("kernel-config/modules.list", "module stage")?
+            kernel_config: match kernel {
+                Kernel::Debian => Vec::new(),
+                Kernel::Own | Kernel::Nvidia => kernel_config(self.source, kernel)?,
             },
+            modules,
             root_bytes: files.iter().map(|file| file.bytes).sum(),
         })
     }
@@ -158,12 +163,12 @@ impl Inputs<'_> {
     }
 }
 
-fn kernel_config(source: &Path) -> Result<Vec<Reasoned>> {
+fn kernel_config(source: &Path, kernel: Kernel) -> Result<Vec<Reasoned>> {
     let reasoned = |one: config::Asked| Reasoned {
         entry: format!("CONFIG_{}={}", one.option, one.value),
         reason: one.reason,
     };
-    Ok(config::fragments(source)?.into_iter().map(reasoned).collect())
+    Ok(config::fragments(source, kernel)?.into_iter().map(reasoned).collect())
 }
 
 fn read_text(path: &Path) -> Result<String> {

@@ -5,6 +5,7 @@
 pub(crate) mod config;
 #[cfg(test)]
 mod kspp;
+pub(crate) mod nvidia;
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -13,9 +14,10 @@ use sha2::{Digest as _, Sha256};
 
 use crate::bootstrap::{self, BootstrapError};
 use crate::cache::{self, Key};
+use crate::fetch::{self, FetchError};
 use crate::lock::{Lock, Locked, Target};
 use crate::tool::{Tool, ToolError};
-use config::{ConfigError, RESOLVED_FILE, Resolved};
+use config::{ConfigError, Resolved, resolved_file};
 
 /// Debian package of the source.
 const SOURCE_PACKAGE: &str = "linux-source-6.12";
@@ -30,6 +32,8 @@ const WORK: &str = "build";
 /// What Kconfig reads, and its result, below the work folder.
 const ASKED: &str = "asked";
 const DOT_CONFIG: &str = "out/.config";
+/// Where make keeps the key that signs modules: in memory, whatever the disk is.
+const CERTS: &str = "out/certs";
 /// Name of user and machine in the kernel's banner, and number of the build.
 const BUILDER: &[&str] =
     &["KBUILD_BUILD_USER=casemate", "KBUILD_BUILD_HOST=casemate", "KBUILD_BUILD_VERSION=1"];
@@ -51,6 +55,9 @@ pub enum KernelError {
     /// The configuration is wrong.
     #[error(transparent)]
     Config(#[from] ConfigError),
+    /// The driver's packages are not all there.
+    #[error(transparent)]
+    Fetch(#[from] FetchError),
     /// A tool failed.
     #[error(transparent)]
     Tool(#[from] ToolError),
@@ -68,6 +75,17 @@ pub enum KernelError {
     /// The package list names no source.
     #[error("kernel-config/packages.list has no {SOURCE_PACKAGE}")]
     NoSource,
+    /// The driver's package is not as expected.
+    #[error("{folder} has {found} entries, expected 1: the source of NVIDIA's modules")]
+    DriverSource {
+        /// Where it was unpacked.
+        folder: PathBuf,
+        /// How many there are.
+        found: usize,
+    },
+    /// Debian's kernel is asked for where one of ours is meant.
+    #[error("Debian's kernel is not compiled here; say `own` or `gpu-nvidia`")]
+    NotOurs,
     /// The kernel calls itself by a name that is none.
     #[error("the kernel calls itself {found:?}, expected a release such as 6.12.1-casemate")]
     Release {
@@ -83,6 +101,8 @@ type Result<T> = std::result::Result<T, KernelError>;
 pub enum Kernel {
     /// Ours: hardened, without modules.
     Own,
+    /// Ours with NVIDIA's driver: it loads that driver's modules, and no others.
+    Nvidia,
     /// Debian's for cloud machines, as it is: for development, since it needs no compiler.
     Debian,
 }
@@ -93,6 +113,7 @@ impl Kernel {
     pub fn name(self) -> &'static str {
         match self {
             Self::Own => "own",
+            Self::Nvidia => "gpu-nvidia",
             Self::Debian => "debian",
         }
     }
@@ -102,10 +123,10 @@ impl std::str::FromStr for Kernel {
     type Err = String;
 
     fn from_str(text: &str) -> std::result::Result<Self, String> {
-        [Self::Own, Self::Debian]
+        [Self::Own, Self::Nvidia, Self::Debian]
             .into_iter()
             .find(|kernel| kernel.name() == text)
-            .ok_or_else(|| format!("kernel `{text}`; expected own or debian"))
+            .ok_or_else(|| format!("kernel `{text}`; expected own, gpu-nvidia or debian"))
     }
 }
 
@@ -116,6 +137,8 @@ pub(crate) struct OwnKernel {
     pub(crate) version: String,
     /// Its source.
     pub(crate) package: Locked,
+    /// Packages of NVIDIA's driver, if the kernel is for it.
+    pub(crate) driver: Vec<Locked>,
 }
 
 /// What a kernel is made of, read and checked as far as that goes without a compiler.
@@ -124,46 +147,62 @@ struct Recipe {
     agreed: Resolved,
     lock: Lock,
     lock_text: String,
+    /// Lock of NVIDIA's driver, if the kernel is for it, and its text.
+    driver: Option<(Lock, String)>,
 }
 
 impl Recipe {
-    fn read(inputs: &bootstrap::Inputs<'_>) -> Result<Self> {
-        let asked = config::fragments(inputs.source)?;
-        let agreed = Resolved::read(&inputs.source.join(RESOLVED_FILE))?;
+    fn read(inputs: &bootstrap::Inputs<'_>, kernel: Kernel) -> Result<Self> {
+        let driver = match kernel {
+            Kernel::Own => None,
+            Kernel::Nvidia => Some(inputs.lock(Target::Nvidia)?),
+            Kernel::Debian => return Err(KernelError::NotOurs),
+        };
+        let asked = config::fragments(inputs.source, kernel)?;
+        let agreed = Resolved::read(&inputs.source.join(resolved_file(kernel)))?;
         agreed.check_asked(&asked)?;
-        agreed.check_shut()?;
+        agreed.check_shut(kernel)?;
         let (lock, lock_text) = inputs.lock(Target::Kernel)?;
-        Ok(Self { asked, agreed, lock, lock_text })
+        Ok(Self { asked, agreed, lock, lock_text, driver })
     }
 
     fn key(&self, source_date_s: u32) -> Key {
         let (input, agreed) = (config::input(&self.asked), self.agreed.text());
+        let driver = self.driver.as_ref().map(|(_, text)| text.as_bytes());
         [STEPS_VERSION, self.lock_text.as_bytes(), input.as_bytes(), agreed.as_bytes()]
             .into_iter()
+            .chain(driver)
             .fold(Key::default(), Key::input)
             .input(&source_date_s.to_le_bytes())
     }
 }
 
-/// Returns our own kernel, building it if the cache has none; and whether it had.
-pub(crate) fn own(inputs: &bootstrap::Inputs<'_>) -> Result<(OwnKernel, bool)> {
-    let recipe = Recipe::read(inputs)?;
+/// Returns a kernel of ours, building it if the cache has none; and whether it had.
+pub(crate) fn own(inputs: &bootstrap::Inputs<'_>, kind: Kernel) -> Result<(OwnKernel, bool)> {
+    let recipe = Recipe::read(inputs, kind)?;
     let package = recipe.lock.named(SOURCE_PACKAGE).ok_or(KernelError::NoSource)?.clone();
     let key = recipe.key(inputs.source_date_s);
     let (folder, cached) = cache::entry(inputs.cache, KIND, key, |aside| {
         let workshop = Workshop::open(inputs, &recipe.lock, aside.join("work"))?;
-        workshop.configure(&recipe.asked)?.check_same(&recipe.agreed)?;
-        workshop.compile()?;
-        workshop.deliver(aside)?;
+        workshop.configure(&recipe.asked, kind)?.check_same(&recipe.agreed, kind)?;
+        if let Some((lock, _)) = &recipe.driver {
+            fetch::fetch(lock, inputs.mirror, inputs.debs)?;
+            nvidia::unpack(lock, inputs.debs, aside, &workshop.work, inputs.logs)?;
+        }
+        workshop.compile(kind)?;
+        workshop.deliver(aside, kind)?;
         Ok::<_, KernelError>(cache::remove(&workshop.work)?)
     })?;
     let version = release(&folder.join("release"))?;
-    Ok((OwnKernel { folder, version, package }, cached))
+    let driver = recipe.driver.map_or_else(Vec::new, |(lock, _)| lock.packages);
+    Ok((OwnKernel { folder, version, package, driver }, cached))
 }
 
 /// Where a kernel is made, and from what.
 #[derive(Clone, Debug)]
 pub struct KernelPlace {
+    /// Which kernel of ours.
+    pub kernel: Kernel,
     /// Repository with kernel-config.
     pub source: PathBuf,
     /// Debian mirror, asked for what `debs` lacks.
@@ -180,27 +219,31 @@ impl KernelPlace {
     /// Returns the folder of our own kernel, building it if the cache has none.
     pub fn build(&self) -> Result<PathBuf> {
         let logs = self.logs()?;
-        Ok(own(&self.inputs(&logs))?.0.folder)
+        Ok(own(&self.inputs(&logs), self.kernel)?.0.folder)
     }
 
     /// Returns the folder of our own kernel if the cache has it.
     pub fn cached(&self) -> Result<Option<PathBuf>> {
         let logs = self.logs()?;
-        let key = Recipe::read(&self.inputs(&logs))?.key(self.source_date_s);
+        let key = Recipe::read(&self.inputs(&logs), self.kernel)?.key(self.source_date_s);
         let folder = cache::path(&self.cache, KIND, key);
         Ok(folder.try_exists()?.then_some(folder))
     }
 
     /// Lets Kconfig resolve the fragments and writes the result into the repository as the agreed one.
     pub fn agree(&self) -> Result<PathBuf> {
+        if self.kernel == Kernel::Debian {
+            return Err(KernelError::NotOurs);
+        }
+        let asked = config::fragments(&self.source, self.kernel)?;
         let logs = self.logs()?;
         let inputs = self.inputs(&logs);
         let work = self.cache.join(format!(".kernel-config-{}.partial", std::process::id()));
         cache::remove(&work)?;
         let workshop = Workshop::open(&inputs, &inputs.lock(Target::Kernel)?.0, work)?;
-        let resolved = workshop.configure(&config::fragments(&self.source)?);
+        let resolved = workshop.configure(&asked, self.kernel);
         cache::remove(&workshop.work)?;
-        let path = self.source.join(RESOLVED_FILE);
+        let path = self.source.join(resolved_file(self.kernel));
         let aside = path.with_extension("new");
         write(&aside, resolved?.text().as_bytes())?;
         fs::rename(&aside, &path)
@@ -238,7 +281,7 @@ impl<'a> Workshop<'a> {
     fn open(inputs: &bootstrap::Inputs<'a>, lock: &Lock, work: PathBuf) -> Result<Self> {
         let tree = inputs.compiler(WORK)?;
         let source = lock.named(SOURCE_PACKAGE).ok_or(KernelError::NoSource)?;
-        for folder in ["src", "out"] {
+        for folder in ["src", CERTS] {
             fs::create_dir_all(work.join(folder))?;
         }
         let workshop = Self { tree, work, source_date_s: inputs.source_date_s, logs: inputs.logs };
@@ -268,7 +311,7 @@ impl<'a> Workshop<'a> {
     }
 
     /// Lets Kconfig resolve the fragments; checks that all of it landed.
-    fn configure(&self, asked: &[config::Asked]) -> Result<Resolved> {
+    fn configure(&self, asked: &[config::Asked], kernel: Kernel) -> Result<Resolved> {
         write(&self.work.join(ASKED), config::input(asked).as_bytes())?;
         self.make("kernel-config")
             .arg(format!("KCONFIG_ALLCONFIG=/build/{ASKED}"))
@@ -276,22 +319,28 @@ impl<'a> Workshop<'a> {
             .run()?;
         let resolved = Resolved::read(&self.work.join(DOT_CONFIG))?;
         resolved.check_asked(asked)?;
-        resolved.check_shut()?;
+        resolved.check_shut(kernel)?;
         Ok(resolved)
     }
 
-    fn compile(&self) -> Result<()> {
-        let processors = std::thread::available_parallelism().map_or(1, usize::from);
-        self.make("kernel-make")
-            .arg(format!("--jobs={processors}"))
-            .args(["bzImage", "modules.builtin"])
-            .run_s_max(MAKE_S_MAX)
-            .run()?;
+    fn compile(&self, kernel: Kernel) -> Result<()> {
+        let processors = std::thread::available_parallelism().map_or(1, usize::from).to_string();
+        let make = match kernel {
+            Kernel::Nvidia => self
+                .enter("kernel-make", "sh")
+                .args(["-euc", nvidia::MAKE, "make", &processors])
+                .args(nvidia::modules()),
+            Kernel::Own | Kernel::Debian => self
+                .make("kernel-make")
+                .arg(format!("--jobs={processors}"))
+                .args(["bzImage", "modules.builtin"]),
+        };
+        make.run_s_max(MAKE_S_MAX).run()?;
         Ok(())
     }
 
     /// Lays the results out as Debian's package does.
-    fn deliver(&self, to: &Path) -> Result<()> {
+    fn deliver(&self, to: &Path, kernel: Kernel) -> Result<()> {
         let out = self.work.join("out");
         copy(&out.join("include/config/kernel.release"), &to.join("release"))?;
         let version = release(&to.join("release"))?;
@@ -303,8 +352,11 @@ impl<'a> Workshop<'a> {
         for file in INDEX_FILES {
             copy(&out.join(file), &modules.join(file))?;
         }
-        // There are none.
-        write(&modules.join("modules.order"), b"")?;
+        match kernel {
+            Kernel::Nvidia => nvidia::deliver(&self.work, to, &modules)?,
+            // There are none.
+            Kernel::Own | Kernel::Debian => write(&modules.join("modules.order"), b"")?,
+        }
         let licence = format!("usr/share/doc/{SOURCE_PACKAGE}/copyright");
         copy(&self.tree.join(&licence), &to.join(&licence))?;
         // depmod looks under lib/modules.
@@ -323,6 +375,8 @@ tree=$1 work=$2; shift 2
 # In the tools tree / is no mount point, and what is mounted stays within already.
 if mountpoint --quiet /; then mount --make-rprivate /; fi
 mount --bind "$work" "$tree/build"
+# Never swapped, unlike tmpfs.
+mount -t ramfs -o mode=0700 certs "$tree/build/out/certs"
 mount -t proc proc "$tree/proc"
 mount --rbind /dev "$tree/dev"
 exec chroot "$tree" /usr/bin/env -i -C / PATH=/usr/sbin:/usr/bin:/sbin:/bin HOME=/ LC_ALL=C.UTF-8 "$@" 1>&2

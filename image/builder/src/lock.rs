@@ -1,5 +1,5 @@
-//! packages.lock: every Debian package of the appliance, and every one that its own kernel is built from and with, by
-//! version and SHA-256.
+//! packages.lock: every Debian package of the appliance, every one that its own kernel is built from and with, and those
+//! of NVIDIA's driver, by version and SHA-256.
 //! Invariants: a [`Lock`] holds names, versions and paths of Debian's own alphabet only, so they may stand in URLs,
 //! file names and control files; its packages are in order, each once; at most one of them is the kernel.
 
@@ -16,17 +16,20 @@ pub enum Target {
     Image,
     /// Our own kernel: its source, the compiler and their tools. Nothing of it is installed on the appliance.
     Kernel,
+    /// NVIDIA's driver: unpacked, never installed, and without what its packages depend on.
+    Nvidia,
 }
 
 impl Target {
-    /// Both.
-    pub const ALL: [Self; 2] = [Self::Image, Self::Kernel];
+    /// All of them.
+    pub const ALL: [Self; 3] = [Self::Image, Self::Kernel, Self::Nvidia];
 
     /// Folder with packages.list and packages.lock in the repository.
     pub(crate) fn folder(self) -> &'static str {
         match self {
             Self::Image => "image/config",
             Self::Kernel => "kernel-config",
+            Self::Nvidia => "kernel-config/gpu-nvidia",
         }
     }
 
@@ -36,6 +39,7 @@ impl Target {
         match self {
             Self::Image => "image/config/packages.lock",
             Self::Kernel => "kernel-config/packages.lock",
+            Self::Nvidia => "kernel-config/gpu-nvidia/packages.lock",
         }
     }
 
@@ -44,6 +48,15 @@ impl Target {
         match self {
             Self::Image => "image/config/packages.list",
             Self::Kernel => "kernel-config/packages.list",
+            Self::Nvidia => "kernel-config/gpu-nvidia/packages.list",
+        }
+    }
+
+    /// Sections of Debian's archive; the appliance is made of free software, NVIDIA's libraries and firmware are not.
+    pub(crate) fn sections(self) -> &'static str {
+        match self {
+            Self::Image | Self::Kernel => "main",
+            Self::Nvidia => "main contrib non-free non-free-firmware",
         }
     }
 }

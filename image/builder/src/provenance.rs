@@ -19,9 +19,9 @@ pub(crate) type Digests = BTreeMap<String, String>;
 /// What went into a build.
 #[derive(Debug)]
 pub(crate) struct Materials<'a> {
-    pub(crate) lock: &'a Lock,
-    /// What our own kernel was built from and with, if it is in the image.
-    pub(crate) kernel_lock: Option<&'a Lock>,
+    /// Of the image; then of what a kernel of ours was built from and with, and of its driver, if they are in the image.
+    pub(crate) locks: &'a [Lock],
+    /// Of the image's lock file.
     pub(crate) lock_sha256: &'a str,
     /// Files of image/config, kernel-config and systemd, and Cargo.lock.
     pub(crate) configuration: &'a Digests,
@@ -63,8 +63,7 @@ pub(crate) fn statement(
 fn dependencies(materials: &Materials<'_>) -> Vec<Value> {
     let file =
         |(name, sha256): (&String, &String)| json!({"name": name, "digest": {"sha256": sha256}});
-    let locks = [Some(materials.lock), materials.kernel_lock];
-    let packages = locks.into_iter().flatten().flat_map(|lock| &lock.packages).map(|package| {
+    let packages = materials.locks.iter().flat_map(|lock| &lock.packages).map(|package| {
         json!({
             "name": package.to_string(),
             "uri": package.url("http://deb.debian.org/debian"),
@@ -91,8 +90,7 @@ mod tests {
         let lock = Lock { releases: Vec::new(), packages: vec![locked(Role::Listed, "a", "1")] };
         let digests = |name: &str| Digests::from([(name.to_owned(), "00".to_owned())]);
         let materials = Materials {
-            lock: &lock,
-            kernel_lock: None,
+            locks: &[lock],
             lock_sha256: "11",
             configuration: &digests("systemd/x"),
             agent: &digests("agentd"),

@@ -60,14 +60,18 @@ type Result<T> = std::result::Result<T, ResolveError>;
 /// in `folder`.
 pub fn resolve(source: &Path, target: Target, mirror: &str, folder: &Path) -> Result<Lock> {
     let listed = lock::package_list(source, target)?;
-    let apt = Apt { folder, mirror };
+    let apt = Apt { folder, mirror, sections: target.sections() };
     apt.configure()?;
     // Without the error mode, an index that cannot be fetched is a warning, and the last one is used.
     apt.run("apt-get", "update", &["--quiet", "-oAPT::Update::Error-Mode=any", "update"])?;
-    let mut install = vec!["-qq", "--print-uris", "install", "?essential"];
-    install.extend(listed.iter().map(String::as_str));
+    // What is only unpacked needs nothing that it depends on.
+    let mut ask = match target {
+        Target::Image | Target::Kernel => vec!["-qq", "--print-uris", "install", "?essential"],
+        Target::Nvidia => vec!["-qq", "--print-uris", "download"],
+    };
+    ask.extend(listed.iter().map(String::as_str));
     let mut packages = Vec::new();
-    for line in apt.run("apt-get", "install", &install)?.lines() {
+    for line in apt.run("apt-get", "packages", &ask)?.lines() {
         packages.push(apt.locked(line, Role::Needed)?);
     }
     for package in packages.iter_mut().filter(|package| listed.contains(&package.name)) {
@@ -102,6 +106,7 @@ fn answer(found: &str, expected: &'static str) -> ResolveError {
 struct Apt<'a> {
     folder: &'a Path,
     mirror: &'a str,
+    sections: &'a str,
 }
 
 impl Apt<'_> {
@@ -113,7 +118,8 @@ impl Apt<'_> {
         let sources: String = SUITES
             .iter()
             .map(|(archive, suite)| {
-                format!("deb [signed-by={KEYRING}] {} {suite} main\n", archive.url(self.mirror))
+                let (url, sections) = (archive.url(self.mirror), self.sections);
+                format!("deb [signed-by={KEYRING}] {url} {suite} {sections}\n")
             })
             .collect();
         let root = self.folder.display();
@@ -222,7 +228,8 @@ mod tests {
 
     #[test]
     fn a_line_of_apt_is_a_package() {
-        let apt = Apt { folder: Path::new("/nowhere"), mirror: "http://mirror/debian" };
+        let apt =
+            Apt { folder: Path::new("/nowhere"), mirror: "http://mirror/debian", sections: "main" };
         let hash = "ab".repeat(32);
         let line = format!(
             "'http://mirror/debian-security/pool/updates/main/l/login_4.17%2bd_all.deb' \

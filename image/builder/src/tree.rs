@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 
 use crate::bootstrap::Bootstrap;
 use crate::elf::{self, ElfError};
+use crate::kernel::{Kernel, nvidia};
 use crate::keys::KeySet;
 use crate::modules::{self, ModulesError};
 use crate::place::place;
@@ -121,9 +122,13 @@ pub(crate) fn make(inputs: &Inputs<'_>, tree: &Path) -> Result<()> {
         .arg("preset-all")
         .run()?;
     link(tree, "usr/lib/systemd/system/default.target", "multi-user.target")?;
-    let modules = modules::read(&inputs.source.join("kernel-config/modules.list"))?;
-    let names: Vec<&str> = modules.iter().map(|(name, _)| name.as_str()).collect();
     let bootstrap = inputs.bootstrap;
+    let mut modules = modules::read(&inputs.source.join("kernel-config/modules.list"))?;
+    if bootstrap.kernel_kind == Kernel::Nvidia {
+        modules.append(&mut modules::read(&inputs.source.join(nvidia::MODULES_FILE))?);
+        install_driver(inputs, tree)?;
+    }
+    let names: Vec<&str> = modules.iter().map(|(name, _)| name.as_str()).collect();
     modules::install(&bootstrap.kernel(), &bootstrap.kernel_version, &names, tree, inputs.logs)?;
     check(inputs, tree)
 }
@@ -144,6 +149,26 @@ fn install_casemate(inputs: &Inputs<'_>, tree: &Path) -> Result<()> {
     write_file(&tree.join("usr/lib/os-release"), inputs.os_release.as_bytes())?;
     // Empty: systemd makes a transient id at every boot, and no first-boot questions are asked.
     write_file(&tree.join("etc/machine-id"), b"")
+}
+
+/// Firmware and libraries of NVIDIA's driver, and how its modules are loaded.
+fn install_driver(inputs: &Inputs<'_>, tree: &Path) -> Result<()> {
+    copy_overlay(&inputs.source.join(nvidia::TREE_FOLDER), tree, 0)?;
+    for package in &inputs.bootstrap.driver {
+        let part =
+            nvidia::package(&inputs.bootstrap.kernel(), &package.name).join(nvidia::IMAGE_PART);
+        if part.exists() {
+            Tool::new("cp", "driver-copy", inputs.logs)
+                .args(["--archive", "--reflink=auto", "--no-target-directory"])
+                .arg(part)
+                .arg(tree.join(nvidia::IMAGE_PART))
+                .run()?;
+        }
+    }
+    for library in nvidia::LIBRARIES_LOADED {
+        elf::closure(tree, library)?;
+    }
+    Ok(())
 }
 
 fn check(inputs: &Inputs<'_>, tree: &Path) -> Result<()> {

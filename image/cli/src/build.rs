@@ -24,7 +24,8 @@ pub(crate) struct Args {
     /// `development` or `release`, as the key set is; the image and its evidence say which
     #[arg(long, default_value_t = Profile::Development)]
     profile: Profile,
-    /// `own`, hardened and compiled here, or `debian`, as it is [default: own for a release, else debian]
+    /// `own`, hardened and compiled here; `gpu-nvidia`, the same with NVIDIA's driver; or `debian`, as it is [default: own
+    /// for a release, else debian]
     #[arg(long)]
     kernel: Option<Kernel>,
     /// PKCS#11 module of keys whose URI names none

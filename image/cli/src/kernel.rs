@@ -3,14 +3,17 @@
 use std::path::PathBuf;
 
 use anyhow::Context as _;
-use builder::KernelPlace;
+use builder::{Kernel, KernelPlace};
 
 use crate::build;
 
 /// Arguments. Without one, the kernel is built if the cache has none.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
-    /// Only resolve the fragments of kernel-config, and write kernel-config/resolved.config
+    /// `own`, or `gpu-nvidia`: the same with NVIDIA's driver
+    #[arg(long, default_value = "own")]
+    kernel: Kernel,
+    /// Only resolve the fragments, and write resolved.config beside them
     #[arg(long, conflicts_with = "cached")]
     update: bool,
     /// Build nothing: print no folder if the cache has no kernel of these fragments
@@ -35,6 +38,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     let debs = args.debs.clone().unwrap_or_else(|| cache.join("debs"));
     std::fs::create_dir_all(&debs).with_context(|| debs.display().to_string())?;
     let place = KernelPlace {
+        kernel: args.kernel,
         source: build::absolute(&args.source)?,
         mirror: build::mirror(&args.mirror).to_owned(),
         debs: build::absolute(&debs)?,

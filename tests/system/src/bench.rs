@@ -55,6 +55,8 @@ pub struct Inputs {
     pub image_retired: Option<PathBuf>,
     /// The same as `image` with our own kernel.
     pub own_kernel: Option<OwnKernel>,
+    /// The same as `image` with our kernel for NVIDIA's driver.
+    pub gpu_nvidia: Option<OwnKernel>,
     /// Bundle media, by name.
     pub bundles: Bundles,
     /// Folder of a sentence encoder.
@@ -73,10 +75,10 @@ pub struct Inputs {
     pub long: bool,
 }
 
-/// Our own kernel, and an image with it.
+/// A kernel of ours, and an image with it.
 #[derive(Debug)]
 pub struct OwnKernel {
-    /// Folder made by `casemate build --kernel own`.
+    /// Folder made by `casemate build --kernel`.
     pub image: PathBuf,
     /// Folder that `casemate kernel` names.
     pub kernel: PathBuf,

@@ -187,6 +187,7 @@ mod tests {
             image_rotated: None,
             image_retired: None,
             own_kernel: None,
+            gpu_nvidia: None,
             image: results.join("no-image"),
             keys: results.join("no-keys"),
             bundles: Bundles::default(),

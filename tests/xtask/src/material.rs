@@ -176,32 +176,38 @@ pub(crate) fn rotated(tree: &Tree, material: &Material) -> Result<[PathBuf; 2]> 
     Ok(images)
 }
 
-/// Our own kernel's folder, and the image with it, signed by the same keys; `None` where that kernel would have to be
-/// compiled first, unless `compile`.
+/// The folder of a kernel of ours, and the image with it, signed by the same keys; `None` where that kernel would have to
+/// be compiled first, unless `compile`.
 pub(crate) fn own_kernel_image(
     tree: &Tree,
     material: &Material,
+    name: &str,
     compile: bool,
 ) -> Result<Option<[PathBuf; 2]>> {
-    let Some(kernel) = kernel(tree, material, tree.cache(), compile)? else {
+    let Some(kernel) = kernel(tree, material, name, tree.cache(), compile)? else {
         eprintln!("    SKIPPED: the cache has no such kernel (--long builds it)");
         return Ok(None);
     };
-    let out = tree.cache().join("development/image-own-kernel");
+    let out = tree.cache().join(format!("development/image-kernel-{name}"));
     let mut command = build(tree, &material.binaries, &material.binaries, &material.keys, &out);
-    sh(command.arg("--cache").arg(tree.cache()).args(["--kernel", "own"]))?;
+    sh(command.arg("--cache").arg(tree.cache()).args(["--kernel", name]))?;
     Ok(Some([kernel, out]))
 }
 
-/// Folder of our own kernel in `cache`; unless `compile`, only if it is there.
+/// Folder of a kernel of ours in `cache`; unless `compile`, only if it is there.
 fn kernel(
     tree: &Tree,
     material: &Material,
+    name: &str,
     cache: &Path,
     compile: bool,
 ) -> Result<Option<PathBuf>> {
     let mut kernel = tree.enter(material.binaries.join("casemate"));
-    kernel.arg("kernel").arg("--cache").arg(cache).arg("--debs").arg(tree.cache().join("debs"));
+    kernel
+        .args(["kernel", "--kernel", name, "--cache"])
+        .arg(cache)
+        .arg("--debs")
+        .arg(tree.cache().join("debs"));
     kernel.arg("--mirror").arg(tree.mirror());
     if !compile {
         kernel.arg("--cached");
@@ -219,7 +225,7 @@ pub(crate) fn reproduce_kernel(tree: &Tree, material: &Material) -> Result<()> {
     let remove = || sh(tree.enter("rm").args(["-rf", "--one-file-system"]).arg(&again));
     remove()?;
     let folder = |cache: &Path| {
-        kernel(tree, material, cache, true)?.context("`casemate kernel` names no folder")
+        kernel(tree, material, "own", cache, true)?.context("`casemate kernel` names no folder")
     };
     let (first, second) = (folder(tree.cache())?, folder(&again.join("other folder"))?);
     sh(tree.enter("diff").args(["--recursive", "--brief"]).args([first, second]))?;

@@ -16,8 +16,8 @@ const CARGO_DENY: &str = "0.20.2";
 /// Seconds for each fuzz target with `--long`.
 const FUZZ_SECONDS: &str = "60";
 
-/// The scenario that boots an image with our own kernel.
-const OWN_KERNEL: &str = "own-kernel";
+/// Scenarios that boot an image with a kernel of ours, and that kernel's word in `casemate build --kernel`.
+const OWN_KERNELS: &[[&str; 2]] = &[["own-kernel", "own"], ["gpu-nvidia", "gpu-nvidia"]];
 /// A scenario installs from the stick that is built with the image.
 const STICK: &[&str] = &["--installer"];
 
@@ -98,12 +98,14 @@ fn scenarios(
     let newer = steps.run("newer image", || material::newer_image(tree, material))?;
     let broken = steps.run("image without agent", || material::broken_image(tree, material))?;
     let rotated = steps.run("images by another PCR key", || material::rotated(tree, material))?;
-    let wanted = only.is_empty() || only.iter().any(|name| name == OWN_KERNEL);
-    let own_kernel = match wanted {
-        true => steps
-            .run("image with own kernel", || material::own_kernel_image(tree, material, long))?,
-        false => None,
-    };
+    let mut own_kernels = Vec::new();
+    for &[scenario, kernel] in OWN_KERNELS {
+        if only.is_empty() || only.iter().any(|name| name == scenario) {
+            let image = || material::own_kernel_image(tree, material, kernel, long);
+            let image = steps.run(&format!("image with kernel {kernel}"), image)?;
+            own_kernels.extend(image.map(|folders| (scenario, folders)));
+        }
+    }
     let mut command = tree.enter(material.binaries.join("scenarios"));
     command.arg("--image").arg(&material.image).arg("--keys").arg(&material.keys);
     command.arg("--image-older").arg(older);
@@ -119,8 +121,9 @@ fn scenarios(
     command.arg("--encoder").arg(encoder);
     command.arg("--python").arg(&material.python);
     command.arg("--results").arg(tree.cache().join("scenarios"));
-    if let Some([kernel, image]) = own_kernel {
-        command.arg("--own-kernel").arg(kernel).arg("--image-own-kernel").arg(image);
+    for (scenario, [kernel, image]) in own_kernels {
+        command.arg(format!("--{scenario}")).arg(kernel);
+        command.arg(format!("--image-{scenario}")).arg(image);
     }
     if long {
         command.arg("--long");

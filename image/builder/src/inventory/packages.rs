@@ -4,9 +4,10 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use super::licences::{Licence, Overrides};
-use super::system::TreeFile;
+use super::system::{self, TreeFile};
 use super::{Inputs, InventoryError, Result, read_text};
-use crate::lock::{Lock, Locked};
+use crate::kernel::nvidia;
+use crate::lock::{Lock, Locked, Target};
 use crate::reasoned;
 
 /// One package.
@@ -31,21 +32,35 @@ pub(super) fn read(
         let entries = reasoned::read(&inputs.source.join(list), "package")?;
         Ok(entries.into_iter().map(|entry| (entry.fields.concat(), entry.reason)).collect())
     };
-    let listed = reasons("image/config/packages.list")?;
-    // Of what our own kernel is made with, its source alone is in the image.
-    let kernel_listed = reasons("kernel-config/packages.list")?;
+    let [listed, kernel_listed, driver_listed] =
+        [Target::Image, Target::Kernel, Target::Nvidia].map(|target| reasons(target.list()));
+    let (listed, kernel_listed, driver_listed) = (listed?, kernel_listed?, driver_listed?);
+    let bootstrap = inputs.bootstrap;
+    let mut found = Vec::new();
+    for locked in lock.installed() {
+        let bytes = bytes_left(&bootstrap.tree(), inputs.tree, &locked.name)?;
+        found.push((locked, &listed, bootstrap.tree(), bytes));
+    }
+    let modules = files.iter().filter(|file| file.path.starts_with("usr/lib/modules/"));
+    let modules: u64 = modules.map(|file| file.bytes).sum();
+    // Of what our own kernel is made with, its source alone is in the image; its modules are NVIDIA's, if it has any.
+    let of_kernel = if bootstrap.driver.is_empty() { modules } else { 0 };
+    let kernel = kernel_bytes(inputs)? + of_kernel;
+    found.push((&bootstrap.kernel_package, &kernel_listed, bootstrap.kernel(), kernel));
+    for locked in &bootstrap.driver {
+        let unpacked = nvidia::package(&bootstrap.kernel(), &locked.name);
+        let bytes = match locked.name.as_str() {
+            nvidia::SOURCE_PACKAGE => modules,
+            _ => system::walk(&unpacked.join(nvidia::IMAGE_PART))?
+                .iter()
+                .map(|file| file.bytes)
+                .sum(),
+        };
+        found.push((locked, &driver_listed, unpacked, bytes));
+    }
     let mut overrides = Overrides::read(inputs.source)?;
     let (mut packages, mut unlicensed) = (Vec::new(), Vec::new());
-    let kernel_package = &inputs.bootstrap.kernel_package;
-    for locked in lock.installed().chain([kernel_package]) {
-        let kernel = locked == kernel_package;
-        let listed = if kernel { &kernel_listed } else { &listed };
-        let unpacked = if kernel { inputs.bootstrap.kernel() } else { inputs.bootstrap.tree() };
-        let bytes = if kernel {
-            kernel_bytes(inputs, files)?
-        } else {
-            bytes_left(&inputs.bootstrap.tree(), inputs.tree, &locked.name)?
-        };
+    for (locked, listed, unpacked, bytes) in found {
         if bytes > 0 {
             let copyright = copyright(&unpacked, &locked.name)?;
             let licences = overrides.licences(&locked.name, &copyright).unwrap_or_else(|missing| {
@@ -66,14 +81,11 @@ pub(super) fn read(
     if unlicensed.is_empty() { Ok(packages) } else { Err(InventoryError::Licences { unlicensed }) }
 }
 
-/// The kernel itself, which the UKI holds, and its modules in the tree.
-fn kernel_bytes(inputs: &Inputs<'_>, files: &[TreeFile]) -> Result<u64> {
+/// The kernel itself, which the UKI holds.
+fn kernel_bytes(inputs: &Inputs<'_>) -> Result<u64> {
     let image = inputs.bootstrap.kernel_image();
-    let length = std::fs::metadata(&image)
-        .map_err(|source| InventoryError::File { path: image, source })?
-        .len();
-    let modules = files.iter().filter(|file| file.path.starts_with("usr/lib/modules/"));
-    Ok(length + modules.map(|file| file.bytes).sum::<u64>())
+    let metadata = std::fs::metadata(&image);
+    Ok(metadata.map_err(|source| InventoryError::File { path: image, source })?.len())
 }
 
 /// Bytes of the files that dpkg lists for a package and that the image's tree still has.

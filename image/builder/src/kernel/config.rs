@@ -5,12 +5,13 @@ use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 
+use super::Kernel;
 use crate::reasoned::{self, ListError};
 
 /// Folder of the repository with fragments and lists.
 const FOLDER: &str = "kernel-config";
-/// What Kconfig made of the fragments, as it was last agreed to.
-pub(crate) const RESOLVED_FILE: &str = "kernel-config/resolved.config";
+/// Below it, what the kernel for NVIDIA's driver has otherwise.
+pub(crate) const NVIDIA_FOLDER: &str = "kernel-config/gpu-nvidia";
 /// Longest resolved configuration; a distribution's has 300 KiB.
 const RESOLVED_BYTES_MAX: usize = 1 << 20;
 /// As many differences as an error lists.
@@ -35,8 +36,11 @@ pub enum ConfigError {
         source: std::io::Error,
     },
     /// There are no fragments.
-    #[error("{FOLDER} has no NN-name.config")]
-    NoFragments,
+    #[error("{folder} has no NN-name.config")]
+    NoFragments {
+        /// The folder.
+        folder: PathBuf,
+    },
     /// A line is no option.
     #[error("{path}: `{found}`, expected CONFIG_NAME=value")]
     Option {
@@ -46,7 +50,7 @@ pub enum ConfigError {
         found: String,
     },
     /// Two fragments ask for one option.
-    #[error("{path}: {option} was asked for before; once is enough")]
+    #[error("{path}: {option} was asked for before in this folder; once is enough")]
     Twice {
         /// The second fragment.
         path: PathBuf,
@@ -75,10 +79,12 @@ pub enum ConfigError {
     },
     /// The configuration is not the one that was agreed to.
     #[error(
-        "the kernel's configuration is not {RESOLVED_FILE}:\n{}\nif this is meant, run `casemate kernel --update` and commit the result",
+        "the kernel's configuration is not {agreed}:\n{}\nif this is meant, run `casemate kernel --update` for this kernel and commit the result",
         shown(lines)
     )]
     Changed {
+        /// File with the agreed one.
+        agreed: &'static str,
         /// Option, expected, found.
         lines: Vec<String>,
     },
@@ -102,10 +108,29 @@ pub(crate) struct Asked {
     pub(crate) reason: String,
 }
 
-/// Reads kernel-config/NN-name.config in order.
-pub(crate) fn fragments(source: &Path) -> Result<Vec<Asked>, ConfigError> {
+/// What Kconfig made of a kernel's fragments, as it was last agreed to.
+pub(crate) fn resolved_file(kernel: Kernel) -> &'static str {
+    match kernel {
+        Kernel::Nvidia => "kernel-config/gpu-nvidia/resolved.config",
+        Kernel::Own | Kernel::Debian => "kernel-config/resolved.config",
+    }
+}
+
+/// What a kernel of ours is asked to be: kernel-config/NN-name.config in order; what stands in gpu-nvidia, too, is said
+/// there for the kernel with NVIDIA's driver.
+pub(crate) fn fragments(source: &Path, kernel: Kernel) -> Result<Vec<Asked>, ConfigError> {
+    let mut asked = fragments_in(&source.join(FOLDER))?;
+    if kernel == Kernel::Nvidia {
+        let own = fragments_in(&source.join(NVIDIA_FOLDER))?;
+        asked.retain(|one| own.iter().all(|other| other.option != one.option));
+        asked.extend(own);
+    }
+    Ok(asked)
+}
+
+fn fragments_in(folder: &Path) -> Result<Vec<Asked>, ConfigError> {
     let mut asked: Vec<Asked> = Vec::new();
-    for path in fragment_files(source)? {
+    for path in fragment_files(folder)? {
         for entry in reasoned::read(&path, "CONFIG_NAME=value")? {
             let word = entry.fields.concat();
             let (option, value) = option(&word)
@@ -120,14 +145,16 @@ pub(crate) fn fragments(source: &Path) -> Result<Vec<Asked>, ConfigError> {
             });
         }
     }
-    if asked.is_empty() { Err(ConfigError::NoFragments) } else { Ok(asked) }
+    if asked.is_empty() {
+        return Err(ConfigError::NoFragments { folder: folder.to_owned() });
+    }
+    Ok(asked)
 }
 
-fn fragment_files(source: &Path) -> Result<Vec<PathBuf>, ConfigError> {
-    let folder = source.join(FOLDER);
-    let error = |source| ConfigError::File { path: folder.clone(), source };
+fn fragment_files(folder: &Path) -> Result<Vec<PathBuf>, ConfigError> {
+    let error = |source| ConfigError::File { path: folder.to_owned(), source };
     let mut paths = Vec::new();
-    for entry in std::fs::read_dir(&folder).map_err(error)? {
+    for entry in std::fs::read_dir(folder).map_err(error)? {
         let path = entry.map_err(error)?.path();
         let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
         if name.starts_with(|first: char| first.is_ascii_digit()) && name.ends_with(".config") {
@@ -161,10 +188,14 @@ pub(crate) struct Resolved {
     lines: Vec<(String, String)>,
 }
 
+const MODULES: &str = "MODULES";
+/// With these, no module is loaded that the key of the kernel's own build did not sign.
+const SIGNED: &[&str] = &["MODULE_SIG", "MODULE_SIG_FORCE"];
+
 /// Doors that no fragment may open, whatever else changes: option, where `*` at the end stands for any more, and what it
 /// would let in. The fragments say so too; here no fragment can change it.
 const SHUT: &[(&str, &str)] = &[
-    ("MODULES", "code that no PCR describes"),
+    (MODULES, "code that no PCR describes"),
     ("KEXEC*", "another kernel than the measured one"),
     ("HIBERNATION", "memory of the sealed machine on a disk"),
     ("SUSPEND", "a machine that wakes up and was not measured"),
@@ -230,14 +261,19 @@ impl Resolved {
         if lines.is_empty() { Ok(()) } else { Err(ConfigError::Dropped { lines }) }
     }
 
-    /// Checks that no door of [`SHUT`] is open.
-    pub(crate) fn check_shut(&self) -> Result<(), ConfigError> {
+    /// Checks that no door of [`SHUT`] is open. The kernel for NVIDIA's driver loads modules, but only signed ones.
+    pub(crate) fn check_shut(&self, kernel: Kernel) -> Result<(), ConfigError> {
+        let signed = kernel == Kernel::Nvidia
+            && SIGNED.iter().all(|option| self.values().get(option) == Some(&"y"));
         let matches = |pattern: &str, option: &str| match pattern.strip_suffix('*') {
             Some(start) => option.starts_with(start),
             None => option == pattern,
         };
         let open = |(option, value): &(String, String)| {
             let (_, lets_in) = SHUT.iter().find(|(pattern, _)| matches(pattern, option))?;
+            if signed && option == MODULES {
+                return None;
+            }
             Some(format!("{option}={value}: lets in {lets_in}"))
         };
         let lines: Vec<String> = self.lines.iter().filter_map(open).collect();
@@ -245,7 +281,7 @@ impl Resolved {
     }
 
     /// Checks that this is the configuration that was agreed to.
-    pub(crate) fn check_same(&self, agreed: &Self) -> Result<(), ConfigError> {
+    pub(crate) fn check_same(&self, agreed: &Self, kernel: Kernel) -> Result<(), ConfigError> {
         let (found, expected) = (self.values(), agreed.values());
         let names: std::collections::BTreeSet<&str> =
             found.keys().chain(expected.keys()).copied().collect();
@@ -258,7 +294,11 @@ impl Resolved {
             .filter(|(_, expected, found)| expected != found)
             .map(|(name, expected, found)| format!("{name}: expected {expected}, found {found}"))
             .collect();
-        if lines.is_empty() { Ok(()) } else { Err(ConfigError::Changed { lines }) }
+        if lines.is_empty() {
+            Ok(())
+        } else {
+            Err(ConfigError::Changed { agreed: resolved_file(kernel), lines })
+        }
     }
 }
 
@@ -271,8 +311,10 @@ mod tests {
         Path::new(env!("CARGO_MANIFEST_DIR")).join("../..")
     }
 
-    fn resolved() -> Resolved {
-        Resolved::read(&source().join(RESOLVED_FILE)).unwrap()
+    const OURS: [Kernel; 2] = [Kernel::Own, Kernel::Nvidia];
+
+    fn resolved(kernel: Kernel) -> Resolved {
+        Resolved::read(&source().join(resolved_file(kernel))).unwrap()
     }
 
     fn folder(files: &[(&str, &str)]) -> tempfile::TempDir {
@@ -286,12 +328,15 @@ mod tests {
 
     #[test]
     fn every_option_of_the_fragments_landed() {
-        resolved().check_asked(&fragments(&source()).unwrap()).unwrap();
+        for kernel in OURS {
+            resolved(kernel).check_asked(&fragments(&source(), kernel).unwrap()).unwrap();
+        }
     }
 
     #[test]
     fn fragments_are_numbered_and_say_what_they_are_for() {
-        for path in fragment_files(&source()).unwrap() {
+        let files = [FOLDER, NVIDIA_FOLDER].map(|folder| fragment_files(&source().join(folder)));
+        for path in files.into_iter().flat_map(Result::unwrap) {
             let name = path.file_name().unwrap().to_string_lossy().into_owned();
             let (number, rest) = name.split_at(2);
             assert!(number.parse::<u8>().is_ok() && rest.starts_with('-'), "{name}");
@@ -306,7 +351,7 @@ mod tests {
             ("10-a.config", "# a\nCONFIG_A=y # first\n"),
             ("20-b.config", "# b\nCONFIG_B=n # second\nCONFIG_C=7 # third\n"),
         ]);
-        let asked = fragments(files.path()).unwrap();
+        let asked = fragments(files.path(), Kernel::Own).unwrap();
         assert_eq!(input(&asked), "CONFIG_A=y\nCONFIG_C=7\n");
         let config = |text: &str| Resolved::parse(Path::new("x"), text).unwrap();
         config("# CONFIG_B is not set\nCONFIG_A=y\nCONFIG_C=7\n").check_asked(&asked).unwrap();
@@ -320,40 +365,57 @@ mod tests {
     fn a_fragment_without_reason_or_name_or_with_a_second_value_is_refused() {
         let error = |first: &str, second: &str| {
             let files = folder(&[("10-a.config", first), ("20-b.config", second)]);
-            fragments(files.path()).unwrap_err()
+            fragments(files.path(), Kernel::Own).unwrap_err()
         };
         assert!(matches!(error("CONFIG_A=y\n", ""), ConfigError::List(_)));
         assert!(matches!(error("A=y # reason\n", ""), ConfigError::Option { .. }));
         assert!(matches!(error("CONFIG_A= # reason\n", ""), ConfigError::Option { .. }));
         assert!(matches!(error("CONFIG_A=y # 1\n", "CONFIG_A=n # 2\n"), ConfigError::Twice { .. }));
-        assert!(matches!(error("", ""), ConfigError::NoFragments));
+        assert!(matches!(error("", ""), ConfigError::NoFragments { .. }));
     }
 
     #[test]
     fn a_door_that_a_fragment_opens_is_named() {
-        resolved().check_shut().unwrap();
-        let text = format!("{}CONFIG_KEXEC_CORE=y\nCONFIG_USB_NET_CDCETHER=m\n", resolved().text());
-        let error = Resolved::parse(Path::new("x"), &text).unwrap().check_shut().unwrap_err();
+        let parse = |text: &str| Resolved::parse(Path::new("x"), text).unwrap();
+        let opened = "CONFIG_KEXEC_CORE=y\nCONFIG_USB_NET_CDCETHER=m\n";
+        let text = format!("{}{opened}", resolved(Kernel::Own).text());
+        let error = parse(&text).check_shut(Kernel::Own).unwrap_err();
         let text = error.to_string();
         assert!(text.contains("KEXEC_CORE=y: lets in another kernel"), "{text}");
         assert!(text.contains("USB_NET_CDCETHER=m: lets in a stick"), "{text}");
         let options = ["MODULES", "HIBERNATION", "DEBUG_FS", "IO_URING", "WIRELESS", "BT", "SWAP"];
         for option in options {
             let text = format!("CONFIG_{option}=y\n");
-            Resolved::parse(Path::new("x"), &text).unwrap().check_shut().unwrap_err();
+            for kernel in OURS {
+                parse(&text).check_shut(kernel).unwrap_err();
+            }
         }
         // Another option that begins like one.
-        let other =
-            Resolved::parse(Path::new("x"), "CONFIG_BTREE=y\nCONFIG_MODULES_USE_ELF_RELA=y\n");
-        other.unwrap().check_shut().unwrap();
+        let other = parse("CONFIG_BTREE=y\nCONFIG_MODULES_USE_ELF_RELA=y\n");
+        other.check_shut(Kernel::Own).unwrap();
+    }
+
+    #[test]
+    fn only_the_kernel_with_nvidias_driver_loads_modules_and_only_signed_ones() {
+        for kernel in OURS {
+            resolved(kernel).check_shut(kernel).unwrap();
+        }
+        let with_driver = resolved(Kernel::Nvidia);
+        let error = with_driver.check_shut(Kernel::Own).unwrap_err().to_string();
+        assert!(error.contains("MODULES=y: lets in code"), "{error}");
+        let unsigned =
+            with_driver.text().replace("CONFIG_MODULE_SIG_FORCE=y", "CONFIG_MODULE_SIG_FORCE=n");
+        let unsigned = Resolved::parse(Path::new("x"), &unsigned).unwrap();
+        unsigned.check_shut(Kernel::Nvidia).unwrap_err();
     }
 
     #[test]
     fn a_changed_configuration_is_shown_by_option() {
         let config = |text: &str| Resolved::parse(Path::new("x"), text).unwrap();
         let agreed = config("CONFIG_A=y\nCONFIG_B=1\n");
-        agreed.check_same(&config(&agreed.text())).unwrap();
-        let error = config("CONFIG_A=y\nCONFIG_B=2\nCONFIG_D=y\n").check_same(&agreed).unwrap_err();
+        agreed.check_same(&config(&agreed.text()), Kernel::Own).unwrap();
+        let changed = config("CONFIG_A=y\nCONFIG_B=2\nCONFIG_D=y\n");
+        let error = changed.check_same(&agreed, Kernel::Own).unwrap_err();
         let text = error.to_string();
         for expected in ["B: expected 1, found 2", "D: expected n, found y", "--update"] {
             assert!(text.contains(expected), "{expected:?} is not in: {text}");

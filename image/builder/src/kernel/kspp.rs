@@ -3,7 +3,8 @@
 
 use std::path::{Path, PathBuf};
 
-use super::config::{RESOLVED_FILE, Resolved, fragments};
+use super::Kernel;
+use super::config::{Resolved, fragments, resolved_file};
 
 const KSPP_FILE: &str = "kernel-config/kspp.list";
 /// Begins the reason of an option that a recommendation speaks against.
@@ -57,8 +58,14 @@ fn source() -> PathBuf {
 
 #[test]
 fn every_recommendation_that_fails_is_explained_and_no_explanation_is_stale() {
-    let (resolved, asked) =
-        (Resolved::read(&source().join(RESOLVED_FILE)).unwrap(), fragments(&source()).unwrap());
+    for kernel in [Kernel::Own, Kernel::Nvidia] {
+        check(kernel);
+    }
+}
+
+fn check(kernel: Kernel) {
+    let resolved = Resolved::read(&source().join(resolved_file(kernel))).unwrap();
+    let asked = fragments(&source(), kernel).unwrap();
     let failing: Vec<Recommendation> =
         recommendations(&source()).into_iter().filter(|one| !one.holds(&resolved)).collect();
     let explained: Vec<&str> = asked

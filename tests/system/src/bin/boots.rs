@@ -98,6 +98,7 @@ fn bench(cli: &Cli, accel: Accel) -> anyhow::Result<Bench> {
         image_rotated: None,
         image_retired: None,
         own_kernel: None,
+        gpu_nvidia: None,
         keys: absolute(&cli.keys)?,
         bundles: Bundles { good: Some(absolute(&cli.bundle)?), ..Bundles::default() },
         encoder: None,

@@ -45,6 +45,12 @@ struct Cli {
     /// That kernel, as `casemate kernel` names its folder.
     #[arg(long, requires = "image_own_kernel")]
     own_kernel: Option<PathBuf>,
+    /// The same as `--image` with our kernel for NVIDIA's driver.
+    #[arg(long, requires = "gpu_nvidia")]
+    image_gpu_nvidia: Option<PathBuf>,
+    /// That kernel, as `casemate kernel` names its folder.
+    #[arg(long, requires = "image_gpu_nvidia")]
+    gpu_nvidia: Option<PathBuf>,
     /// Folder made by `casemate keys`.
     #[arg(long, required_unless_present = "list")]
     keys: Option<PathBuf>,
@@ -121,11 +127,15 @@ fn main() -> anyhow::Result<ExitCode> {
         flag::register_conditional_shutdown(signal, 128 + signal, always)
             .context("handling signals")?;
     }
-    let chosen = choose(&cli.only)?;
+    let chosen = choose(&cli.only, cli.long)?;
+    let only_some = cli.only.is_empty() && !cli.long;
     let jobs = usize::from(cli.jobs);
     let inputs = inputs(cli)?;
     check(&inputs, &chosen)?;
     println!("{} scenarios under {}, {jobs} side by side", chosen.len(), inputs.accel);
+    if only_some {
+        println!("({} more with --long)", scenarios::ALL.len() - chosen.len());
+    }
     let results = inputs.results.clone();
     let outcomes = runner::run(&Bench::new(inputs), &chosen, jobs);
     let table = runner::table(&outcomes);
@@ -137,11 +147,15 @@ fn main() -> anyhow::Result<ExitCode> {
     Ok(if passed { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-fn choose(only: &[String]) -> anyhow::Result<Vec<Scenario>> {
+fn choose(only: &[String], long: bool) -> anyhow::Result<Vec<Scenario>> {
     if let Some(name) = only.iter().find(|name| scenarios::ALL.iter().all(|s| s.name != **name)) {
         bail!("no scenario {name:?}; --list names them");
     }
-    let wanted = |scenario: &&Scenario| only.is_empty() || only.iter().any(|n| n == scenario.name);
+    let waits = |name: &str| scenarios::ONLY_LONG.iter().any(|(waiting, _)| *waiting == name);
+    let wanted = |scenario: &&Scenario| match only.is_empty() {
+        true => long || !waits(scenario.name),
+        false => only.iter().any(|name| name == scenario.name),
+    };
     Ok(scenarios::ALL.iter().filter(wanted).copied().collect())
 }
 
@@ -151,12 +165,16 @@ fn inputs(cli: Cli) -> anyhow::Result<Inputs> {
         Some(accel) => accel,
         None => accel::probe(Some(&image), &accel::default_cache_folder()?)?.accel,
     };
-    let own = std::env::current_exe()?;
-    let own = own.parent().context("this program has no folder")?;
+    let program = std::env::current_exe()?;
+    let beside = program.parent().context("this program has no folder")?;
     empty_results(&cli.results).with_context(|| cli.results.display().to_string())?;
     let results = absolute(&cli.results)?;
-    let programs = absolute(&cli.programs.unwrap_or_else(|| own.to_owned()))?;
+    let programs = absolute(&cli.programs.unwrap_or_else(|| beside.to_owned()))?;
     let optional = |path: Option<PathBuf>| path.as_ref().map(absolute).transpose();
+    let with_kernel = |image, kernel| -> anyhow::Result<Option<OwnKernel>> {
+        let folders = optional(image)?.zip(optional(kernel)?);
+        Ok(folders.map(|(image, kernel)| OwnKernel { image, kernel }))
+    };
     let bundles = match &cli.model {
         Some(model) => {
             println!("packing media");
@@ -178,9 +196,8 @@ fn inputs(cli: Cli) -> anyhow::Result<Inputs> {
         image_broken: optional(cli.image_broken)?,
         image_rotated: optional(cli.image_rotated)?,
         image_retired: optional(cli.image_retired)?,
-        own_kernel: optional(cli.image_own_kernel)?
-            .zip(optional(cli.own_kernel)?)
-            .map(|(image, kernel)| OwnKernel { image, kernel }),
+        own_kernel: with_kernel(cli.image_own_kernel, cli.own_kernel)?,
+        gpu_nvidia: with_kernel(cli.image_gpu_nvidia, cli.gpu_nvidia)?,
         keys: absolute(&cli.keys.context("no --keys")?)?,
         bundles,
         encoder: optional(cli.encoder)?,

@@ -65,6 +65,14 @@ pub const ALL: &[Scenario] = &[
         run: own_kernel::boots,
     },
     Scenario {
+        name: "gpu-nvidia",
+        about: "the kernel for NVIDIA's driver loads its signed module, which finds no GPU; evidence ESTABLISHED",
+        limit_s: 600,
+        long_factor: 1,
+        needs: Nothing,
+        run: own_kernel::loads_driver,
+    },
+    Scenario {
         name: "uki-flipped-byte",
         about: "firmware refuses a UKI with one flipped byte",
         limit_s: 240,
@@ -506,9 +514,30 @@ pub const ALL: &[Scenario] = &[
     },
 ];
 
+/// Scenarios that run with `--long` or by their names, since every boot is minutes of emulation: each with the one that
+/// shows the same of the appliance by another way.
+pub const ONLY_LONG: &[(&str, &str)] = &[
+    ("setup-mode-enrolled", "installed-from-stick"),
+    ("installed-onto-named-disk", "installed-from-stick"),
+    ("esp-sysext-injected", "esp-credential-injected"),
+    ("evidence-other-machine", "enrolment-of-another-tpm"),
+    ("state-persists", "power-cut"),
+];
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_waits_for_a_long_run_is_shown_by_a_scenario_that_does_not() {
+        let waits = |name: &str| ONLY_LONG.iter().any(|(waiting, _)| *waiting == name);
+        for (waiting, instead) in ONLY_LONG {
+            for name in [waiting, instead] {
+                assert!(ALL.iter().any(|scenario| scenario.name == *name), "{name}");
+            }
+            assert!(!waits(instead), "{instead} waits, too");
+        }
+    }
 
     #[test]
     fn names_are_unique_file_names() {

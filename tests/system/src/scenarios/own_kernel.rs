@@ -1,4 +1,4 @@
-//! The image with our own kernel, which is what a release has.
+//! Images with kernels of ours: the one that a release has, and the one for NVIDIA's driver.
 
 use std::collections::BTreeMap;
 
@@ -21,6 +21,8 @@ const ABSENT: &[&str] = &[
     "userfaultfd",
     "swapon",
 ];
+/// A `bool` of the kernel: are modules without a valid signature refused (kernel/module/signing.c)?
+const SIGNED_ONLY: &str = "sig_enforce";
 /// Where the kernel's own addresses begin, and the steps in which x86 moves it in memory at boot (`PHYSICAL_ALIGN`).
 const KERNEL_MAP: u64 = 0xffff_ffff_8000_0000;
 const MOVED_BY: u64 = 2 << 20;
@@ -29,6 +31,29 @@ const BANNER: [u32; 2] = [u32::from_le_bytes(*b"Linu"), u32::from_le_bytes(*b"x 
 /// LOCKDOWN_CONFIDENTIALITY_MAX of Linux 6.12 (include/linux/security.h), the highest level; one more for each thing that
 /// a later kernel locks.
 const CONFIDENTIALITY: u32 = 30;
+
+/// What NVIDIA's driver says where it was admitted, and no GPU is there.
+const NO_GPU: &str = "NVRM: No NVIDIA GPU found";
+
+/// The driver's module is loaded by a kernel that takes signed ones only, and finds no GPU; the evidence is established.
+pub(super) fn loads_driver(scene: &Scene<'_>) -> anyhow::Result<()> {
+    let Some(own) = &scene.bench.inputs.gpu_nvidia else {
+        println!("  (skipped: the cache has no such kernel; --long builds it)");
+        return Ok(());
+    };
+    let symbols = Symbols::read(own)?;
+    let mut config = scene.bench.config(&scene.path("machine"));
+    config.image.clone_from(&own.image);
+    let mut machine = Machine::boot(config)?;
+    let ak_name = wait_ready(&mut machine)?;
+    ensure!(machine.console().transcript.text().contains(NO_GPU), "the driver did not start");
+    check_locked_down(&symbols, &mut machine)?;
+    let [signed_only, ..] = symbols.variable(&mut machine, SIGNED_ONLY)?.to_le_bytes();
+    ensure!(signed_only == 1, "{SIGNED_ONLY} is {signed_only}: modules without a signature load");
+    let limit = scene.within(HEALTH_LIMIT)?;
+    scene.bench.pin_of(&own.image, &machine, &scene.path("auditor"), &ak_name, limit)?;
+    check_console(&machine)
+}
 
 /// From power-on to evidence that an auditor establishes, by the reference values of this image, so of this kernel; the
 /// state is made, opened again, and the engine answers within its confinement, which tests itself before each start.
@@ -108,20 +133,24 @@ impl Symbols {
         }
         Ok(())
     }
+
+    /// A variable's first word, looked up in the guest's memory, since nothing in the appliance would show it.
+    fn variable(&self, machine: &mut Machine, name: &str) -> anyhow::Result<u32> {
+        let ((_, banner), (_, variable)) = (self.find("linux_banner")?, self.find(name)?);
+        let at = banner.checked_sub(KERNEL_MAP).context("linux_banner is no kernel address")?;
+        let memory_bytes = u64::from(machine.config().memory_mib) << 20;
+        let mut place = at % MOVED_BY;
+        while words(machine, place)? != BANNER {
+            place += MOVED_BY;
+            ensure!(place < memory_bytes, "no kernel is found in {memory_bytes} bytes of memory");
+        }
+        let [word, _] = words(machine, place.wrapping_add(variable.wrapping_sub(banner)))?;
+        Ok(word)
+    }
 }
 
-/// Looks the level of lockdown up in the guest's memory, since nothing in the appliance would show it.
 fn check_locked_down(symbols: &Symbols, machine: &mut Machine) -> anyhow::Result<()> {
-    let (_, banner) = symbols.find("linux_banner")?;
-    let (_, level) = symbols.find("kernel_locked_down")?;
-    let at = banner.checked_sub(KERNEL_MAP).context("linux_banner is no address of the kernel")?;
-    let memory_bytes = u64::from(machine.config().memory_mib) << 20;
-    let mut place = at % MOVED_BY;
-    while words(machine, place)? != BANNER {
-        place += MOVED_BY;
-        ensure!(place < memory_bytes, "the kernel is not found in {memory_bytes} bytes of memory");
-    }
-    let [level, _] = words(machine, place.wrapping_add(level.wrapping_sub(banner)))?;
+    let level = symbols.variable(machine, "kernel_locked_down")?;
     ensure!(level == CONFIDENTIALITY, "kernel_locked_down is {level}, not {CONFIDENTIALITY}");
     Ok(())
 }
