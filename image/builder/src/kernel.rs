@@ -141,21 +141,32 @@ pub(crate) struct OwnKernel {
     pub(crate) driver: Vec<Locked>,
 }
 
+/// What NVIDIA's driver is made of.
+struct Driver {
+    lock: Lock,
+    lock_text: String,
+    /// Path and text of each.
+    patches: Vec<(PathBuf, Vec<u8>)>,
+}
+
 /// What a kernel is made of, read and checked as far as that goes without a compiler.
 struct Recipe {
     asked: Vec<config::Asked>,
     agreed: Resolved,
     lock: Lock,
     lock_text: String,
-    /// Lock of NVIDIA's driver, if the kernel is for it, and its text.
-    driver: Option<(Lock, String)>,
+    /// Of NVIDIA's driver, if the kernel is for it.
+    driver: Option<Driver>,
 }
 
 impl Recipe {
     fn read(inputs: &bootstrap::Inputs<'_>, kernel: Kernel) -> Result<Self> {
         let driver = match kernel {
             Kernel::Own => None,
-            Kernel::Nvidia => Some(inputs.lock(Target::Nvidia)?),
+            Kernel::Nvidia => {
+                let (lock, lock_text) = inputs.lock(Target::Nvidia)?;
+                Some(Driver { lock, lock_text, patches: nvidia::patches(inputs.source)? })
+            }
             Kernel::Debian => return Err(KernelError::NotOurs),
         };
         let asked = config::fragments(inputs.source, kernel)?;
@@ -168,7 +179,10 @@ impl Recipe {
 
     fn key(&self, source_date_s: u32) -> Key {
         let (input, agreed) = (config::input(&self.asked), self.agreed.text());
-        let driver = self.driver.as_ref().map(|(_, text)| text.as_bytes());
+        let driver = self.driver.iter().flat_map(|driver| {
+            let patches = driver.patches.iter().map(|(_, patch)| patch.as_slice());
+            std::iter::once(driver.lock_text.as_bytes()).chain(patches)
+        });
         [STEPS_VERSION, self.lock_text.as_bytes(), input.as_bytes(), agreed.as_bytes()]
             .into_iter()
             .chain(driver)
@@ -185,16 +199,17 @@ pub(crate) fn own(inputs: &bootstrap::Inputs<'_>, kind: Kernel) -> Result<(OwnKe
     let (folder, cached) = cache::entry(inputs.cache, KIND, key, |aside| {
         let workshop = Workshop::open(inputs, &recipe.lock, aside.join("work"))?;
         workshop.configure(&recipe.asked, kind)?.check_same(&recipe.agreed, kind)?;
-        if let Some((lock, _)) = &recipe.driver {
-            fetch::fetch(lock, inputs.mirror, inputs.debs)?;
-            nvidia::unpack(lock, inputs.debs, aside, &workshop.work, inputs.logs)?;
+        if let Some(driver) = &recipe.driver {
+            fetch::fetch(&driver.lock, inputs.mirror, inputs.debs)?;
+            nvidia::unpack(&driver.lock, inputs.debs, aside, &workshop.work, inputs.logs)?;
+            nvidia::lay_patches(&driver.patches, &workshop.work)?;
         }
         workshop.compile(kind)?;
         workshop.deliver(aside, kind)?;
         Ok::<_, KernelError>(cache::remove(&workshop.work)?)
     })?;
     let version = release(&folder.join("release"))?;
-    let driver = recipe.driver.map_or_else(Vec::new, |(lock, _)| lock.packages);
+    let driver = recipe.driver.map_or_else(Vec::new, |driver| driver.lock.packages);
     Ok((OwnKernel { folder, version, package, driver }, cached))
 }
 

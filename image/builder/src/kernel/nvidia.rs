@@ -18,6 +18,8 @@ pub(crate) const SOURCE_PACKAGE: &str = "nvidia-open-kernel-dkms";
 const MODULES: &[&str] = &["nvidia", "nvidia-uvm"];
 /// Which of them are loaded, in the repository.
 pub(crate) const MODULES_FILE: &str = "kernel-config/gpu-nvidia/modules.list";
+/// Changes that the modules' source needs for the kernel that is locked, in the repository.
+pub(super) const PATCHES_FOLDER: &str = "kernel-config/gpu-nvidia/patches";
 /// What lies over the root tree of an image with the driver, in the repository.
 pub(crate) const TREE_FOLDER: &str = "kernel-config/gpu-nvidia/tree";
 /// What programs for the GPU load; all that these need in turn is in the image.
@@ -43,6 +45,9 @@ jobs=$1; shift
 kernel="make -C /build/src O=/build/out ARCH=x86_64 --jobs=$jobs"
 $kernel bzImage modules.builtin
 $kernel modules
+for patch in /build/patches/*.patch; do
+    patch --directory=/build/nvidia --strip=1 --fuzz=0 --batch --input="$patch"
+done
 ln -s /build/out/scripts /build/nvidia/scripts
 make -C /build/nvidia --jobs="$jobs" SYSSRC=/build/src SYSOUT=/build/out NV_KERNEL_MODULES="$*" modules
 for module; do
@@ -53,6 +58,25 @@ done
 /// The names of the modules, as arguments of [`MAKE`].
 pub(super) fn modules() -> &'static [&'static str] {
     MODULES
+}
+
+/// The patches by name, in order.
+pub(super) fn patches(source: &Path) -> Result<Vec<(PathBuf, Vec<u8>)>> {
+    let read = |path: PathBuf| match fs::read(&path) {
+        Ok(patch) => Ok((path, patch)),
+        Err(source) => Err(KernelError::File { path, source }),
+    };
+    entries(&source.join(PATCHES_FOLDER))?.into_iter().map(read).collect()
+}
+
+/// Puts the patches where [`MAKE`] finds them.
+pub(super) fn lay_patches(patches: &[(PathBuf, Vec<u8>)], work: &Path) -> Result<()> {
+    let folder = work.join("patches");
+    fs::create_dir(&folder)?;
+    for (path, patch) in patches {
+        write(&folder.join(path.file_name().unwrap_or_default()), patch)?;
+    }
+    Ok(())
 }
 
 /// Unpacks the packages into the kernel's folder, and the modules' source where the compiler finds it.
