@@ -1,8 +1,8 @@
 //! Answers that are JSON, or of another language: which tokens may come next.
 //!
-//! Invariants: what a request asks for is bounded before a grammar is made of it ([`schema`], [`grammar`]); the grammar, its states and
-//! the work for one mask are bounded by [`ParserLimits`], so that a request that asks for too much ends and no other
-//! waits for it; what is allowed is a function of the format and the answer's tokens alone.
+//! Invariants: what a request asks for is bounded before a grammar is made of it ([`schema`], [`grammar`]); the grammar,
+//! its states and the work for one mask are bounded by [`ParserLimits`], so that a request that asks for too much ends
+//! and no other waits for it; what is allowed is a function of the format and the answer's tokens alone.
 
 mod grammar;
 mod schema;
@@ -308,49 +308,8 @@ mod tests {
         let honest = "%import common.INT\n%ignore /[ \\t]+/\nstart: list | call [\"!\"]\nlist: \"[\" (item (\",\" item)*)? \"]\"\n\
             item: INT | WORD{1,3} | list\ncall[max_tokens=5]: WORD\nWORD: /[a-zé]+(?i:x)/ & ~/stop/ | \"a\"..\"f\"\n";
         constraints.start(&grammar(GrammarSyntax::Lark, honest)).unwrap();
-        let pieces = [
-            "(",
-            ")",
-            "[",
-            "]",
-            "{",
-            "}",
-            "|",
-            "*",
-            "+",
-            "?",
-            "~",
-            "&",
-            "/",
-            "\"",
-            ":",
-            "\n",
-            "..",
-            "->",
-            "%",
-            "@a",
-            "<[0-9]>",
-            "<x>",
-            "::_",
-            "start",
-            "WORD",
-            "{0}",
-            "{5,2}",
-            "stop=\"a\"",
-            "lazy",
-            "\\",
-            "\\u{110000}",
-            "é",
-            ",",
-            ".1",
-        ];
-        let mut seed = 11_u64;
-        let mut random = move |below: usize| {
-            seed ^= seed << 13;
-            seed ^= seed >> 7;
-            seed ^= seed << 17;
-            usize::try_from(seed >> 16).unwrap() % below
-        };
+        let pieces: Vec<&str> = "( ) [ ] { } | * + ? ~ & / \" : \n .. -> % @a <[0-9]> <x> ::_ start WORD {0} {5,2} stop=\"a\" lazy \\ \\u{110000} é , .1".split(' ').collect();
+        let mut random = synthetic::random(11);
         let mut logits = vec![0.0; tokenizer.vocabulary()];
         let mut started = 0;
         for round in 0..1000 {
@@ -395,13 +354,7 @@ mod tests {
             "\"array\"",
             "999",
         ];
-        let mut seed = 7_u64;
-        let mut random = move |below: usize| {
-            seed ^= seed << 13;
-            seed ^= seed >> 7;
-            seed ^= seed << 17;
-            usize::try_from(seed >> 16).unwrap() % below
-        };
+        let mut random = synthetic::random(7);
         let mut logits = vec![0.0; tokenizer.vocabulary()];
         let mut started = 0;
         for _ in 0..600 {

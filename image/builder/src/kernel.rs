@@ -344,7 +344,7 @@ impl<'a> Workshop<'a> {
             Kernel::Nvidia => self
                 .enter("kernel-make", "sh")
                 .args(["-euc", nvidia::MAKE, "make", &processors])
-                .args(nvidia::modules()),
+                .args(nvidia::MODULES),
             Kernel::Own | Kernel::Debian => self
                 .make("kernel-make")
                 .arg(format!("--jobs={processors}"))

@@ -1,5 +1,5 @@
-//! JSON schemas, grammars and regular expressions from any client: what is taken ends in a grammar that says which tokens may come next, in bounded time and
-//! memory; some token may, and after it another. A panic, here or in the grammar's compiler, would end the engine.
+//! JSON schemas, grammars and regular expressions from any client: what is taken ends in a grammar that says which tokens
+//! may come next, in bounded time and memory; some token may, and after it another. A panic, here or in the grammar's compiler, would end the engine.
 #![no_main]
 
 use std::sync::LazyLock;

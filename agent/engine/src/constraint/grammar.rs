@@ -45,8 +45,8 @@ pub(super) fn parse(
     for (mark, name, count_max) in bounds {
         let found = definition.matches(mark).count();
         if found > count_max {
-            let (found, expected) = (format!("{found} {name} (`{mark}`)"), count_max.to_string());
-            return refuse(whole(), found, format!("at most {expected}"));
+            let found = format!("{found} {name} (`{mark}`)");
+            return refuse(whole(), found, format!("at most {count_max}"));
         }
     }
     for (number, line) in (1..).zip(definition.lines()) {

@@ -1,5 +1,5 @@
 use super::*;
-use crate::synthetic::{File, model};
+use crate::synthetic::{File, model, random};
 
 fn error(file: &[u8]) -> String {
     Gguf::parse(file).unwrap_err().to_string()
@@ -108,21 +108,15 @@ fn duplicates_and_odd_alignments_are_refused() {
 fn mutations_of_a_model_never_panic() {
     let file = model().build();
     let header = file.len().min(12_000);
-    let mut seed = 1_u64;
-    let mut random = move || {
-        seed ^= seed << 13;
-        seed ^= seed >> 7;
-        seed ^= seed << 17;
-        usize::try_from(seed >> 16).unwrap()
-    };
+    let mut random = random(1);
     for _ in 0..3000 {
         let mut file = file.clone();
-        for _ in 0..=random() % 3 {
-            let at = random() % header;
-            match random() % 3 {
-                0 => file[at] ^= 1 << (random() % 8),
+        for _ in 0..=random(3) {
+            let at = random(header);
+            match random(3) {
+                0 => file[at] ^= 1 << random(8),
                 1 => file[at] = 0xff,
-                _ => file.truncate(header + random() % (file.len() - header + 1)),
+                _ => file.truncate(header + random(file.len() - header + 1)),
             }
             if file.len() <= header {
                 break;

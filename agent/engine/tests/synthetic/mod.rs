@@ -8,6 +8,16 @@ pub(crate) mod encoder;
 pub(crate) mod families;
 pub(crate) mod folder;
 
+/// Draws numbers below what it is given, for mutations; the same ones for a seed.
+pub(crate) fn random(mut seed: u64) -> impl FnMut(usize) -> usize {
+    move |below| {
+        seed ^= seed << 13;
+        seed ^= seed >> 7;
+        seed ^= seed << 17;
+        usize::try_from(seed >> 16).unwrap() % below
+    }
+}
+
 /// A GGUF file under construction.
 #[derive(Default)]
 pub(crate) struct File {

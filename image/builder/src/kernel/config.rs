@@ -79,12 +79,14 @@ pub enum ConfigError {
     },
     /// The configuration is not the one that was agreed to.
     #[error(
-        "the kernel's configuration is not {agreed}:\n{}\nif this is meant, run `casemate kernel --update` for this kernel and commit the result",
-        shown(lines)
+        "the kernel's configuration is not {}:\n{}\nif this is meant, run `casemate kernel --kernel {} --update` and commit the result",
+        resolved_file(*kernel),
+        shown(lines),
+        kernel.name()
     )]
     Changed {
-        /// File with the agreed one.
-        agreed: &'static str,
+        /// Which kernel's.
+        kernel: Kernel,
         /// Option, expected, found.
         lines: Vec<String>,
     },
@@ -294,11 +296,7 @@ impl Resolved {
             .filter(|(_, expected, found)| expected != found)
             .map(|(name, expected, found)| format!("{name}: expected {expected}, found {found}"))
             .collect();
-        if lines.is_empty() {
-            Ok(())
-        } else {
-            Err(ConfigError::Changed { agreed: resolved_file(kernel), lines })
-        }
+        if lines.is_empty() { Ok(()) } else { Err(ConfigError::Changed { kernel, lines }) }
     }
 }
 

@@ -15,11 +15,11 @@ use crate::tool::Tool;
 /// Package with the source of the modules; the part that NVIDIA shares between systems is compiled in it already.
 pub(crate) const SOURCE_PACKAGE: &str = "nvidia-open-kernel-dkms";
 /// Modules that a machine without screens needs: the driver, and the memory that CPU and GPU share.
-const MODULES: &[&str] = &["nvidia", "nvidia-uvm"];
+pub(super) const MODULES: &[&str] = &["nvidia", "nvidia-uvm"];
 /// Which of them are loaded, in the repository.
 pub(crate) const MODULES_FILE: &str = "kernel-config/gpu-nvidia/modules.list";
 /// Changes that the modules' source needs for the kernel that is locked, in the repository.
-pub(super) const PATCHES_FOLDER: &str = "kernel-config/gpu-nvidia/patches";
+const PATCHES_FOLDER: &str = "kernel-config/gpu-nvidia/patches";
 /// What lies over the root tree of an image with the driver, in the repository.
 pub(crate) const TREE_FOLDER: &str = "kernel-config/gpu-nvidia/tree";
 /// What programs for the GPU load; all that these need in turn is in the image.
@@ -54,11 +54,6 @@ for module; do
     /build/out/scripts/sign-file sha512 /build/out/certs/signing_key.pem /build/out/certs/signing_key.x509 "/build/nvidia/$module.ko"
 done
 "#;
-
-/// The names of the modules, as arguments of [`MAKE`].
-pub(super) fn modules() -> &'static [&'static str] {
-    MODULES
-}
 
 /// The patches by name, in order.
 pub(super) fn patches(source: &Path) -> Result<Vec<(PathBuf, Vec<u8>)>> {
