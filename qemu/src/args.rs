@@ -56,7 +56,7 @@ impl Args {
         // OVMF with SMM does not resume from S3.
         self.add("-global", "ICH9-LPC.disable_s3=1");
         self.add("-accel", config.accel.argument());
-        self.add("-cpu", "max");
+        self.add("-cpu", config.accel.cpu());
         self.add("-smp", config.cpus.to_string());
         self.add("-m", config.memory_mib.to_string());
         for value in &config.smbios {

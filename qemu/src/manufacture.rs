@@ -37,8 +37,9 @@ pub fn manufacture(state: &Path, vendor: &Path) -> io::Result<()> {
         format!("create_certs_tool_options = {}", shown(vendor, "localca.options")?),
     ];
     fs::write(vendor.join("setup.conf"), setup.join("\n") + "\n")?;
+    // One bank: firmware hashes the whole UKI for each, which an emulated CPU takes seconds for.
     let output = Command::new("swtpm_setup")
-        .args(["--tpm2", "--create-ek-cert", "--pcr-banks", "-", "--tpmstate"])
+        .args(["--tpm2", "--create-ek-cert", "--pcr-banks", "sha256", "--tpmstate"])
         .arg(state)
         .arg("--config")
         .arg(vendor.join("setup.conf"))

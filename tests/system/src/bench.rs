@@ -1,7 +1,8 @@
 //! What all scenarios share: the inputs, and one boot.
 //!
 //! The appliance boots once for all: [`Bench::ready`] is that boot without a bundle, [`Bench::serving`] a fork of it with
-//! the good bundle admitted. Both are frozen; a scenario forks them in about two seconds.
+//! the good bundle admitted, [`Bench::second`] another machine. They are frozen; a scenario forks them in about two
+//! seconds. [`Bench::fetched`] is what an auditor got from such a fork.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -14,8 +15,8 @@ use qemu::{Accel, Config, Machine, Snapshot};
 use serde_json::Value;
 
 use crate::api::Api;
-use crate::auditor::{Auditor, Gateway};
-use crate::tool;
+use crate::auditor::{self, Auditor, Gateway};
+use crate::{flashed, tool};
 
 /// Longest boot: 22 to 60 s of guest time were seen without KVM, up to 90 s on the wall with other work beside it.
 pub const BOOT_LIMIT: Duration = Duration::from_secs(300);
@@ -24,8 +25,14 @@ pub const BUNDLE_LIMIT: Duration = Duration::from_secs(180);
 /// Longest time from agentd's decision to the gateway's word on it.
 pub const HEALTH_LIMIT: Duration = Duration::from_secs(120);
 
+/// Longest until an auditor has what he asked a fork for, after two answers of the model.
+const FETCH_LIMIT: Duration = Duration::from_secs(300);
+
 /// Longest that a tool of the host may take.
 const TOOL_LIMIT: Duration = Duration::from_secs(120);
+
+/// What most scenarios ask the model.
+pub const PROMPT: &str = "Name a colour.";
 
 /// Printed by agentd when it answers requests.
 pub const AGENTD_READY: &str = "agentd: ready";
@@ -121,6 +128,34 @@ pub struct Serving {
     pub model: String,
 }
 
+/// Another appliance by the same vendor: the same image on another disk, without a bundle.
+#[derive(Debug)]
+pub struct Second {
+    /// Frozen when its evidence was established.
+    pub snapshot: Snapshot,
+    /// Name of its attestation key.
+    pub ak_name: String,
+    /// Its gateway's certificate, pinned after its evidence was established.
+    pub pin: PathBuf,
+    /// Whether `casemate flash` wrote its disk.
+    pub flashed: bool,
+}
+
+/// What an auditor has of an appliance that answered twice.
+#[derive(Debug)]
+pub struct Fetched {
+    /// Evidence after the first answer, under another nonce.
+    pub earlier: String,
+    /// Evidence after the second.
+    pub text: String,
+    /// Its nonce.
+    pub nonce: String,
+    /// The second answer's identifier.
+    pub request: String,
+    /// Name of the attestation key.
+    pub ak_name: String,
+}
+
 /// A stage that is made once; a failure is kept, so that it is not made again and again.
 #[derive(Debug)]
 struct Stage<T> {
@@ -157,13 +192,21 @@ pub struct Bench {
     pub inputs: Inputs,
     ready: Stage<Ready>,
     serving: Stage<Serving>,
+    second: Stage<Second>,
+    fetched: Stage<Fetched>,
 }
 
 impl Bench {
     /// Nothing boots yet.
     #[must_use]
     pub const fn new(inputs: Inputs) -> Self {
-        Self { inputs, ready: Stage::new(), serving: Stage::new() }
+        Self {
+            inputs,
+            ready: Stage::new(),
+            serving: Stage::new(),
+            second: Stage::new(),
+            fetched: Stage::new(),
+        }
     }
 
     /// The shared boot.
@@ -174,13 +217,15 @@ impl Bench {
                 let mut machine = Machine::boot(self.config(&state))?;
                 let ak_name = wait_ready(&mut machine)?;
                 let pin = self.pin(&machine, &state.join("auditor"), &ak_name, HEALTH_LIMIT)?;
-                self.stage_api(&machine, &pin, &state).wait_health(503, HEALTH_LIMIT)?;
+                let api = self.stage_api(&machine, &pin, &state, HEALTH_LIMIT);
+                api.wait_health(503, HEALTH_LIMIT)?;
                 Ok(Ready { snapshot: machine.snapshot()?, ak_name, pin })
             })
         })
     }
 
-    /// The shared admission of the good bundle.
+    /// The shared admission of the good bundle. The model has answered once: the prompt of most scenarios, whose tokens
+    /// the engine then keeps.
     pub fn serving(&self) -> anyhow::Result<&Serving> {
         let ready = self.ready()?;
         self.serving.get("admission", || {
@@ -189,9 +234,49 @@ impl Bench {
             let mut machine = ready.snapshot.fork(&state)?;
             machine.plug_bundle(good)?;
             let model = wait_admitted(&mut machine)?;
-            self.stage_api(&machine, &ready.pin, &state).wait_health(200, HEALTH_LIMIT)?;
+            let api = self.stage_api(&machine, &ready.pin, &state, FETCH_LIMIT);
+            api.wait_health(200, HEALTH_LIMIT)?;
+            api.chat(&model, PROMPT, 1)?;
             let ak_name = ready.ak_name.clone();
             Ok(Serving { snapshot: machine.snapshot()?, ak_name, model })
+        })
+    }
+
+    /// The shared boot of another machine, from a disk that `casemate flash` wrote where this host lends a loop device.
+    pub fn second(&self) -> anyhow::Result<&Second> {
+        let first = self.ready()?;
+        self.second.get("second machine", || {
+            once_more(|attempt| {
+                let folder = self.inputs.results.join(format!("shared-second-{attempt}"));
+                std::fs::create_dir(&folder)?;
+                let scene = Scene::new(self, folder, Instant::now() + BOOT_LIMIT + HEALTH_LIMIT);
+                let image = flashed::server(&scene)?;
+                let flashed = image.is_some();
+                let mut config = self.config(&scene.path("machine"));
+                config.image = image.unwrap_or(config.image);
+                config.vendor = Some(first.snapshot.config().vendor_folder());
+                let mut machine = Machine::boot(config)?;
+                let ak_name = wait_ready(&mut machine)?;
+                ensure!(ak_name != first.ak_name, "two TPMs have the attestation key {ak_name}");
+                let pin = self.pin(&machine, &scene.path("auditor"), &ak_name, HEALTH_LIMIT)?;
+                Ok(Second { snapshot: machine.snapshot()?, ak_name, pin, flashed })
+            })
+        })
+    }
+
+    /// Shared evidence of a fork that has answered.
+    pub fn fetched(&self) -> anyhow::Result<&Fetched> {
+        let (ready, serving) = (self.ready()?, self.serving()?);
+        self.fetched.get("evidence", || {
+            let folder = self.inputs.results.join("shared-fetched");
+            let machine = serving.snapshot.fork(&folder)?;
+            let api = self.stage_api(&machine, &ready.pin, &folder, FETCH_LIMIT);
+            api.chat(&serving.model, PROMPT, 4)?;
+            let earlier = api.evidence(&auditor::nonce()?)?;
+            let request = api.chat(&serving.model, PROMPT, 4)?.id;
+            let nonce = auditor::nonce()?;
+            let text = api.evidence(&nonce)?;
+            Ok(Fetched { earlier, text, nonce, request, ak_name: serving.ak_name.clone() })
         })
     }
 
@@ -202,6 +287,8 @@ impl Bench {
             Needs::Nothing => false,
             Needs::Ready => self.ready.busy(),
             Needs::Serving => self.ready.busy() || self.serving.busy(),
+            Needs::Second => self.ready.busy() || self.second.busy(),
+            Needs::Fetched => self.ready.busy() || self.serving.busy() || self.fetched.busy(),
         }
     }
 
@@ -211,6 +298,8 @@ impl Bench {
             Needs::Nothing => Ok(()),
             Needs::Ready => self.ready().map(drop),
             Needs::Serving => self.serving().map(drop),
+            Needs::Second => self.second().map(drop),
+            Needs::Fetched => self.fetched().map(drop),
         }
     }
 
@@ -263,9 +352,8 @@ impl Bench {
         self.inputs.keys.join("site")
     }
 
-    fn stage_api(&self, machine: &Machine, pin: &Path, scratch: &Path) -> Api {
-        let deadline = Instant::now() + HEALTH_LIMIT;
-        Api::new(machine.port(), &self.site(), pin, scratch, deadline)
+    fn stage_api(&self, machine: &Machine, pin: &Path, scratch: &Path, limit: Duration) -> Api {
+        Api::new(machine.port(), &self.site(), pin, scratch, Instant::now() + limit)
     }
 }
 
@@ -278,6 +366,10 @@ pub enum Needs {
     Ready,
     /// [`Bench::serving`].
     Serving,
+    /// [`Bench::second`], beside [`Bench::ready`].
+    Second,
+    /// [`Bench::fetched`].
+    Fetched,
 }
 
 /// One run of one scenario: its folder, its time.
@@ -362,6 +454,11 @@ impl<'a> Scene<'a> {
     /// A running copy of the appliance that serves the model.
     pub fn fork_serving(&self) -> anyhow::Result<Machine> {
         Ok(self.bench.serving()?.snapshot.fork(&self.path("fork"))?)
+    }
+
+    /// A running copy of the other machine.
+    pub fn fork_second(&self) -> anyhow::Result<Machine> {
+        Ok(self.bench.second()?.snapshot.fork(&self.path("second"))?)
     }
 
     /// The site's client of a machine that was forked from the shared boot, or boots its disk.

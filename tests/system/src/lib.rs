@@ -6,6 +6,7 @@
 pub mod api;
 pub mod auditor;
 pub mod bench;
+mod flashed;
 pub mod media;
 pub mod ratios;
 pub mod runner;

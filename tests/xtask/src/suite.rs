@@ -80,6 +80,8 @@ fn cargo_deny(tree: &Tree) -> Result<PathBuf> {
     let binary = root.join("bin/cargo-deny");
     if !binary.exists() {
         let mut command = tree.enter("cargo");
+        // It runs once: what counts is how long it takes to compile.
+        command.args(["--config", "profile.dev.debug=false"]);
         command.args(["install", "--locked", "--quiet", "--debug", "--root"]).arg(&root);
         sh(command.arg(format!("cargo-deny@{CARGO_DENY}")))?;
     }

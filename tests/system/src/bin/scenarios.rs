@@ -231,7 +231,8 @@ fn absolute(path: &PathBuf) -> anyhow::Result<PathBuf> {
 fn check(inputs: &Inputs, chosen: &[Scenario]) -> anyhow::Result<()> {
     let chosen_has = |name: &str| chosen.iter().any(|scenario| scenario.name == name);
     let own_kernel = inputs.own_kernel.is_some() && chosen_has("own-kernel");
-    let serving = own_kernel || chosen.iter().any(|scenario| scenario.needs == Needs::Serving);
+    let serving =
+        own_kernel || chosen.iter().any(|s| matches!(s.needs, Needs::Serving | Needs::Fetched));
     let bundles = &inputs.bundles;
     let missing = [
         ((serving || chosen_has("sealed-bundle")) && bundles.good.is_none(), "--bundle"),

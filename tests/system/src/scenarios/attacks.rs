@@ -10,7 +10,6 @@ use evidence::eventlog::{Event, EventLog};
 use evidence::format::{Enrolment, Evidence, Machine, Policy, ProvenRecord, Reference};
 use evidence::verify::{ClaimId, Status, Verdict, verify};
 
-use crate::auditor;
 use crate::bench::Scene;
 
 /// What comes to the auditor, and what he has himself.
@@ -172,21 +171,13 @@ const ATTACKS: &[Attack] = &[
     }),
 ];
 
-/// Evidence of a fork that has answered, established and then attacked.
+/// Evidence of a machine that has answered, established and then attacked.
 pub(super) fn on_evidence(scene: &Scene<'_>) -> anyhow::Result<()> {
-    let serving = scene.bench.serving()?;
-    let machine = scene.fork_serving()?;
-    let api = scene.api(&machine)?;
-    let ask = || {
-        api.chat(&serving.model, "Name a colour.", 4)?;
-        let nonce = auditor::nonce()?;
-        let evidence: Evidence = serde_json::from_str(&api.evidence(&nonce)?)?;
-        anyhow::Ok(evidence)
-    };
-    let (earlier, evidence) = (ask()?, ask()?);
-    drop(machine);
-    let nonce = nonce_of(&evidence.nonce).context("no nonce")?;
-    let machine = Machine::from_console(&serving.ak_name);
+    let fetched = scene.bench.fetched()?;
+    let read = |text: &str| serde_json::from_str::<Evidence>(text);
+    let (earlier, evidence) = (read(&fetched.earlier)?, read(&fetched.text)?);
+    let nonce = nonce_of(&fetched.nonce).context("no nonce")?;
+    let machine = Machine::from_console(&fetched.ak_name);
     let auditor = scene.bench.auditor();
     let reference = serde_json::from_slice(&std::fs::read(&auditor.reference)?)?;
     let policy = serde_json::from_slice(&std::fs::read(&auditor.policy)?)?;

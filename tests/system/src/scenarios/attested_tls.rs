@@ -11,7 +11,7 @@ use anyhow::{Context, ensure};
 use evidence::verify::measured_tls_key;
 use qemu::Machine;
 
-use super::requests::OpenAi;
+use super::requests::{ANSWER_TOKENS, OpenAi};
 use crate::auditor::Gateway;
 use crate::bench::{Scene, Serving};
 use crate::tool::{self, Guard};
@@ -71,7 +71,7 @@ fn requested_key(scene: &Scene<'_>, csr: &str) -> anyhow::Result<[u8; 32]> {
 pub(super) fn proxy_refuses_unattested(scene: &Scene<'_>) -> anyhow::Result<()> {
     let serving = scene.bench.serving()?;
     let machine = scene.fork_serving()?;
-    let direct = scene.api(&machine)?.chat(&serving.model, PROMPT, 12)?;
+    let direct = scene.api(&machine)?.chat(&serving.model, PROMPT, ANSWER_TOKENS)?;
     for stream in [false, true] {
         let proxy = Proxy::start(scene, machine.port(), &serving.ak_name)?;
         let client = OpenAi { base: &proxy.base(), pin: None, stream };
@@ -84,7 +84,7 @@ pub(super) fn proxy_refuses_unattested(scene: &Scene<'_>) -> anyhow::Result<()> 
     refused(scene, serving, &proxy, "tls-key")?;
     let seen = String::from_utf8_lossy(&fs::read(&impostor.seen)?).into_owned();
     ensure!(seen.contains("/casemate/evidence?nonce="), "the impostor was never asked: {seen}");
-    ensure!(!seen.contains("France") && !seen.contains("/v1/"), "the impostor read: {seen}");
+    ensure!(!seen.contains("Cameroon") && !seen.contains("/v1/"), "the impostor read: {seen}");
     // The real one, and an auditor who trusts another machine.
     let proxy = Proxy::start(scene, machine.port(), OTHER_AK)?;
     refused(scene, serving, &proxy, "machine")

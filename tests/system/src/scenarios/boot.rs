@@ -7,7 +7,7 @@ use qemu::Machine;
 
 use crate::auditor;
 use crate::bench::{
-    BOOT_LIMIT, HEALTH_LIMIT, Scene, Serving, ledger_records, wait_admitted, wait_ready,
+    BOOT_LIMIT, HEALTH_LIMIT, PROMPT, Scene, Serving, ledger_records, wait_admitted, wait_ready,
 };
 
 /// Words of a login prompt or a shell on the console.
@@ -50,7 +50,7 @@ pub(super) fn state_persists(scene: &Scene<'_>) -> anyhow::Result<()> {
     let serving = scene.bench.serving()?;
     let machine = scene.fork_serving()?;
     let api = scene.api(&machine)?;
-    let answer = api.chat(&serving.model, "Name a colour.", 4)?;
+    let answer = api.chat(&serving.model, PROMPT, 4)?;
     let records = ledger_records(&api.get("/healthz")?.expect(200)?.json()?)?;
     let config = machine.config().clone();
     // The appliance has no logind, so nobody listens to the power button: it is switched off.
@@ -64,7 +64,7 @@ pub(super) fn power_cut(scene: &Scene<'_>) -> anyhow::Result<()> {
     let mut machine = scene.fork_serving()?;
     let cuts = if scene.bench.inputs.long { CUTS_LONG } else { 1 };
     for cut in 1..=cuts {
-        let answer = scene.api(&machine)?.chat(&serving.model, "Name a colour.", 4)?;
+        let answer = scene.api(&machine)?.chat(&serving.model, PROMPT, 4)?;
         let config = machine.config().clone();
         machine.cut_power()?;
         machine = boot_again(scene, serving, config).with_context(|| format!("cut {cut}"))?;

@@ -6,12 +6,12 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
-use qemu::{Machine, disk};
+use qemu::disk;
 use serde_json::Value;
 
 use super::enrolment::{self, Desk};
 use crate::api::{Api, chat_body};
-use crate::bench::{ADMITTED, HEALTH_LIMIT, Scene, wait_admitted, wait_ready, wait_refused};
+use crate::bench::{ADMITTED, HEALTH_LIMIT, PROMPT, Scene, wait_admitted, wait_refused};
 use crate::tool;
 
 /// Partition of a bundle medium.
@@ -53,7 +53,7 @@ fn refused(scene: &Scene<'_>, bundle: Option<&Path>, cause: &str) -> anyhow::Res
     let reason = wait_refused(&mut machine)?;
     ensure!(reason.contains(cause), "refused for another reason than {cause:?}: {reason}");
     wait_reason(scene, &api, &reason)?;
-    let body = chat_body("any", "Name a colour.", 4, false).to_string();
+    let body = chat_body("any", PROMPT, 4, false).to_string();
     let answer = api.post("/v1/chat/completions", &body)?.expect(503)?.json()?;
     ensure!(answer.pointer("/error/message").is_some(), "no error object: {answer}");
     let models = api.get("/v1/models")?.expect(200)?.json()?;
@@ -75,14 +75,12 @@ pub(super) fn sealed(scene: &Scene<'_>) -> anyhow::Result<()> {
     machine.plug_bundle(&medium)?;
     let model = wait_admitted(&mut machine)?;
     api.wait_health(200, scene.within(HEALTH_LIMIT)?)?;
-    let body = chat_body(&model, "Name a colour.", 4, false).to_string();
+    let body = chat_body(&model, PROMPT, 4, false).to_string();
     api.post("/v1/chat/completions", &body)?.expect(200)?;
 
-    let mut config = scene.bench.config(&scene.path("second"));
-    config.vendor = Some(machine.config().vendor_folder());
     machine.quit()?;
-    let mut second = Machine::boot(config)?;
-    let ak_name = wait_ready(&mut second)?;
+    let ak_name = &scene.bench.second()?.ak_name;
+    let mut second = scene.fork_second()?;
     second.plug_bundle(&medium)?;
     let reason = wait_refused(&mut second)?;
     let whose = format!("this machine has {ak_name}");

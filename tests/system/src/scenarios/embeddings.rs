@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use crate::api::chat_body;
 use crate::auditor;
-use crate::bench::{HEALTH_LIMIT, Scene, wait_admitted};
+use crate::bench::{HEALTH_LIMIT, PROMPT, Scene, wait_admitted};
 use crate::tool;
 
 const MODEL: &str = "all-minilm-l6-v2";
@@ -33,7 +33,7 @@ pub(super) fn made(scene: &Scene<'_>) -> anyhow::Result<()> {
     let [like, unlike] = [1, 2].map(|other| cosine(&vectors[0], &vectors[other]));
     println!("  (cosine of like sentences {like:.3}, of unlike ones {unlike:.3})");
     ensure!(like > 0.7 && unlike < 0.3, "cosines {like} and {unlike}");
-    let body = chat_body(MODEL, "Name a colour.", 4, false).to_string();
+    let body = chat_body(MODEL, PROMPT, 4, false).to_string();
     let refused = api.post("/v1/chat/completions", &body)?.expect(404)?.json()?;
     let code = refused.pointer("/error/code").and_then(Value::as_str);
     ensure!(code == Some("model_not_supported"), "a chat with an encoder: {refused}");

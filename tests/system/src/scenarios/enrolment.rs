@@ -9,7 +9,7 @@ use qemu::Machine as Appliance;
 
 use crate::api::{Api, Response};
 use crate::auditor;
-use crate::bench::{Scene, wait_ready};
+use crate::bench::Scene;
 use crate::stick::Stick;
 
 /// Longest that agentd may take with a medium: an RSA key is made again by an emulated CPU.
@@ -163,13 +163,8 @@ pub(super) fn of_another_tpm(scene: &Scene<'_>) -> anyhow::Result<()> {
         desk.path("challenge.json")
     })?;
 
-    let mut config = scene.bench.config(&scene.path("second"));
-    config.vendor = Some(first.config().vendor_folder());
-    let mut second = Appliance::boot(config)?;
-    let ak_name = wait_ready(&mut second)?;
-    let folder = scene.path("second-auditor");
-    let pin = scene.bench.pin(&second, &folder, &ak_name, scene.within(EXCHANGE_LIMIT)?)?;
-    let other_api = scene.api_of(&second, &pin);
+    let second = scene.fork_second()?;
+    let other_api = scene.api_of(&second, &scene.bench.second()?.pin);
     let refused = enrol(&other_api, &challenge)?.expect(400)?.body;
     ensure!(refused.contains("the challenge is for the attestation key"), "{refused}");
     // The name on the challenge is not what protects it: the TPM is.

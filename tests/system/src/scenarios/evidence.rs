@@ -3,34 +3,15 @@
 use std::time::Duration;
 
 use anyhow::{Context, ensure};
-use qemu::Machine;
 
 use crate::auditor::{self, Verdict};
-use crate::bench::{HEALTH_LIMIT, Scene, wait_ready};
+use crate::bench::{Fetched, Scene};
 use crate::tool;
 
 /// Longest that one of tpm2-tools may take.
 const TOOL_LIMIT: Duration = Duration::from_secs(60);
 
-/// Evidence of a fork that has answered once.
-struct Fetched {
-    nonce: String,
-    text: String,
-    ak_name: String,
-    request: String,
-}
-
 impl Fetched {
-    fn fetch(scene: &Scene<'_>) -> anyhow::Result<Self> {
-        let serving = scene.bench.serving()?;
-        let machine = scene.fork_serving()?;
-        let api = scene.api(&machine)?;
-        let request = api.chat(&serving.model, "Name a colour.", 4)?.id;
-        let nonce = auditor::nonce()?;
-        let text = api.evidence(&nonce)?;
-        Ok(Self { nonce, text, ak_name: serving.ak_name.clone(), request })
-    }
-
     fn verify(
         &self,
         scene: &Scene<'_>,
@@ -49,7 +30,7 @@ impl Fetched {
 
 /// Established, every logged event explained, and what is known of the boot told.
 pub(super) fn established(scene: &Scene<'_>) -> anyhow::Result<()> {
-    let fetched = Fetched::fetch(scene)?;
+    let fetched = scene.bench.fetched()?;
     let verdict = fetched.verify(scene, &fetched.text, &fetched.ak_name, &fetched.nonce)?;
     verdict.expect_established()?;
     let report = &verdict.report;
@@ -83,7 +64,7 @@ pub(super) fn tpm2_tools(scene: &Scene<'_>) -> anyhow::Result<()> {
         "-g",
         "sha256",
     ];
-    let fetched = Fetched::fetch(scene)?;
+    let fetched = scene.bench.fetched()?;
     let (folder, files) = (scene.path("auditor"), "tpm2");
     std::fs::create_dir(&folder)?;
     std::fs::write(folder.join("evidence.json"), &fetched.text)?;
@@ -116,7 +97,7 @@ pub(super) fn tpm2_tools(scene: &Scene<'_>) -> anyhow::Result<()> {
 }
 
 pub(super) fn edited_ledger(scene: &Scene<'_>) -> anyhow::Result<()> {
-    let fetched = Fetched::fetch(scene)?;
+    let fetched = scene.bench.fetched()?;
     fetched.expect_established(scene)?;
     let (edited, index) = auditor::edit_newest_exchange(&fetched.text)?;
     let verdict = fetched.verify(scene, &edited, &fetched.ak_name, &fetched.nonce)?;
@@ -124,31 +105,24 @@ pub(super) fn edited_ledger(scene: &Scene<'_>) -> anyhow::Result<()> {
 }
 
 pub(super) fn wrong_nonce(scene: &Scene<'_>) -> anyhow::Result<()> {
-    let fetched = Fetched::fetch(scene)?;
+    let fetched = scene.bench.fetched()?;
     fetched.expect_established(scene)?;
     let verdict = fetched.verify(scene, &fetched.text, &fetched.ak_name, &auditor::nonce()?)?;
     verdict.expect_refuted(&["REFUTED", "fresh"])
 }
 
-/// A second machine boots the same image; its evidence is not the first one's, nor the other way round.
+/// Evidence of two machines with the same image: neither is the other's.
 pub(super) fn other_machine(scene: &Scene<'_>) -> anyhow::Result<()> {
-    let fetched = Fetched::fetch(scene)?;
+    let fetched = scene.bench.fetched()?;
     fetched.expect_established(scene)?;
-    let mut second = Machine::boot(scene.bench.config(&scene.path("second")))?;
-    let other = wait_ready(&mut second)?;
-    ensure!(other != fetched.ak_name, "two TPMs have the same attestation key {other}");
-    let verdict = fetched.verify(scene, &fetched.text, &other, &fetched.nonce)?;
+    let second = scene.bench.second()?;
+    let verdict = fetched.verify(scene, &fetched.text, &second.ak_name, &fetched.nonce)?;
     verdict.expect_refuted(&["REFUTED", "machine"])?;
+    let [pin, first] = [&second.pin, &scene.bench.ready()?.pin].map(std::fs::read);
+    ensure!(pin? != first?, "two machines, one key");
+    let machine = scene.fork_second()?;
     let nonce = auditor::nonce()?;
-    let folder = scene.path("second-auditor");
-    let pin = scene.bench.pin(&second, &folder, &other, scene.within(HEALTH_LIMIT)?)?;
-    ensure!(
-        std::fs::read(&pin)? != std::fs::read(&scene.bench.ready()?.pin)?,
-        "two machines, one key"
-    );
-    let api = scene.api_of(&second, &pin);
-    api.wait_health(503, scene.within(HEALTH_LIMIT)?)?;
-    let text = api.evidence(&nonce)?;
+    let text = scene.api_of(&machine, &second.pin).evidence(&nonce)?;
     let verdict = fetched.verify(scene, &text, &fetched.ak_name, &nonce)?;
     verdict.expect_refuted(&["REFUTED", "machine"])
 }

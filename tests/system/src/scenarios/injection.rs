@@ -25,7 +25,9 @@ fn line() -> String {
     format!("w /dev/console - - - - {MARK}\\n\n")
 }
 
-pub(super) fn credentials(scene: &Scene<'_>) -> anyhow::Result<()> {
+/// Credentials by the board and an unsigned add-on on the ESP: the machine comes up, nothing of the stranger's ran, and all
+/// that evidence says but for the bundle that nobody brought is established: the boot is the one that the owner signed.
+pub(super) fn without_effect(scene: &Scene<'_>) -> anyhow::Result<()> {
     let mut config = scene.bench.config(&scene.path("machine"));
     // Files, a drop-in of a unit of ours, a login: systemd.system-credentials(7).
     // The console shows a unit by its description.
@@ -40,10 +42,6 @@ pub(super) fn credentials(scene: &Scene<'_>) -> anyhow::Result<()> {
     }
     let [tmpfiles, _, _] = credentials;
     config.fw_cfg.push((format!("io.systemd.credentials/{}", tmpfiles.0), tmpfiles.1));
-    serves_as_ever(scene, config)
-}
-
-pub(super) fn esp_addon(scene: &Scene<'_>) -> anyhow::Result<()> {
     let addon = scene.path("addon.efi");
     let made = Command::new("ukify")
         .args(["build", "--cmdline", "systemd.log_color=no", "--output"])
@@ -51,14 +49,7 @@ pub(super) fn esp_addon(scene: &Scene<'_>) -> anyhow::Result<()> {
         .output()
         .context("ukify, Debian's package systemd-ukify")?;
     ensure!(made.status.success(), "ukify: {}", String::from_utf8_lossy(&made.stderr));
-    let mut config = scene.bench.config(&scene.path("machine"));
     config.image = with_companion(scene, "stranger.addon.efi", &std::fs::read(addon)?)?;
-    serves_as_ever(scene, config)
-}
-
-/// The machine comes up, nothing of the stranger's ran, and all that evidence says but for the bundle that nobody
-/// brought is established: the boot is the one that the owner signed.
-fn serves_as_ever(scene: &Scene<'_>, config: qemu::Config) -> anyhow::Result<()> {
     let mut machine = Machine::boot(config)?;
     let ak_name = wait_ready(&mut machine)?;
     let folder = scene.path("auditor");

@@ -26,7 +26,7 @@ mod size;
 mod tamper;
 mod update;
 
-use crate::bench::Needs::{Nothing, Ready, Serving};
+use crate::bench::Needs::{Fetched, Nothing, Ready, Second, Serving};
 use crate::runner::Scenario;
 
 /// All of them, in the order in which they start. Those that boot by themselves stand early, so that they run beside
@@ -51,9 +51,9 @@ pub const ALL: &[Scenario] = &[
     Scenario {
         name: "flashed-disk",
         about: "a longer disk full of other things, flashed, boots to established evidence",
-        limit_s: 600,
+        limit_s: 300,
         long_factor: 1,
-        needs: Nothing,
+        needs: Second,
         run: flash::flashed_disk,
     },
     Scenario {
@@ -121,12 +121,12 @@ pub const ALL: &[Scenario] = &[
         run: installer::onto_named_disk,
     },
     Scenario {
-        name: "credentials-injected",
-        about: "files, a drop-in and a password that SMBIOS and fw_cfg bring have no effect",
+        name: "injected-without-effect",
+        about: "credentials by SMBIOS and fw_cfg and an unsigned add-on have no effect, and evidence is ESTABLISHED",
         limit_s: 900,
         long_factor: 1,
         needs: Nothing,
-        run: injection::credentials,
+        run: injection::without_effect,
     },
     Scenario {
         name: "esp-credential-injected",
@@ -143,14 +143,6 @@ pub const ALL: &[Scenario] = &[
         long_factor: 1,
         needs: Nothing,
         run: injection::esp_sysext,
-    },
-    Scenario {
-        name: "esp-addon-injected",
-        about: "an unsigned add-on beside the UKI has no effect, and evidence is ESTABLISHED",
-        limit_s: 900,
-        long_factor: 1,
-        needs: Nothing,
-        run: injection::esp_addon,
     },
     Scenario {
         name: "root-swapped",
@@ -181,7 +173,7 @@ pub const ALL: &[Scenario] = &[
         about: "evidence under a fresh nonce is ESTABLISHED in an empty folder",
         limit_s: 300,
         long_factor: 1,
-        needs: Serving,
+        needs: Fetched,
         run: evidence::established,
     },
     Scenario {
@@ -205,7 +197,7 @@ pub const ALL: &[Scenario] = &[
         about: "tpm2_checkquote and tpm2_eventlog read the quote and the log as we do",
         limit_s: 300,
         long_factor: 1,
-        needs: Serving,
+        needs: Fetched,
         run: evidence::tpm2_tools,
     },
     Scenario {
@@ -213,7 +205,7 @@ pub const ALL: &[Scenario] = &[
         about: "evidence of a real boot, attacked 29 ways: each refuted by the claim that it concerns and by no other",
         limit_s: 300,
         long_factor: 1,
-        needs: Serving,
+        needs: Fetched,
         run: attacks::on_evidence,
     },
     Scenario {
@@ -221,7 +213,7 @@ pub const ALL: &[Scenario] = &[
         about: "one edited ledger record is NOT ESTABLISHED and named",
         limit_s: 300,
         long_factor: 1,
-        needs: Serving,
+        needs: Fetched,
         run: evidence::edited_ledger,
     },
     Scenario {
@@ -229,7 +221,7 @@ pub const ALL: &[Scenario] = &[
         about: "evidence under another nonce is NOT ESTABLISHED",
         limit_s: 300,
         long_factor: 1,
-        needs: Serving,
+        needs: Fetched,
         run: evidence::wrong_nonce,
     },
     Scenario {
@@ -237,7 +229,7 @@ pub const ALL: &[Scenario] = &[
         about: "evidence of another TPM is NOT ESTABLISHED",
         limit_s: 600,
         long_factor: 1,
-        needs: Serving,
+        needs: Second,
         run: evidence::other_machine,
     },
     Scenario {
@@ -277,7 +269,7 @@ pub const ALL: &[Scenario] = &[
         about: "another TPM's answer is refused, and a key that was never enrolled is named as such",
         limit_s: 600,
         long_factor: 1,
-        needs: Ready,
+        needs: Second,
         run: enrolment::of_another_tpm,
     },
     Scenario {
@@ -309,7 +301,7 @@ pub const ALL: &[Scenario] = &[
         about: "a bundle encrypted to one enrolled machine runs there, and another TPM's machine says whose it is",
         limit_s: 900,
         long_factor: 1,
-        needs: Ready,
+        needs: Second,
         run: bundles::sealed,
     },
     Scenario {
@@ -394,7 +386,7 @@ pub const ALL: &[Scenario] = &[
     },
     Scenario {
         name: "update-falls-back",
-        about: "a signed image that is never healthy is tried three times, then the old one serves",
+        about: "a signed image that is never healthy is given up after its third try, then the old one serves",
         limit_s: 1200,
         long_factor: 1,
         needs: Ready,
@@ -520,7 +512,9 @@ pub const ONLY_LONG: &[(&str, &str)] = &[
     ("setup-mode-enrolled", "installed-from-stick"),
     ("installed-onto-named-disk", "installed-from-stick"),
     ("esp-sysext-injected", "esp-credential-injected"),
-    ("evidence-other-machine", "enrolment-of-another-tpm"),
+    ("second-disk", "root-swapped"),
+    ("db-key-added", "secure-boot-off"),
+    ("dbx-update-without-reseal", "secure-boot-off"),
     ("state-persists", "power-cut"),
 ];
 

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use anyhow::{Context, ensure};
 use qemu::Machine;
 
-use crate::bench::{BOOT_LIMIT, HEALTH_LIMIT, OwnKernel, Scene, wait_admitted, wait_ready};
+use crate::bench::{BOOT_LIMIT, HEALTH_LIMIT, OwnKernel, PROMPT, Scene, wait_admitted, wait_ready};
 
 /// A kernel that misbehaved says one of these.
 const TROUBLE: &[&str] = &["BUG:", "WARNING:", "Oops", "Call Trace", "UBSAN", "KFENCE"];
@@ -82,7 +82,7 @@ pub(super) fn boots(scene: &Scene<'_>) -> anyhow::Result<()> {
     let model = wait_admitted(&mut machine)?;
     let api = scene.api_of(&machine, &pin);
     api.wait_health(200, HEALTH_LIMIT)?;
-    api.chat(&model, "Name a colour.", 4)?;
+    api.chat(&model, PROMPT, 4)?;
     check_console(&machine)
 }
 

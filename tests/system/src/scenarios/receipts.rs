@@ -10,7 +10,7 @@ use serde_json::Value;
 use super::bundles::unpack;
 use crate::api::chat_body;
 use crate::auditor;
-use crate::bench::Scene;
+use crate::bench::{PROMPT, Scene};
 use crate::tool;
 
 /// Longest that a replay may take.
@@ -22,7 +22,7 @@ pub(super) fn replayed(scene: &Scene<'_>) -> anyhow::Result<()> {
     let serving = scene.bench.serving()?;
     let machine = scene.fork_serving()?;
     let api = scene.api(&machine)?;
-    let mut body = chat_body(&serving.model, "Name a colour.", 12, false);
+    let mut body = chat_body(&serving.model, PROMPT, 12, false);
     body["temperature"] = 0.9.into();
     body["casemate_receipt"] = true.into();
     let body = body.to_string();
@@ -46,7 +46,7 @@ pub(super) fn replayed(scene: &Scene<'_>) -> anyhow::Result<()> {
     ensure!(said.get("equal") == Some(&true.into()), "{said}");
     ensure!(said.get("receipt_sha256") == exchange.get("receipt_sha256"), "{said}, {exchange}");
 
-    let (code, said) = replay.run(receipt, &body.replace("colour", "flower"))?;
+    let (code, said) = replay.run(receipt, &body.replace(PROMPT, "Name a flower."))?;
     ensure!(code == Some(1), "another request replays: {said}");
     let mut edited = receipt.clone();
     edited["sampling"]["temperature"] = 0.8.into();

@@ -8,10 +8,12 @@ use serde_json::{Value, json};
 
 use crate::api::{Identity, Response, chat_body};
 use crate::auditor;
-use crate::bench::{HEALTH_LIMIT, Scene};
+use crate::bench::{HEALTH_LIMIT, PROMPT, Scene};
 use crate::tool;
 
 const CHAT: &str = "/v1/chat/completions";
+/// As many as the words take that are looked for.
+pub(super) const ANSWER_TOKENS: u32 = 8;
 /// curl's exit codes for a handshake that failed, or a connection that ended in it: 35, 52, 55, 56.
 const TLS_ENDED: &[&str] = &["Some(35)", "Some(52)", "Some(55)", "Some(56)"];
 
@@ -23,14 +25,14 @@ pub(super) fn model_answers(scene: &Scene<'_>) -> anyhow::Result<()> {
     let listed = models.pointer("/data/0/id").and_then(Value::as_str);
     ensure!(listed == Some(model), "{models} does not list {model}");
     let prompt = "What is the capital of Cameroon?";
-    let whole = api.chat(model, prompt, 12)?;
+    let whole = api.chat(model, prompt, ANSWER_TOKENS)?;
     println!("  ({model} on {prompt:?}: {:?})", whole.text);
     ensure!(
         whole.text.contains("The capital of Cameroon is"),
         "the model answered {:?}",
         whole.text
     );
-    let streamed = api.chat_streamed(model, prompt, 12)?;
+    let streamed = api.chat_streamed(model, prompt, ANSWER_TOKENS)?;
     ensure!(streamed == whole.text, "streamed {streamed:?}, whole {:?}", whole.text);
     let pin = &scene.bench.ready()?.pin;
     for stream in [false, true] {
@@ -80,7 +82,8 @@ impl OpenAi<'_> {
             command.arg("--ca").arg(pin).arg("--cert").arg(site.join("client.pem"));
             command.arg("--key").arg(site.join("client.key"));
         }
-        command.args(["--model", model, "--max-tokens", "12", "--temperature", "0"]);
+        command.args(["--model", model, "--temperature", "0"]);
+        command.arg("--max-tokens").arg(ANSWER_TOKENS.to_string());
         command.args(self.stream.then_some("--stream")).arg(prompt);
         tool::run(&mut command, &scratch, scene.within(Duration::from_secs(600))?)
     }
@@ -98,7 +101,7 @@ struct Bad {
 
 fn bad_chats(model: &str, context_tokens: u64) -> Vec<Bad> {
     let chat = |what, status, code, edit: fn(&mut Value)| {
-        let mut body = chat_body(model, "Name a colour.", 4, false);
+        let mut body = chat_body(model, PROMPT, 4, false);
         edit(&mut body);
         Bad { what, path: CHAT, body: body.to_string(), status, code: Some(code) }
     };
@@ -114,7 +117,7 @@ fn bad_chats(model: &str, context_tokens: u64) -> Vec<Bad> {
     let mut long = chat("a prompt over the context", 400, "context_length_exceeded", |_| {});
     long.body = chat_body(model, &"colour ".repeat(words), 4, false).to_string();
     let mut many = chat("max_tokens over the context", 400, "invalid_value", |_| {});
-    many.body = chat_body(model, "Name a colour.", u32::MAX, false).to_string();
+    many.body = chat_body(model, PROMPT, u32::MAX, false).to_string();
     vec![
         raw("half of an object", "{\"model\":", 400, None),
         raw("no object", "[]", 400, None),
@@ -164,7 +167,7 @@ pub(super) fn bad_requests(scene: &Scene<'_>) -> anyhow::Result<()> {
         ensure!(refused, "{garbage:?} was answered with {reply:?}");
     }
     api.wait_health(200, scene.within(HEALTH_LIMIT)?)?;
-    api.chat(model, "Name a colour.", 4).context("a good request after the bad ones")?;
+    api.chat(model, PROMPT, 4).context("a good request after the bad ones")?;
     Ok(())
 }
 
@@ -208,7 +211,7 @@ fn only_the_sites_client_is_answered(scene: &Scene<'_>, other: Identity) -> anyh
 }
 
 pub(super) fn concurrent(scene: &Scene<'_>) -> anyhow::Result<()> {
-    const PROMPTS: [&str; 3] = ["Name a colour.", "Count to three.", "Say hello in French."];
+    const PROMPTS: [&str; 3] = [PROMPT, "Count to three.", "Say hello in French."];
     let model = &scene.bench.serving()?.model;
     let machine = scene.fork_serving()?;
     let api = scene.api(&machine)?;
@@ -241,7 +244,7 @@ pub(super) fn cancelled(scene: &Scene<'_>) -> anyhow::Result<()> {
     let machine = scene.fork_serving()?;
     let api = scene.api(&machine)?;
     api.chat_and_leave(model, "Write a long story about a lighthouse.", 400)?;
-    api.chat(model, "Name a colour.", 4).context("the next request")?;
+    api.chat(model, PROMPT, 4).context("the next request")?;
     let deadline = Instant::now() + scene.within(HEALTH_LIMIT)?;
     loop {
         let records = auditor::records(&api.evidence(&auditor::nonce()?)?)?;

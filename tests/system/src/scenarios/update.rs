@@ -1,6 +1,7 @@
 //! Updates: a later image from a medium, one that is never healthy, ones that are refused, and power cuts meanwhile.
 
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, ensure};
@@ -21,10 +22,12 @@ const WRITTEN: &str = "update: update written: ";
 const REFUSED: &str = "update: update refused: ";
 /// Printed once agent and gateway of a new image run.
 const BLESSED: &str = " is blessed";
+/// Folder of the boot entries on the ESP, in the words of mtools.
+const ENTRIES: &str = "::EFI/Linux";
 /// Printed by agentd with the image's version.
 const VERSION: &str = "agentd: image ";
 /// Power cuts: in each run, and with `--long`.
-const CUTS: u32 = 3;
+const CUTS: u32 = 1;
 const CUTS_LONG: u32 = 20;
 /// Longest that the power stays on after an update was accepted.
 const CUT_WITHIN_MS: u64 = 12_000;
@@ -68,12 +71,15 @@ pub(super) fn applied(scene: &Scene<'_>) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// A correctly signed image whose agent never starts is tried three times; then the old one serves again.
+/// A correctly signed image whose agent never starts is tried, and after its last try the old one serves again. That
+/// is the third with `--long`; else the machine has had two when it boots.
 pub(super) fn falls_back(scene: &Scene<'_>) -> anyhow::Result<()> {
     let ready = scene.bench.ready()?;
     let broken = scene.bench.inputs.image_broken.as_ref().context("no --image-broken")?;
     let config = write(scene, &medium(scene, broken)?)?;
-    for attempt in 1..=TRIES {
+    let first = if scene.bench.inputs.long { 1 } else { TRIES };
+    use_up(scene, &config, &entry(broken)?, first - 1)?;
+    for attempt in first..=TRIES {
         let mut machine = Machine::boot(config.clone())?;
         machine
             .wait_stopped(scene.within(BOOT_LIMIT)?)
@@ -173,15 +179,39 @@ fn write(scene: &Scene<'_>, medium: &Path) -> anyhow::Result<Config> {
 
 /// Names in the folder of the boot entries of a machine that is off.
 fn entries(scene: &Scene<'_>, config: &Config) -> anyhow::Result<String> {
-    let raw = scene.path("disk.raw");
-    scene.convert(["qcow2", "raw"], &config.state.join("disk.qcow2"), &raw)?;
-    let esp = Disk::open(&raw)?.partition(qemu::disk::TYPE_ESP)?;
-    let mut list = crate::tool::command("mdir");
-    list.env("MTOOLS_SKIP_CHECK", "1").args(["-b", "-i"]);
-    list.arg(format!("{}@@{}", raw.display(), esp.offset)).arg("::EFI/Linux");
-    let names = scene.run(&mut list)?;
+    let raw = raw_disk(scene, config)?;
+    let names = scene.run(on_esp("mdir", &raw)?.args(["-b", ENTRIES]))?;
     std::fs::remove_file(raw)?;
     Ok(names)
+}
+
+/// Counts tries of a new entry as if the boot menu had made them; systemd-boot(7), "Boot Counting".
+fn use_up(scene: &Scene<'_>, config: &Config, entry: &str, tries: u32) -> anyhow::Result<()> {
+    if tries == 0 {
+        return Ok(());
+    }
+    let raw = raw_disk(scene, config)?;
+    let name = |counter: &str| format!("{ENTRIES}/{entry}+{counter}.efi");
+    let (fresh, used) = (name(&TRIES.to_string()), name(&format!("{}-{tries}", TRIES - tries)));
+    scene.run(on_esp("mren", &raw)?.args([fresh, used]))?;
+    scene.convert(["raw", "qcow2"], &raw, &config.state.join("disk.qcow2"))?;
+    Ok(std::fs::remove_file(raw)?)
+}
+
+/// A copy of the disk of a machine that is off.
+fn raw_disk(scene: &Scene<'_>, config: &Config) -> anyhow::Result<PathBuf> {
+    let raw = scene.path("disk.raw");
+    scene.convert(["qcow2", "raw"], &config.state.join("disk.qcow2"), &raw)?;
+    Ok(raw)
+}
+
+/// One of mtools, on the ESP of a disk.
+fn on_esp(program: &str, disk: &Path) -> anyhow::Result<Command> {
+    let esp = Disk::open(disk)?.partition(qemu::disk::TYPE_ESP)?;
+    let mut command = crate::tool::command(program);
+    command.env("MTOOLS_SKIP_CHECK", "1").arg("-i");
+    command.arg(format!("{}@@{}", disk.display(), esp.offset));
+    Ok(command)
 }
 
 /// Flips a bit a while behind the first place where `words` stand in a file.
