@@ -30,7 +30,7 @@ use crate::bench::Needs::{Fetched, Nothing, Ready, Second, Serving};
 use crate::runner::Scenario;
 
 /// All of them, in the order in which they start. Those that boot by themselves stand early, so that they run beside
-/// the shared boot.
+/// the shared boot; the shortest are last, so that no core waits for the other at the end.
 pub const ALL: &[Scenario] = &[
     Scenario {
         name: "boots-and-measures",
@@ -377,6 +377,38 @@ pub const ALL: &[Scenario] = &[
         run: rollback::bundle,
     },
     Scenario {
+        name: "pcr-key-rotated",
+        about: "the state follows a new key of PCR policies, and opens no more by the one before",
+        limit_s: 900,
+        long_factor: 1,
+        needs: Ready,
+        run: rotation::pcr_key,
+    },
+    Scenario {
+        name: "factory-reset",
+        about: "a signed order destroys the state: neither disk nor copy opens afterwards, a new state begins",
+        limit_s: 900,
+        long_factor: 1,
+        needs: Ready,
+        run: reset::factory_reset,
+    },
+    Scenario {
+        name: "smbios-cmdline-injected",
+        about: "whatever SMBIOS adds to the command line, the machine stops before anything of ours runs",
+        limit_s: 900,
+        long_factor: 1,
+        needs: Ready,
+        run: tamper::smbios_cmdline_injected,
+    },
+    Scenario {
+        name: "dbx-update-forecast",
+        about: "a dbx update is foreseen to the bit; a signed order keeps the state open, a new packing the sealed bundle",
+        limit_s: 900,
+        long_factor: 1,
+        needs: Ready,
+        run: reseal::dbx_update_forecast,
+    },
+    Scenario {
         name: "update-applied",
         about: "a later image from a medium runs, is blessed, and its evidence is ESTABLISHED",
         limit_s: 900,
@@ -449,28 +481,12 @@ pub const ALL: &[Scenario] = &[
         run: recovery::escrowed_key,
     },
     Scenario {
-        name: "dbx-update-forecast",
-        about: "a dbx update is foreseen to the bit; a signed order keeps the state open, a new packing the sealed bundle",
-        limit_s: 900,
-        long_factor: 1,
-        needs: Ready,
-        run: reseal::dbx_update_forecast,
-    },
-    Scenario {
         name: "dbx-update-without-reseal",
         about: "the same dbx update without an order keeps the state closed",
         limit_s: 420,
         long_factor: 1,
         needs: Ready,
         run: reseal::dbx_update_without_reseal,
-    },
-    Scenario {
-        name: "pcr-key-rotated",
-        about: "the state follows a new key of PCR policies, and opens no more by the one before",
-        limit_s: 900,
-        long_factor: 1,
-        needs: Ready,
-        run: rotation::pcr_key,
     },
     Scenario {
         name: "reseal-order-refused",
@@ -481,28 +497,12 @@ pub const ALL: &[Scenario] = &[
         run: reseal::reseal_order_refused,
     },
     Scenario {
-        name: "factory-reset",
-        about: "a signed order destroys the state: neither disk nor copy opens afterwards, a new state begins",
-        limit_s: 900,
-        long_factor: 1,
-        needs: Ready,
-        run: reset::factory_reset,
-    },
-    Scenario {
         name: "reset-order-refused",
         about: "an order with one signature, or for another state, destroys nothing",
         limit_s: 300,
         long_factor: 1,
         needs: Ready,
         run: reset::order_refused,
-    },
-    Scenario {
-        name: "smbios-cmdline-injected",
-        about: "whatever SMBIOS adds to the command line, the machine stops before anything of ours runs",
-        limit_s: 900,
-        long_factor: 1,
-        needs: Ready,
-        run: tamper::smbios_cmdline_injected,
     },
 ];
 
