@@ -235,7 +235,11 @@ fn check(inputs: &Inputs, chosen: &[Scenario]) -> anyhow::Result<()> {
         own_kernel || chosen.iter().any(|s| matches!(s.needs, Needs::Serving | Needs::Fetched));
     let bundles = &inputs.bundles;
     let missing = [
-        ((serving || chosen_has("sealed-bundle")) && bundles.good.is_none(), "--bundle"),
+        (
+            (serving || ["sealed-bundle", "evidence-other-machine"].iter().any(|n| chosen_has(n)))
+                && bundles.good.is_none(),
+            "--bundle",
+        ),
         (
             ["model-answers", "embeddings"].iter().any(|n| chosen_has(n))
                 && inputs.python.is_none(),
