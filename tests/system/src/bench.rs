@@ -418,6 +418,31 @@ impl<'a> Scene<'a> {
         self.run(&mut command).map(drop)
     }
 
+    /// Reads the disk of a machine that is off.
+    pub fn read_disk<T>(
+        &self,
+        config: &Config,
+        read: impl FnOnce(&Path) -> anyhow::Result<T>,
+    ) -> anyhow::Result<T> {
+        let raw = self.path("disk.raw");
+        self.convert(["qcow2", "raw"], &config.state.join("disk.qcow2"), &raw)?;
+        let found = read(&raw)?;
+        std::fs::remove_file(raw)?;
+        Ok(found)
+    }
+
+    /// Changes the disk of a machine that is off.
+    pub fn edit_disk(
+        &self,
+        config: &Config,
+        edit: impl FnOnce(&Path) -> anyhow::Result<()>,
+    ) -> anyhow::Result<()> {
+        self.read_disk(config, |raw| {
+            edit(raw)?;
+            self.convert(["raw", "qcow2"], raw, &config.state.join("disk.qcow2"))
+        })
+    }
+
     /// `casemate`, as whoever signs runs it.
     #[must_use]
     pub fn casemate(&self) -> Command {

@@ -5,7 +5,7 @@ use std::time::Duration;
 use anyhow::{Context, ensure};
 
 use crate::auditor::{self, Verdict};
-use crate::bench::{Fetched, Scene};
+use crate::bench::{Fetched, HEALTH_LIMIT, Scene};
 use crate::tool;
 
 /// Longest that one of tpm2-tools may take.
@@ -121,8 +121,10 @@ pub(super) fn other_machine(scene: &Scene<'_>) -> anyhow::Result<()> {
     let [pin, first] = [&second.pin, &scene.bench.ready()?.pin].map(std::fs::read);
     ensure!(pin? != first?, "two machines, one key");
     let machine = scene.fork_second()?;
+    let api = scene.api_of(&machine, &second.pin);
+    api.wait_health(503, scene.within(HEALTH_LIMIT)?)?;
     let nonce = auditor::nonce()?;
-    let text = scene.api_of(&machine, &second.pin).evidence(&nonce)?;
+    let text = api.evidence(&nonce)?;
     let verdict = fetched.verify(scene, &text, &fetched.ak_name, &nonce)?;
     verdict.expect_refuted(&["REFUTED", "machine"])
 }

@@ -61,13 +61,14 @@ fn open(scene: &Scene<'_>, file: &Path) -> anyhow::Result<String> {
 /// The state partition of the shared boot's disk, as a file.
 fn state_partition(scene: &Scene<'_>) -> anyhow::Result<PathBuf> {
     let config = scene.bench.ready()?.snapshot.transplant(&scene.path("disk-alone"))?;
-    let (raw, volume) = (scene.path("disk.raw"), scene.path("volume"));
-    scene.convert(["qcow2", "raw"], &config.state.join("disk.qcow2"), &raw)?;
-    let partition = Disk::open(&raw)?.partition(disk::TYPE_LINUX)?;
-    let mut from = File::open(&raw)?;
-    from.seek(SeekFrom::Start(partition.offset))?;
-    std::io::copy(&mut from.take(partition.bytes), &mut File::create_new(&volume)?)?;
-    std::fs::remove_file(raw)?;
+    let volume = scene.path("volume");
+    scene.read_disk(&config, |raw| {
+        let partition = Disk::open(raw)?.partition(disk::TYPE_LINUX)?;
+        let mut from = File::open(raw)?;
+        from.seek(SeekFrom::Start(partition.offset))?;
+        std::io::copy(&mut from.take(partition.bytes), &mut File::create_new(&volume)?)?;
+        Ok(())
+    })?;
     Ok(volume)
 }
 

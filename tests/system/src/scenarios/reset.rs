@@ -124,10 +124,7 @@ fn judged_by_the_old_pin(
 
 /// The old header is nowhere on the disk.
 fn nothing_is_left(scene: &Scene<'_>, config: &Config, state: &str) -> anyhow::Result<()> {
-    let raw = scene.path("disk.raw");
-    scene.convert(["qcow2", "raw"], &config.state.join("disk.qcow2"), &raw)?;
-    let found = holds(&raw, state.as_bytes())?;
-    std::fs::remove_file(raw)?;
+    let found = scene.read_disk(config, |raw| holds(raw, state.as_bytes()))?;
     ensure!(!found, "the old state's header is still on the disk");
     Ok(())
 }

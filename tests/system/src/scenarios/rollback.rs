@@ -92,12 +92,10 @@ fn foreseen(scene: &Scene<'_>, machine: &Machine, image: &Path) -> anyhow::Resul
 
 /// Boot partitions of another image on a machine's disk.
 pub(super) fn install(scene: &Scene<'_>, config: &Config, image: &Path) -> anyhow::Result<()> {
-    let (disk, raw) = (config.state.join("disk.qcow2"), scene.path("disk.raw"));
-    scene.convert(["qcow2", "raw"], &disk, &raw)?;
     let kinds = [disk::TYPE_ESP, disk::TYPE_ROOT_X86_64, disk::TYPE_ROOT_X86_64_VERITY];
-    Disk::open(&raw)?.install(&Disk::open(&image.join("casemate.raw"))?, &kinds)?;
-    scene.convert(["raw", "qcow2"], &raw, &disk)?;
-    Ok(std::fs::remove_file(raw)?)
+    scene.edit_disk(config, |raw| {
+        Ok(Disk::open(raw)?.install(&Disk::open(&image.join("casemate.raw"))?, &kinds)?)
+    })
 }
 
 /// A medium that lets this machine run image version 0 once, signed by two of three release keys.

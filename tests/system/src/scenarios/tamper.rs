@@ -144,12 +144,12 @@ pub(super) fn smbios_cmdline_injected(scene: &Scene<'_>) -> anyhow::Result<()> {
     let config = machine.config().clone();
     machine.quit()?;
     let words = if scene.bench.inputs.long { &WORDS[..] } else { &WORDS[..2] };
-    for words in words {
+    for &words in words {
         let mut config = config.clone();
         config.smbios.push(format!("io.systemd.stub.kernel-cmdline-extra={words}"));
         let mut machine = Machine::boot(config)?;
-        machine.wait_stopped(scene.within(BOOT_LIMIT)?).with_context(|| (*words).to_owned())?;
-        machine.forbid(AGENTD_READY).with_context(|| (*words).to_owned())?;
+        machine.wait_stopped(scene.within(BOOT_LIMIT)?).with_context(|| words.to_owned())?;
+        machine.forbid(AGENTD_READY).with_context(|| words.to_owned())?;
         println!("  (with {words} the machine stopped)");
     }
     Ok(())

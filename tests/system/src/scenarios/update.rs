@@ -71,14 +71,16 @@ pub(super) fn applied(scene: &Scene<'_>) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// A correctly signed image whose agent never starts is tried, and after its last try the old one serves again. That
-/// is the third with `--long`; else the machine has had two when it boots.
+/// A correctly signed image whose agent never starts is tried three times; then the old one serves again. Without
+/// `--long` the first two tries are only counted.
 pub(super) fn falls_back(scene: &Scene<'_>) -> anyhow::Result<()> {
     let ready = scene.bench.ready()?;
     let broken = scene.bench.inputs.image_broken.as_ref().context("no --image-broken")?;
     let config = write(scene, &medium(scene, broken)?)?;
     let first = if scene.bench.inputs.long { 1 } else { TRIES };
-    use_up(scene, &config, &entry(broken)?, first - 1)?;
+    if first > 1 {
+        use_up(scene, &config, &entry(broken)?, first - 1)?;
+    }
     for attempt in first..=TRIES {
         let mut machine = Machine::boot(config.clone())?;
         machine
@@ -179,30 +181,14 @@ fn write(scene: &Scene<'_>, medium: &Path) -> anyhow::Result<Config> {
 
 /// Names in the folder of the boot entries of a machine that is off.
 fn entries(scene: &Scene<'_>, config: &Config) -> anyhow::Result<String> {
-    let raw = raw_disk(scene, config)?;
-    let names = scene.run(on_esp("mdir", &raw)?.args(["-b", ENTRIES]))?;
-    std::fs::remove_file(raw)?;
-    Ok(names)
+    scene.read_disk(config, |raw| scene.run(on_esp("mdir", raw)?.args(["-b", ENTRIES])))
 }
 
 /// Counts tries of a new entry as if the boot menu had made them; systemd-boot(7), "Boot Counting".
 fn use_up(scene: &Scene<'_>, config: &Config, entry: &str, tries: u32) -> anyhow::Result<()> {
-    if tries == 0 {
-        return Ok(());
-    }
-    let raw = raw_disk(scene, config)?;
     let name = |counter: &str| format!("{ENTRIES}/{entry}+{counter}.efi");
     let (fresh, used) = (name(&TRIES.to_string()), name(&format!("{}-{tries}", TRIES - tries)));
-    scene.run(on_esp("mren", &raw)?.args([fresh, used]))?;
-    scene.convert(["raw", "qcow2"], &raw, &config.state.join("disk.qcow2"))?;
-    Ok(std::fs::remove_file(raw)?)
-}
-
-/// A copy of the disk of a machine that is off.
-fn raw_disk(scene: &Scene<'_>, config: &Config) -> anyhow::Result<PathBuf> {
-    let raw = scene.path("disk.raw");
-    scene.convert(["qcow2", "raw"], &config.state.join("disk.qcow2"), &raw)?;
-    Ok(raw)
+    scene.edit_disk(config, |raw| scene.run(on_esp("mren", raw)?.args([fresh, used])).map(drop))
 }
 
 /// One of mtools, on the ESP of a disk.
