@@ -31,12 +31,13 @@ pub enum Accel {
 }
 
 impl Accel {
-    /// Value of QEMU's `-accel`.
-    pub(crate) fn argument(self) -> &'static str {
-        match self {
-            Self::Kvm => "kvm",
-            // One host thread for each CPU; 512 MiB of translated code, since the default is flushed again and again.
-            Self::Tcg => "tcg,thread=multi,tb-size=512",
+    /// Value of QEMU's `-accel`; `one_thread` as in [`Config`].
+    pub(crate) fn argument(self, one_thread: bool) -> &'static str {
+        match (self, one_thread) {
+            (Self::Kvm, _) => "kvm",
+            // 512 MiB of translated code, since the default is flushed again and again.
+            (Self::Tcg, false) => "tcg,thread=multi,tb-size=512",
+            (Self::Tcg, true) => "tcg,thread=single,tb-size=512",
         }
     }
 

@@ -55,7 +55,7 @@ impl Args {
         self.add("-global", "driver=cfi.pflash01,property=secure,value=on");
         // OVMF with SMM does not resume from S3.
         self.add("-global", "ICH9-LPC.disable_s3=1");
-        self.add("-accel", config.accel.argument());
+        self.add("-accel", config.accel.argument(config.one_thread));
         self.add("-cpu", config.accel.cpu());
         self.add("-smp", config.cpus.to_string());
         self.add("-m", config.memory_mib.to_string());
@@ -224,6 +224,15 @@ mod tests {
         let forked = args(&config, true);
         assert_eq!(forked[..booted.len()], booted);
         assert_eq!(forked[booted.len()..], ["-incoming", "defer"]);
+    }
+
+    #[test]
+    fn one_host_thread_is_for_the_translator() {
+        for (accel, expected) in [(Accel::Tcg, "tcg,thread=single,"), (Accel::Kvm, "kvm")] {
+            let mut config = Config::new("/i", "/s", accel);
+            config.one_thread = true;
+            assert!(value_of(&args(&config, false), "-accel", "").starts_with(expected));
+        }
     }
 
     #[test]

@@ -17,6 +17,6 @@ pub mod qmp;
 mod snapshot;
 
 pub use accel::Accel;
-pub use machine::{BUNDLE_SLOTS, Config, GATEWAY_PORT, Machine, MachineError, SpareDisk};
+pub use machine::{BUNDLE_SLOTS, CPUS, Config, GATEWAY_PORT, Machine, MachineError, SpareDisk};
 pub use process::ProcessError;
 pub use snapshot::Snapshot;

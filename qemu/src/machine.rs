@@ -116,6 +116,9 @@ pub struct SpareDisk {
     pub serial: String,
 }
 
+/// Virtual CPUs, unless told otherwise.
+pub const CPUS: u8 = 2;
+
 /// What a machine is made of.
 #[derive(Clone, Debug)]
 pub struct Config {
@@ -125,6 +128,9 @@ pub struct Config {
     pub state: PathBuf,
     /// How guest code is executed.
     pub accel: Accel,
+    /// The translator executes all virtual CPUs in one host thread: atomic instructions cost nothing then, and no guest
+    /// loses a timer. Right when machines run side by side and fill the host's CPUs anyway.
+    pub one_thread: bool,
     /// Memory in MiB.
     pub memory_mib: u32,
     /// Virtual CPUs.
@@ -150,8 +156,9 @@ impl Config {
             image: image.into(),
             state: state.into(),
             accel,
+            one_thread: false,
             memory_mib: 2048,
-            cpus: 2,
+            cpus: CPUS.into(),
             bundles: Vec::new(),
             disks: Vec::new(),
             smbios: Vec::new(),

@@ -76,6 +76,8 @@ pub struct Inputs {
     pub results: PathBuf,
     /// What executes the guest's code.
     pub accel: Accel,
+    /// The machines side by side have more CPUs than the host.
+    pub crowded: bool,
     /// Memory of each machine in MiB.
     pub memory_mib: u32,
     /// Repetitions too.
@@ -308,6 +310,7 @@ impl Bench {
     pub fn config(&self, state: &Path) -> Config {
         let mut config = Config::new(&self.inputs.image, state, self.inputs.accel);
         config.memory_mib = self.inputs.memory_mib;
+        config.one_thread = self.inputs.crowded;
         config
     }
 

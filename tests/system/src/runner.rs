@@ -196,6 +196,7 @@ mod tests {
             programs: results.to_owned(),
             results: results.to_owned(),
             accel: Accel::Tcg,
+            crowded: false,
             memory_mib: 256,
             long: false,
         })

@@ -106,6 +106,7 @@ fn bench(cli: &Cli, accel: Accel) -> anyhow::Result<Bench> {
         programs: absolute(&cli.programs)?,
         results: absolute(&cli.work)?,
         accel,
+        crowded: false,
         memory_mib: 2048,
         long: false,
     }))

@@ -7,7 +7,7 @@ use std::sync::atomic::AtomicBool;
 
 use anyhow::{Context, bail};
 use clap::Parser;
-use qemu::{Accel, accel};
+use qemu::{Accel, CPUS, accel};
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::flag;
 use system_tests::bench::{Bench, Bundles, Inputs, Needs, OwnKernel};
@@ -206,6 +206,7 @@ fn inputs(cli: Cli) -> anyhow::Result<Inputs> {
         programs,
         results,
         accel,
+        crowded: usize::from(cli.jobs * CPUS) > std::thread::available_parallelism()?.get(),
         memory_mib: cli.memory,
         long: cli.long,
     })
