@@ -103,7 +103,7 @@ pub fn probe(image: Option<&Path>, cache_folder: &Path) -> Result<Probe, Machine
     };
     make_folder(cache_folder)?;
     let text = serde_json::to_vec(&probe).map_err(|e| MachineError::Invalid(e.to_string()))?;
-    fs::write(&cache, text).map_err(|source| file_error(&cache, source))?;
+    fs::write(&cache, text).map_err(|cause| file_error(&cache, cause))?;
     Ok(probe)
 }
 
@@ -152,9 +152,9 @@ fn empty_image(scratch: &Path) -> Result<PathBuf, MachineError> {
     let image = scratch.join("image");
     make_folder(&image)?;
     let disk = image.join("casemate.raw");
-    fs::write(&disk, vec![0; 1 << 20]).map_err(|source| file_error(&disk, source))?;
+    fs::write(&disk, vec![0; 1 << 20]).map_err(|cause| file_error(&disk, cause))?;
     let vars = Path::new(EMPTY_VARS);
-    fs::copy(vars, image.join("OVMF_VARS.fd")).map_err(|source| file_error(vars, source))?;
+    fs::copy(vars, image.join("OVMF_VARS.fd")).map_err(|cause| file_error(vars, cause))?;
     Ok(image)
 }
 

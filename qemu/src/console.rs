@@ -22,12 +22,12 @@ pub const FATAL: &[&str] =
 #[derive(Debug, thiserror::Error)]
 pub enum ConsoleError {
     /// The serial log could not be read.
-    #[error("cannot read the serial log {path}: {source}")]
+    #[error("cannot read the serial log {path}: {cause}")]
     Read {
         /// The log.
         path: PathBuf,
         /// The system's reason.
-        source: std::io::Error,
+        cause: std::io::Error,
     },
     /// The guest writes without end.
     #[error(
@@ -161,7 +161,7 @@ impl Console {
 
     /// Reads what the guest has written since, and returns it raw.
     pub fn poll(&mut self) -> Result<Vec<u8>, ConsoleError> {
-        let read_error = |source| ConsoleError::Read { path: self.path.clone(), source };
+        let read_error = |cause| ConsoleError::Read { path: self.path.clone(), cause };
         if self.file.is_none() {
             self.file = match File::open(&self.path) {
                 Ok(file) => Some(file),

@@ -27,12 +27,12 @@ const SECTIONS_MAX: u16 = 96;
 #[derive(Debug, thiserror::Error)]
 pub enum DiskError {
     /// The image could not be read or written.
-    #[error("{path}: {source}")]
+    #[error("{path}: {cause}")]
     File {
         /// The image.
         path: PathBuf,
         /// The system's reason.
-        source: io::Error,
+        cause: io::Error,
     },
     /// No GUID partition table.
     #[error("not a GUID partition table: {0}")]
@@ -139,7 +139,7 @@ impl Disk {
     /// Opens an image to read and write it.
     pub fn open(path: &Path) -> Result<Self, DiskError> {
         let file = OpenOptions::new().read(true).write(true).open(path);
-        let file = file.map_err(|source| DiskError::File { path: path.to_owned(), source })?;
+        let file = file.map_err(|cause| DiskError::File { path: path.to_owned(), cause })?;
         Ok(Self { path: path.to_owned(), file })
     }
 
@@ -162,14 +162,14 @@ impl Disk {
             self.file.write_all_at(&byte, offset)?;
             self.file.sync_data()
         };
-        flip().map_err(|source| DiskError::File { path: self.path.clone(), source })
+        flip().map_err(|cause| DiskError::File { path: self.path.clone(), cause })
     }
 
     /// Where a section of this name is in each UKI that lies in `within`: bytes that firmware measures and checks before
     /// it starts the UKI. Right as long as the file's first megabyte is not fragmented.
     pub fn uki_sections(&self, within: &Partition, name: &str) -> Result<Vec<Section>, DiskError> {
         const STEP: usize = 1 << 20;
-        let io = |source| DiskError::File { path: self.path.clone(), source };
+        let io = |cause| DiskError::File { path: self.path.clone(), cause };
         let mut found = Vec::new();
         let mut chunk = vec![0; STEP];
         let end = within.offset + within.bytes;
@@ -206,7 +206,7 @@ impl Disk {
 
     /// Overwrites the start of a partition.
     pub fn overwrite(&self, within: &Partition, bytes: &[u8]) -> Result<(), DiskError> {
-        let io = |source| DiskError::File { path: self.path.clone(), source };
+        let io = |cause| DiskError::File { path: self.path.clone(), cause };
         if bytes.len() as u64 > within.bytes {
             return Err(self.absent(&format!("room for {} bytes in {}", bytes.len(), within.name)));
         }
@@ -250,7 +250,7 @@ impl Disk {
     }
 
     fn io(&self) -> impl Fn(io::Error) -> DiskError + '_ {
-        |source| DiskError::File { path: self.path.clone(), source }
+        |cause| DiskError::File { path: self.path.clone(), cause }
     }
 
     fn absent(&self, what: &str) -> DiskError {

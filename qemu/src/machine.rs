@@ -55,12 +55,12 @@ pub enum MachineError {
     #[error(transparent)]
     Qmp(#[from] QmpError),
     /// A file of the machine failed.
-    #[error("{path}: {source}")]
+    #[error("{path}: {cause}")]
     File {
         /// The file.
         path: PathBuf,
         /// The system's reason.
-        source: io::Error,
+        cause: io::Error,
     },
     /// The state folder cannot be used.
     #[error("{path}: {problem}; remove the folder, or use another")]
@@ -220,7 +220,7 @@ struct Origin {
 
 impl Origin {
     fn of(disk: &Path) -> Result<Self, MachineError> {
-        let meta = fs::metadata(disk).map_err(|source| file_error(disk, source))?;
+        let meta = fs::metadata(disk).map_err(|cause| file_error(disk, cause))?;
         let modified = i128::from(meta.mtime()) * 1_000_000_000 + i128::from(meta.mtime_nsec());
         Ok(Self { disk_bytes: meta.len(), disk_modified_ns: modified })
     }
@@ -250,7 +250,7 @@ impl Machine {
         make_folder(&vendor)?;
         let absolute = |path: &Path| fs::canonicalize(path).map_err(|e| file_error(path, e));
         manufacture::manufacture(&absolute(&tpm)?, &absolute(&vendor)?)
-            .map_err(|source| file_error(&tpm, source))?;
+            .map_err(|cause| file_error(&tpm, cause))?;
         Self::launch(config, false)
     }
 
@@ -518,16 +518,16 @@ pub(crate) fn create_overlay(
 /// A state folder holds a TPM's secrets: for its owner only.
 pub(crate) fn make_folder(path: &Path) -> Result<(), MachineError> {
     let made = fs::DirBuilder::new().recursive(true).mode(0o700).create(path);
-    made.map_err(|source| file_error(path, source))
+    made.map_err(|cause| file_error(path, cause))
 }
 
-pub(crate) fn file_error(path: &Path, source: io::Error) -> MachineError {
-    MachineError::File { path: path.to_owned(), source }
+pub(crate) fn file_error(path: &Path, cause: io::Error) -> MachineError {
+    MachineError::File { path: path.to_owned(), cause }
 }
 
 fn socket_folder() -> Result<tempfile::TempDir, MachineError> {
     let folder = tempfile::Builder::new().prefix("cm").tempdir();
-    let folder = folder.map_err(|source| file_error(&std::env::temp_dir(), source))?;
+    let folder = folder.map_err(|cause| file_error(&std::env::temp_dir(), cause))?;
     let bytes = folder.path().as_os_str().len() + "/q".len();
     if bytes > SOCKET_PATH_BYTES_MAX {
         return Err(MachineError::Invalid(format!(

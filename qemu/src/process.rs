@@ -13,22 +13,22 @@ pub(crate) const POLL: Duration = Duration::from_millis(40);
 #[derive(Debug, thiserror::Error)]
 pub enum ProcessError {
     /// The program could not be started.
-    #[error("cannot start {program}: {source}; is its Debian package in the tools tree?")]
+    #[error("cannot start {program}: {cause}; is its Debian package in the tools tree?")]
     Start {
         /// Name of the program.
         program: String,
         /// The system's reason.
-        source: std::io::Error,
+        cause: std::io::Error,
     },
     /// The program's log could not be made, or its end could not be awaited.
-    #[error("{program} ({log}): {source}")]
+    #[error("{program} ({log}): {cause}")]
     Io {
         /// Name of the program.
         program: String,
         /// Where its output goes.
         log: PathBuf,
         /// The system's reason.
-        source: std::io::Error,
+        cause: std::io::Error,
     },
     /// A tool that should have done its work failed.
     #[error("{program} ended with {status}: {stderr}")]
@@ -59,7 +59,7 @@ impl Daemon {
         log: &Path,
     ) -> Result<Self, ProcessError> {
         let io =
-            |source| ProcessError::Io { program: program.to_owned(), log: log.to_owned(), source };
+            |cause| ProcessError::Io { program: program.to_owned(), log: log.to_owned(), cause };
         let out = File::create(log).map_err(io)?;
         let err = out.try_clone().map_err(io)?;
         let mut command = Command::new("setpriv");
@@ -70,13 +70,13 @@ impl Daemon {
             .stdout(out)
             .stderr(err)
             .spawn()
-            .map_err(|source| ProcessError::Start { program: program.to_owned(), source })?;
+            .map_err(|cause| ProcessError::Start { program: program.to_owned(), cause })?;
         Ok(Self { program, child, log: log.to_owned() })
     }
 
     /// How it ended, or `None` while it runs.
     pub(crate) fn ended(&mut self) -> Result<Option<ExitStatus>, ProcessError> {
-        self.child.try_wait().map_err(|source| self.io(source))
+        self.child.try_wait().map_err(|cause| self.io(cause))
     }
 
     /// Waits at most `limit` for its end; `None` if it still runs.
@@ -96,8 +96,8 @@ impl Daemon {
     /// SIGKILL, and waits until it is gone.
     pub(crate) fn kill(&mut self) -> Result<(), ProcessError> {
         if self.ended()?.is_none() {
-            self.child.kill().map_err(|source| self.io(source))?;
-            self.child.wait().map_err(|source| self.io(source))?;
+            self.child.kill().map_err(|cause| self.io(cause))?;
+            self.child.wait().map_err(|cause| self.io(cause))?;
         }
         Ok(())
     }
@@ -108,8 +108,8 @@ impl Daemon {
         last_lines(&String::from_utf8_lossy(&text), 8)
     }
 
-    fn io(&self, source: std::io::Error) -> ProcessError {
-        ProcessError::Io { program: self.program.to_owned(), log: self.log.clone(), source }
+    fn io(&self, cause: std::io::Error) -> ProcessError {
+        ProcessError::Io { program: self.program.to_owned(), log: self.log.clone(), cause }
     }
 }
 
@@ -127,7 +127,7 @@ pub(crate) fn run<S: AsRef<OsStr>>(program: &str, args: &[S]) -> Result<(), Proc
         .args(args)
         .stdin(Stdio::null())
         .output()
-        .map_err(|source| ProcessError::Start { program: program.to_owned(), source })?;
+        .map_err(|cause| ProcessError::Start { program: program.to_owned(), cause })?;
     if output.status.success() {
         return Ok(());
     }

@@ -20,12 +20,12 @@ const REPLY_LIMIT: Duration = Duration::from_secs(60);
 #[derive(Debug, thiserror::Error)]
 pub enum QmpError {
     /// The socket failed.
-    #[error("QMP {doing}: {source}")]
+    #[error("QMP {doing}: {cause}")]
     Io {
         /// What was being done.
         doing: String,
         /// The system's reason.
-        source: std::io::Error,
+        cause: std::io::Error,
     },
     /// QEMU closed the socket.
     #[error("QEMU closed its QMP socket during {doing}")]
@@ -96,7 +96,7 @@ pub struct Qmp {
 impl Qmp {
     /// Connects and leaves the negotiation mode.
     pub fn connect(socket: &Path) -> Result<Self, QmpError> {
-        let io = |source| QmpError::Io { doing: "connect".to_owned(), source };
+        let io = |cause| QmpError::Io { doing: "connect".to_owned(), cause };
         let stream = UnixStream::connect(socket).map_err(io)?;
         stream.set_read_timeout(Some(REPLY_LIMIT)).map_err(io)?;
         stream.set_write_timeout(Some(REPLY_LIMIT)).map_err(io)?;
@@ -113,7 +113,7 @@ impl Qmp {
     pub fn execute(&mut self, command: &str, arguments: &Value) -> Result<Value, QmpError> {
         let mut line = json!({ "execute": command, "arguments": arguments }).to_string();
         line.push('\n');
-        let io = |source| QmpError::Io { doing: command.to_owned(), source };
+        let io = |cause| QmpError::Io { doing: command.to_owned(), cause };
         self.reader.get_mut().write_all(line.as_bytes()).map_err(io)?;
         let deadline = Instant::now() + REPLY_LIMIT;
         while Instant::now() < deadline {
@@ -190,7 +190,7 @@ impl Qmp {
         (&mut self.reader)
             .take(MESSAGE_BYTES_MAX)
             .read_line(&mut line)
-            .map_err(|source| QmpError::Io { doing: doing.to_owned(), source })?;
+            .map_err(|cause| QmpError::Io { doing: doing.to_owned(), cause })?;
         if line.is_empty() {
             return Err(QmpError::Closed { doing: doing.to_owned() });
         }

@@ -44,7 +44,7 @@ impl Machine {
         self.quit()?;
         // Last, so that a folder with this file is a whole snapshot.
         let state = config.vm_state();
-        fs::rename(&partial, &state).map_err(|source| file_error(&state, source))?;
+        fs::rename(&partial, &state).map_err(|cause| file_error(&state, cause))?;
         Ok(Snapshot { config, console })
     }
 }
@@ -95,11 +95,11 @@ impl Snapshot {
             return Err(MachineError::State { path: state.to_owned(), problem });
         }
         let base = fs::canonicalize(&self.config.state)
-            .map_err(|source| file_error(&self.config.state, source))?;
+            .map_err(|cause| file_error(&self.config.state, cause))?;
         create_overlay(&base.join("disk.qcow2"), "qcow2", &config.disk())?;
         create_overlay(&base.join("vars.qcow2"), "qcow2", &config.vars())?;
         fs::copy(self.config.origin(), config.origin())
-            .map_err(|source| file_error(&config.origin(), source))?;
+            .map_err(|cause| file_error(&config.origin(), cause))?;
         Ok((config, base))
     }
 }

@@ -53,8 +53,8 @@ pub(crate) enum Refusal {
     #[error(transparent)]
     Differs(#[from] Differences),
     /// A file that cannot be taken into memory.
-    #[error("file {name:?} {source}")]
-    File { name: String, source: SealedError },
+    #[error("file {name:?} {cause}")]
+    File { name: String, cause: SealedError },
     /// More files than the engine takes.
     #[error("{found} files; the engine takes {}", ipc::FDS_MAX)]
     TooManyFiles { found: usize },
@@ -131,7 +131,7 @@ pub(crate) fn admit(
             }
             None => SealedFile::copy(&mut file.file, file.bytes),
         };
-        let memory = memory.map_err(|source| Refusal::File { name: file.name.clone(), source })?;
+        let memory = memory.map_err(|cause| Refusal::File { name: file.name.clone(), cause })?;
         sealed.push((file.name, memory));
     }
     verified.compare(&found(&sealed))?;
@@ -181,7 +181,7 @@ fn check_names(verified: &Verified, files: &[MediumFile]) -> Result<(), Differen
 fn measure_content(file: &mut MediumFile) -> Result<(), Refusal> {
     let content = plain_bytes(file.bytes);
     file.bytes =
-        content.map_err(|error| Refusal::File { name: file.name.clone(), source: error.into() })?;
+        content.map_err(|error| Refusal::File { name: file.name.clone(), cause: error.into() })?;
     Ok(())
 }
 

@@ -25,8 +25,8 @@ pub(crate) struct EventLogs {
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum BootError {
     /// A log cannot be read.
-    #[error("cannot read the {log} event log: {source}")]
-    Read { log: &'static str, source: std::io::Error },
+    #[error("cannot read the {log} event log: {cause}")]
+    Read { log: &'static str, cause: std::io::Error },
     /// A log has no events.
     #[error("the {log} event log is empty: this boot was not measured; is the TPM enabled?")]
     Empty { log: &'static str },
@@ -72,7 +72,7 @@ fn read(log: &'static str, file: &File, max: usize) -> Result<Vec<u8>, BootError
     loop {
         let offset = bytes.len() as u64;
         let count =
-            file.read_at(&mut chunk, offset).map_err(|source| BootError::Read { log, source })?;
+            file.read_at(&mut chunk, offset).map_err(|cause| BootError::Read { log, cause })?;
         if count == 0 {
             break;
         }

@@ -54,14 +54,14 @@ pub(crate) struct Exchange {
 #[derive(Debug, thiserror::Error)]
 enum ExchangeError {
     /// The medium failed, is full, read-only or gone.
-    #[error("cannot {doing} {name}: {source}")]
-    Medium { doing: &'static str, name: &'static str, source: io::Error },
+    #[error("cannot {doing} {name}: {cause}")]
+    Medium { doing: &'static str, name: &'static str, cause: io::Error },
     /// The question is not text.
     #[error("{name} is not UTF-8")]
     Text { name: &'static str },
     /// The agent has no answer.
-    #[error("no answer to {name}: {source}")]
-    Agent { name: &'static str, source: AgentError },
+    #[error("no answer to {name}: {cause}")]
+    Agent { name: &'static str, cause: AgentError },
 }
 
 impl Exchange {
@@ -108,10 +108,10 @@ impl Exchange {
 
     /// The medium's root, if one is mounted.
     fn find(&self) -> Result<Option<(OwnedFd, Identity)>, ExchangeError> {
-        let refuse = |source: rustix::io::Errno| ExchangeError::Medium {
+        let refuse = |cause: rustix::io::Errno| ExchangeError::Medium {
             doing: "look at",
             name: "the mount point",
-            source: source.into(),
+            cause: cause.into(),
         };
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let root = match rustix::fs::open(&self.folder, flags, Mode::empty()) {
@@ -132,7 +132,7 @@ impl Exchange {
         let identity = self
             .agent
             .identity()
-            .map_err(|source| ExchangeError::Agent { name: "who this machine is", source })
+            .map_err(|cause| ExchangeError::Agent { name: "who this machine is", cause })
             .and_then(|json| write(root, "identity.json", "identity.json.new", &json));
         report(identity);
         if let Some(recovery) = &self.recovery {
@@ -150,7 +150,7 @@ impl Exchange {
             let json = self
                 .agent
                 .evidence(&nonce)
-                .map_err(|source| ExchangeError::Agent { name: "nonce.txt", source })?;
+                .map_err(|cause| ExchangeError::Agent { name: "nonce.txt", cause })?;
             write(root, "evidence.json", "evidence.json.new", &json)
         }));
     }
@@ -165,7 +165,7 @@ impl Exchange {
                 }
                 answer => {
                     let name = "challenge.json";
-                    return answer.map_err(|source| ExchangeError::Agent { name, source });
+                    return answer.map_err(|cause| ExchangeError::Agent { name, cause });
                 }
             }
         }
@@ -184,7 +184,7 @@ fn question(
     name: &'static str,
     bytes_max: u64,
 ) -> Result<Option<String>, ExchangeError> {
-    let failed = |source| ExchangeError::Medium { doing: "read", name, source };
+    let failed = |cause| ExchangeError::Medium { doing: "read", name, cause };
     let file = match open(root, name, OFlags::RDONLY | OFlags::NONBLOCK) {
         Ok(file) => file,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
@@ -214,7 +214,7 @@ fn write(
         rustix::fs::fsync(root)?;
         Ok(())
     };
-    write().map_err(|source| ExchangeError::Medium { doing: "write", name, source })?;
+    write().map_err(|cause| ExchangeError::Medium { doing: "write", name, cause })?;
     say(&format!("exchange medium: {name} written, {} bytes", text.len()));
     Ok(())
 }

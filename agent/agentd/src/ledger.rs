@@ -43,16 +43,16 @@ pub(crate) struct Ledger {
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum StoreError {
     /// The disk failed.
-    #[error("the ledger in {folder} cannot be {doing}: {source}")]
-    Disk { folder: String, doing: &'static str, source: io::Error },
+    #[error("the ledger in {folder} cannot be {doing}: {cause}")]
+    Disk { folder: String, doing: &'static str, cause: io::Error },
     /// A record that is not one, or not the one that belongs there.
-    #[error("the ledger was edited: line {line} is no record of it: {source}")]
-    Edited { line: u64, source: LedgerError },
+    #[error("the ledger was edited: line {line} is no record of it: {cause}")]
+    Edited { line: u64, cause: LedgerError },
     /// The checkpoint is not one that this TPM signed.
     #[error(
-        "the ledger's checkpoint is refused ({source}); this TPM did not sign it, or it was edited"
+        "the ledger's checkpoint is refused ({cause}); this TPM did not sign it, or it was edited"
     )]
-    Checkpoint { source: LedgerError },
+    Checkpoint { cause: LedgerError },
     /// The checkpoint is of another ledger.
     #[error("the ledger's checkpoint is of {found}, this TPM signs {expected}")]
     Origin { found: String, expected: String },
@@ -75,10 +75,10 @@ pub(crate) enum StoreError {
 
 /// Makes `folder` if it is not there.
 pub(crate) fn make_folder(folder: &Path) -> Result<(), StoreError> {
-    disk::make_folder(folder).map_err(|source| StoreError::Disk {
+    disk::make_folder(folder).map_err(|cause| StoreError::Disk {
         folder: folder.display().to_string(),
         doing: "made",
-        source,
+        cause,
     })
 }
 
@@ -95,7 +95,7 @@ impl Unjudged {
     /// Reads the ledger in `folder`; an empty folder is an empty ledger.
     pub(crate) fn read(folder: &Path, boot: &str) -> Result<Self, StoreError> {
         let failed = |doing| {
-            move |source| StoreError::Disk { folder: folder.display().to_string(), doing, source }
+            move |cause| StoreError::Disk { folder: folder.display().to_string(), doing, cause }
         };
         let note = disk::read_checkpoint(folder).map_err(failed("read"))?;
         // Only where to look: the claim is worth nothing until the signature is judged.
@@ -106,7 +106,7 @@ impl Unjudged {
         let mut root_then = (claimed == Some(0)).then(|| tree.root());
         while let Some(line) = lines.next_line().map_err(failed("read"))? {
             let index = tree.size();
-            let edited = |source| StoreError::Edited { line: index.saturating_add(1), source };
+            let edited = |cause| StoreError::Edited { line: index.saturating_add(1), cause };
             let record = Record::parse(&line).map_err(edited)?;
             if record.seq != index {
                 return Err(edited(LedgerError::Sequence { index, seq: record.seq }));
@@ -146,10 +146,10 @@ impl Unjudged {
         ledger.signed = judge(&ledger, note.as_deref(), root_then, origin, open)?;
         // Only now: a ledger that is refused stays as it was found.
         if ledger.cut > 0 {
-            disk::cut(&ledger.file, ledger.bytes).map_err(|source| StoreError::Disk {
+            disk::cut(&ledger.file, ledger.bytes).map_err(|cause| StoreError::Disk {
                 folder: ledger.folder.display().to_string(),
                 doing: "cut to its last whole record",
-                source,
+                cause,
             })?;
         }
         Ok(ledger)
@@ -185,12 +185,12 @@ impl Ledger {
         let counts = event.count().is_some();
         let record = Record { seq: self.tree.size(), time, boot: self.boot.clone(), event };
         let text = record.to_json()?;
-        if let Err(source) = self.write(&text) {
+        if let Err(cause) = self.write(&text) {
             let doing = "written";
             return Err(StoreError::Disk {
                 folder: self.folder.display().to_string(),
                 doing,
-                source,
+                cause,
             });
         }
         let index = self.tree.push(leaf_hash(text.as_bytes()))?;
@@ -203,10 +203,10 @@ impl Ledger {
 
     /// Puts a signed head on disk.
     pub(crate) fn keep_checkpoint(&mut self, note: &str, size: u64) -> Result<(), StoreError> {
-        disk::write_checkpoint(&self.folder, note).map_err(|source| StoreError::Disk {
+        disk::write_checkpoint(&self.folder, note).map_err(|cause| StoreError::Disk {
             folder: self.folder.display().to_string(),
             doing: "checkpointed",
-            source,
+            cause,
         })?;
         self.signed = Some(size);
         Ok(())
@@ -257,7 +257,7 @@ fn judge(
     let Some(note) = note else {
         return if found > 0 { Err(StoreError::NoCheckpoint { found }) } else { Ok(None) };
     };
-    let checkpoint = open(note).map_err(|source| StoreError::Checkpoint { source })?;
+    let checkpoint = open(note).map_err(|cause| StoreError::Checkpoint { cause })?;
     if checkpoint.origin != origin {
         let (found, expected) = (checkpoint.origin, origin.to_owned());
         return Err(StoreError::Origin { found, expected });

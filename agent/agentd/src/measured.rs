@@ -34,8 +34,8 @@ pub(crate) struct Measured {
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum MeasuredError {
     /// The file cannot be read or written.
-    #[error("cannot keep the agent's event log {path}: {source}")]
-    File { path: String, source: io::Error },
+    #[error("cannot keep the agent's event log {path}: {cause}")]
+    File { path: String, cause: io::Error },
     /// The file is not an event log.
     #[error("{path} is not the agent's event log ({reason}); reboot")]
     Malformed { path: String, reason: String },
@@ -61,7 +61,7 @@ impl Measured {
         let text = match crate::files::read_bounded(&path, FILE_BYTES_MAX) {
             Ok(text) => text,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Self::default()),
-            Err(source) => return Err(MeasuredError::File { path: shown, source }),
+            Err(cause) => return Err(MeasuredError::File { path: shown, cause }),
         };
         let malformed = |reason: String| MeasuredError::Malformed { path: shown.clone(), reason };
         let log: Self =
@@ -84,9 +84,9 @@ impl Measured {
             io::Write::write_all(&mut file, &text)?;
             fs::rename(&new, &path)
         };
-        write().map_err(|source: io::Error| MeasuredError::File {
+        write().map_err(|cause: io::Error| MeasuredError::File {
             path: path.display().to_string(),
-            source,
+            cause,
         })
     }
 

@@ -76,8 +76,8 @@ pub(crate) struct ExceptionFiles {
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum MediumError {
     /// The medium failed, or a path led out of it.
-    #[error("{path:?} on the medium cannot be opened or read: {source}")]
-    Io { path: String, source: io::Error },
+    #[error("{path:?} on the medium cannot be opened or read: {cause}")]
+    Io { path: String, cause: io::Error },
     /// Something that is neither a directory nor a regular file where it may be.
     #[error("{path:?} on the medium is {found}; a bundle has {expected}")]
     Unexpected { path: String, found: &'static str, expected: &'static str },
@@ -313,7 +313,7 @@ fn open(
 
 fn io_error(path: &str) -> impl FnOnce(io::Error) -> MediumError {
     let path = path.to_owned();
-    move |source| MediumError::Io { path, source }
+    move |cause| MediumError::Io { path, cause }
 }
 
 fn unexpected(path: String, kind: FileType, expected: &'static str) -> MediumError {

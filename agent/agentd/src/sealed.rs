@@ -27,8 +27,8 @@ pub(crate) struct SealedFile {
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum SealedError {
     /// The medium or the memory failed.
-    #[error("cannot be {doing}: {source}")]
-    Io { doing: &'static str, source: io::Error },
+    #[error("cannot be {doing}: {cause}")]
+    Io { doing: &'static str, cause: io::Error },
     /// An encrypted file that does not open.
     #[error(transparent)]
     Content(#[from] ContentError),
@@ -40,7 +40,7 @@ pub(crate) enum SealedError {
 impl SealedFile {
     /// Copies exactly `bytes` bytes of `from` into memory, seals it, and hashes the sealed memory.
     pub(crate) fn copy(from: &mut impl Read, bytes: u64) -> Result<Self, SealedError> {
-        let failed = |doing| move |source| SealedError::Io { doing, source };
+        let failed = |doing| move |cause| SealedError::Io { doing, cause };
         let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING | MemfdFlags::NOEXEC_SEAL;
         let memory = memfd_create("casemate-bundle", flags)
             .map_err(|error| failed("given memory")(error.into()))?;
@@ -67,7 +67,7 @@ impl SealedFile {
 
     /// The content, if it has at most `bytes_max` bytes.
     pub(crate) fn read(&self, bytes_max: u64) -> Result<Vec<u8>, SealedError> {
-        let failed = |source| SealedError::Io { doing: "read", source };
+        let failed = |cause| SealedError::Io { doing: "read", cause };
         if self.bytes > bytes_max {
             return Err(SealedError::Length { found: self.bytes, expected: bytes_max });
         }
@@ -95,13 +95,13 @@ fn fill(memory: &mut File, from: &mut impl Read, bytes: u64) -> Result<u64, Seal
             Ok(count) => count,
             Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
             Err(source) => {
-                let io = |source| SealedError::Io { doing: "read from the medium", source };
+                let io = |cause| SealedError::Io { doing: "read from the medium", cause };
                 return Err(source.downcast().map_or_else(io, SealedError::Content));
             }
         };
         memory
             .write_all(&chunk[..count])
-            .map_err(|source| SealedError::Io { doing: "copied into memory", source })?;
+            .map_err(|cause| SealedError::Io { doing: "copied into memory", cause })?;
         copied += count as u64;
     }
 }

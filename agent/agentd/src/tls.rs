@@ -61,8 +61,8 @@ pub(crate) enum Origin {
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum TlsKeyError {
     /// A file cannot be read or written.
-    #[error("{path}: {source}")]
-    File { path: PathBuf, source: io::Error },
+    #[error("{path}: {cause}")]
+    File { path: PathBuf, cause: io::Error },
     /// The key is gone and its certificate is not.
     #[error(
         "{key} is gone and {CERTIFICATE} is not: clients pinned a key that no longer exists; restore it, or remove \
@@ -76,8 +76,8 @@ pub(crate) enum TlsKeyError {
     )]
     Corrupt { path: PathBuf, expected: &'static str, found: String },
     /// The library makes no certificate of this.
-    #[error("cannot make {what}: {source}")]
-    Make { what: &'static str, source: rcgen::Error },
+    #[error("cannot make {what}: {cause}")]
+    Make { what: &'static str, cause: rcgen::Error },
 }
 
 /// Opens the key in `folder`, or makes it if nothing is there; its certificate is for `site`.
@@ -93,7 +93,7 @@ pub(crate) fn open_or_make(folder: &Path, site: &Site) -> Result<TlsKey, TlsKeyE
         None => false,
     };
     if !fits {
-        let make = |what| move |source| TlsKeyError::Make { what, source };
+        let make = |what| move |cause| TlsKeyError::Make { what, cause };
         let certificate =
             params(site, SystemTime::now())?.self_signed(&key).map_err(make("the certificate"))?;
         // Before the certificate, so that where that is, this is too.
@@ -119,7 +119,7 @@ pub(crate) fn open_or_make(folder: &Path, site: &Site) -> Result<TlsKey, TlsKeyE
 
 fn make_key(folder: &Path) -> Result<KeyPair, TlsKeyError> {
     let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256)
-        .map_err(|source| TlsKeyError::Make { what: "the key", source })?;
+        .map_err(|cause| TlsKeyError::Make { what: "the key", cause })?;
     write(folder, KEY, &key.serialize_pem())?;
     Ok(key)
 }
@@ -187,7 +187,7 @@ fn names_of(site: &Site) -> Vec<String> {
 }
 
 fn subject(site: &Site) -> Result<CertificateParams, TlsKeyError> {
-    let make = |source| TlsKeyError::Make { what: "the certificate's names", source };
+    let make = |cause| TlsKeyError::Make { what: "the certificate's names", cause };
     let mut params = CertificateParams::default();
     for name in &site.server_names {
         params.subject_alt_names.push(match name.parse::<IpAddr>() {
@@ -214,7 +214,7 @@ fn params(site: &Site, now: SystemTime) -> Result<CertificateParams, TlsKeyError
 }
 
 fn request(site: &Site, key: &KeyPair) -> Result<String, TlsKeyError> {
-    let make = |source| TlsKeyError::Make { what: "the signing request", source };
+    let make = |cause| TlsKeyError::Make { what: "the signing request", cause };
     subject(site)?.serialize_request(key).and_then(|request| request.pem()).map_err(make)
 }
 
@@ -228,13 +228,13 @@ fn read(folder: &Path, name: &str) -> Result<Option<String>, TlsKeyError> {
             }
         },
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-        Err(source) => Err(TlsKeyError::File { path, source }),
+        Err(cause) => Err(TlsKeyError::File { path, cause }),
     }
 }
 
 fn write(folder: &Path, name: &str, text: &str) -> Result<(), TlsKeyError> {
     files::replace(folder, name, 0o600, text.as_bytes())
-        .map_err(|source| TlsKeyError::File { path: folder.join(name), source })
+        .map_err(|cause| TlsKeyError::File { path: folder.join(name), cause })
 }
 
 #[cfg(test)]

@@ -98,8 +98,8 @@ pub(crate) enum Standing {
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum VersionsError {
     /// The disk failed.
-    #[error("cannot {doing} {path}: {source}")]
-    Disk { path: String, doing: &'static str, source: io::Error },
+    #[error("cannot {doing} {path}: {cause}")]
+    Disk { path: String, doing: &'static str, cause: io::Error },
     /// Not such a file.
     #[error("{path} is not this appliance's record of versions: {reason}")]
     Malformed { path: String, reason: String },
@@ -151,8 +151,8 @@ impl Versions {
         let bytes = match files::read_bounded(&path, BYTES_MAX) {
             Ok(bytes) => bytes,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-            Err(source) => {
-                return Err(VersionsError::Disk { path: shown, doing: "read", source });
+            Err(cause) => {
+                return Err(VersionsError::Disk { path: shown, doing: "read", cause });
             }
         };
         let malformed = |reason: String| VersionsError::Malformed { path: shown.clone(), reason };
@@ -168,10 +168,10 @@ impl Versions {
     /// Replaces the file in `folder`, whole or not at all, also across a power cut.
     pub(crate) fn save(&self, folder: &Path) -> Result<(), VersionsError> {
         let write = || files::replace(folder, FILE, FILE_MODE, &serde_json::to_vec(self)?);
-        write().map_err(|source| VersionsError::Disk {
+        write().map_err(|cause| VersionsError::Disk {
             path: folder.join(FILE).display().to_string(),
             doing: "write",
-            source,
+            cause,
         })
     }
 

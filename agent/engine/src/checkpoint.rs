@@ -70,12 +70,12 @@ pub enum CheckpointError {
         max: usize,
     },
     /// A file is not JSON.
-    #[error("{file} is not usable: {source}")]
+    #[error("{file} is not usable: {cause}")]
     Json {
         /// Its name.
         file: &'static str,
         /// What is wrong.
-        source: serde_json::Error,
+        cause: serde_json::Error,
     },
     /// A file is not text.
     #[error("{file} is not UTF-8")]
@@ -96,12 +96,12 @@ pub enum CheckpointError {
         expected: &'static str,
     },
     /// A weights file is damaged.
-    #[error("weights file number {number}: {source}")]
+    #[error("weights file number {number}: {cause}")]
     Weights {
         /// Which, from 0.
         number: usize,
         /// What is wrong with it.
-        source: SafetensorsError,
+        cause: SafetensorsError,
     },
     /// Two tensors of the same name.
     #[error("tensor {name:?} is there twice")]
@@ -151,7 +151,7 @@ impl Checkpoint {
         let mut entries = BTreeMap::new();
         for (number, file) in files.iter().enumerate() {
             let parsed = safetensors::parse(file);
-            let parsed = parsed.map_err(|source| CheckpointError::Weights { number, source })?;
+            let parsed = parsed.map_err(|cause| CheckpointError::Weights { number, cause })?;
             for (name, entry) in parsed {
                 if entries.insert(name.clone(), (number, entry)).is_some() {
                     return Err(CheckpointError::Duplicate { name });
@@ -333,7 +333,7 @@ pub(crate) fn json(file: &'static str, bytes: &[u8], max: usize) -> Result<Json,
     if bytes.len() > max {
         return Err(CheckpointError::TooLarge { file, found: bytes.len(), max });
     }
-    serde_json::from_slice(bytes).map_err(|source| CheckpointError::Json { file, source })
+    serde_json::from_slice(bytes).map_err(|cause| CheckpointError::Json { file, cause })
 }
 
 #[cfg(test)]

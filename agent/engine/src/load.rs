@@ -108,12 +108,12 @@ pub enum LoadError {
     #[error("the encoder is not usable: {0}")]
     Encoder(#[from] EncoderError),
     /// A descriptor is not what agentd should send.
-    #[error("file {name:?}: {source}")]
+    #[error("file {name:?}: {cause}")]
     Sealed {
         /// The file.
         name: String,
         /// What is wrong.
-        source: SealError,
+        cause: SealError,
     },
     /// The file is damaged.
     #[error("the GGUF file is not usable: {0}")]
@@ -184,7 +184,7 @@ pub fn load(load: &Load, fds: &[OwnedFd], machine: Machine) -> Result<Model, Loa
         let mapped = files.map(|(file, fd)| {
             let sealed = map_sealed(fd.as_fd(), file.bytes);
             let sealed =
-                sealed.map_err(|source| LoadError::Sealed { name: file.name.clone(), source })?;
+                sealed.map_err(|cause| LoadError::Sealed { name: file.name.clone(), cause })?;
             Ok(Arc::new(sealed) as FileBytes)
         });
         mapped.collect()

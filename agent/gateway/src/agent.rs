@@ -25,12 +25,12 @@ pub struct Agent(PathBuf);
 #[derive(Debug, thiserror::Error)]
 pub enum AgentError {
     /// Nobody listens.
-    #[error("cannot reach agentd at {}: {source}", path.display())]
+    #[error("cannot reach agentd at {}: {cause}", path.display())]
     Connect {
         /// The socket.
         path: PathBuf,
         /// Why.
-        source: io::Error,
+        cause: io::Error,
     },
     /// The connection or a frame failed.
     #[error("the connection to agentd failed: {0}")]
@@ -155,7 +155,7 @@ impl Agent {
         let exchange = async {
             let mut stream = UnixStream::connect(&self.0)
                 .await
-                .map_err(|source| AgentError::Connect { path: self.0.clone(), source })?;
+                .map_err(|cause| AgentError::Connect { path: self.0.clone(), cause })?;
             frames::write(&mut stream, request, FRAME_BYTES_MAX).await?;
             Ok(frames::read(&mut stream, bytes_max).await?)
         };

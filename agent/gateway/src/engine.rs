@@ -24,12 +24,12 @@ pub struct Engine(PathBuf);
 #[derive(Debug, thiserror::Error)]
 pub enum EngineError {
     /// Nobody listens.
-    #[error("cannot reach the engine at {}: {source}", path.display())]
+    #[error("cannot reach the engine at {}: {cause}", path.display())]
     Connect {
         /// The socket.
         path: PathBuf,
         /// Why.
-        source: io::Error,
+        cause: io::Error,
     },
     /// The engine's queue of connections is full.
     #[error("the engine's backlog of connections is full")]
@@ -119,10 +119,10 @@ impl Engine {
     }
 
     async fn connect(&self) -> Result<UnixStream, EngineError> {
-        UnixStream::connect(&self.0).await.map_err(|source| match source.kind() {
+        UnixStream::connect(&self.0).await.map_err(|cause| match cause.kind() {
             // connect(2), EAGAIN: the backlog of a Unix socket is full.
             io::ErrorKind::WouldBlock => EngineError::Backlog,
-            _ => EngineError::Connect { path: self.0.clone(), source },
+            _ => EngineError::Connect { path: self.0.clone(), cause },
         })
     }
 }

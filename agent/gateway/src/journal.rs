@@ -3,7 +3,7 @@
 //! Invariant: a value never starts a new line, never holds a control character, and is at most
 //! [`LOG_VALUE_BYTES_MAX`] long, whoever chose it. Callers never pass prompt or answer text.
 
-use std::fmt::{Display, Write as _};
+use std::fmt::Display;
 use std::io::Write as _;
 
 use crate::limits::LOG_VALUE_BYTES_MAX;
@@ -56,12 +56,8 @@ pub fn causes(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut next = error.source();
     while let Some(cause) = next {
-        let said = cause.to_string();
-        // thiserror messages often include their source already.
-        if !text.contains(&said) {
-            let written = write!(text, ": {said}");
-            debug_assert!(written.is_ok(), "writing to a String cannot fail");
-        }
+        text.push_str(": ");
+        text.push_str(&cause.to_string());
         next = cause.source();
     }
     text

@@ -27,12 +27,12 @@ const CLIENT_CA: &str = "client-ca.pem";
 #[derive(Debug, thiserror::Error)]
 pub enum TlsError {
     /// A credential file is not readable.
-    #[error("cannot read {}: {source}", path.display())]
+    #[error("cannot read {}: {cause}", path.display())]
     Read {
         /// The file.
         path: PathBuf,
         /// Why.
-        source: io::Error,
+        cause: io::Error,
     },
     /// A credential file is longer than any honest one.
     #[error("{} is longer than {CREDENTIAL_BYTES_MAX} bytes", path.display())]
@@ -117,7 +117,7 @@ fn read(path: PathBuf) -> Result<Vec<u8>, TlsError> {
     let mut bytes = Vec::new();
     let file = File::open(&path);
     match file.and_then(|file| file.take(CREDENTIAL_BYTES_MAX + 1).read_to_end(&mut bytes)) {
-        Err(source) => Err(TlsError::Read { path, source }),
+        Err(cause) => Err(TlsError::Read { path, cause }),
         Ok(_) if bytes.len() as u64 > CREDENTIAL_BYTES_MAX => Err(TlsError::TooLong { path }),
         Ok(_) => Ok(bytes),
     }

@@ -58,14 +58,14 @@ pub enum SandboxError {
         found: usize,
     },
     /// A step failed.
-    #[error("{profile}: cannot {step}: {source}")]
+    #[error("{profile}: cannot {step}: {cause}")]
     Step {
         /// The process.
         profile: &'static str,
         /// What was tried.
         step: &'static str,
         /// What the kernel said.
-        source: io::Error,
+        cause: io::Error,
     },
     /// The kernel has no Landlock, or one that is too old, or a path of the profile is not there.
     #[error(
@@ -120,10 +120,10 @@ pub fn confine(profile: &Profile<'_>) -> Result<Confined, SandboxError> {
 /// Enforces the profile; the caller sees that it holds.
 pub(crate) fn restrict(profile: &Profile<'_>) -> Result<(), SandboxError> {
     let step = |step, result: rustix::io::Result<()>| {
-        result.map_err(|source| SandboxError::Step {
+        result.map_err(|cause| SandboxError::Step {
             profile: profile.name,
             step,
-            source: source.into(),
+            cause: cause.into(),
         })
     };
     for limit in profile.limits {
@@ -148,10 +148,10 @@ pub(crate) fn restrict(profile: &Profile<'_>) -> Result<(), SandboxError> {
 }
 
 fn require_one_thread(profile: &Profile<'_>) -> Result<(), SandboxError> {
-    let threads = std::fs::read_dir("/proc/self/task").map_err(|source| SandboxError::Step {
+    let threads = std::fs::read_dir("/proc/self/task").map_err(|cause| SandboxError::Step {
         profile: profile.name,
         step: "count threads in /proc/self/task",
-        source,
+        cause,
     })?;
     match threads.count() {
         1 => Ok(()),

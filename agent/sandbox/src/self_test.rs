@@ -47,8 +47,8 @@ pub(crate) fn deadly(profile: &Profile<'_>) -> Result<(), SandboxError> {
             unsafe { libc::_exit(code) };
         }
         if pid < 0 {
-            let source = std::io::Error::last_os_error();
-            return Err(SandboxError::Step { profile: profile.name, step: "fork", source });
+            let cause = std::io::Error::last_os_error();
+            return Err(SandboxError::Step { profile: profile.name, step: "fork", cause });
         }
         let found = wait(profile, pid)?;
         if libc::WIFEXITED(found) && libc::WEXITSTATUS(found) == NOT_CONFINED {
@@ -85,9 +85,9 @@ fn wait(profile: &Profile<'_>, pid: libc::pid_t) -> Result<i32, SandboxError> {
         if unsafe { libc::waitpid(pid, &raw mut status, 0) } == pid {
             return Ok(status);
         }
-        let source = std::io::Error::last_os_error();
-        if source.kind() != std::io::ErrorKind::Interrupted {
-            return Err(SandboxError::Step { profile: profile.name, step: "wait", source });
+        let cause = std::io::Error::last_os_error();
+        if cause.kind() != std::io::ErrorKind::Interrupted {
+            return Err(SandboxError::Step { profile: profile.name, step: "wait", cause });
         }
     }
 }

@@ -112,12 +112,12 @@ pub enum ReplayError {
         alg: HashAlg,
     },
     /// The event does not fit the bank.
-    #[error("event {event}: {source}")]
+    #[error("event {event}: {cause}")]
     Pcr {
         /// Number of the event.
         event: usize,
         /// What is wrong with it.
-        source: PcrError,
+        cause: PcrError,
     },
 }
 
@@ -261,7 +261,7 @@ impl<'a> EventLog<'a> {
                 let missing = ReplayError::NoDigest { event: number, alg };
                 let digest = instead.get(&number).or_else(|| event.digest(alg)).ok_or(missing)?;
                 bank.extend(event.pcr, digest)
-                    .map_err(|source| ReplayError::Pcr { event: number, source })?;
+                    .map_err(|cause| ReplayError::Pcr { event: number, cause })?;
             }
         }
         Ok(bank)

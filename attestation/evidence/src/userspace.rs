@@ -45,12 +45,12 @@ pub enum UserspaceError {
         record: usize,
     },
     /// A record is not what systemd writes.
-    #[error("record {record} is not a measurement: {source}")]
+    #[error("record {record} is not a measurement: {cause}")]
     Malformed {
         /// Number of the record.
         record: usize,
         /// What is wrong with it.
-        source: serde_json::Error,
+        cause: serde_json::Error,
     },
     /// A digest's text is not a digest of its algorithm, or there are too many.
     #[error("record {record} has a bad {alg} digest, one twice, or more than {DIGESTS_MAX}")]
@@ -69,12 +69,12 @@ pub enum UserspaceError {
         alg: HashAlg,
     },
     /// The record does not fit the bank.
-    #[error("record {record}: {source}")]
+    #[error("record {record}: {cause}")]
     Pcr {
         /// Number of the record.
         record: usize,
         /// What is wrong with it.
-        source: PcrError,
+        cause: PcrError,
     },
 }
 
@@ -156,7 +156,7 @@ impl UserspaceLog {
                 .find(|digest| digest.alg() == alg)
                 .ok_or(UserspaceError::NoDigest { record: number, alg })?;
             bank.extend(record.pcr, digest)
-                .map_err(|source| UserspaceError::Pcr { record: number, source })?;
+                .map_err(|cause| UserspaceError::Pcr { record: number, cause })?;
         }
         Ok(())
     }
@@ -165,7 +165,7 @@ impl UserspaceLog {
 fn read_record(number: usize, text: &[u8]) -> Result<Record, UserspaceError> {
     let text = text.strip_suffix(b"\n").ok_or(UserspaceError::Cut { record: number })?;
     let raw: RawRecord = serde_json::from_slice(text)
-        .map_err(|source| UserspaceError::Malformed { record: number, source })?;
+        .map_err(|cause| UserspaceError::Malformed { record: number, cause })?;
     let mut digests: Vec<Digest> = Vec::new();
     for (count, RawDigest { alg, digest }) in raw.digests.into_iter().enumerate() {
         // A bank that this crate does not know proves nothing and does no harm.

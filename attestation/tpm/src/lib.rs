@@ -43,22 +43,20 @@ pub enum TpmError {
         tcti: String,
     },
     /// The device is absent, busy or not ours to open.
-    #[error(
-        "cannot open the TPM at {tcti:?}: {source}; check that the device exists and its group"
-    )]
+    #[error("cannot open the TPM at {tcti:?}: {cause}; check that the device exists and its group")]
     Open {
         /// What was given.
         tcti: String,
         /// What tpm2-tss says.
-        source: tss_esapi::Error,
+        cause: tss_esapi::Error,
     },
     /// A command failed.
-    #[error("TPM command {command} failed: {source}")]
+    #[error("TPM command {command} failed: {cause}")]
     Command {
         /// Name of the command, TPM 2.0 Library Part 3.
         command: &'static str,
         /// What the TPM or tpm2-tss says.
-        source: tss_esapi::Error,
+        cause: tss_esapi::Error,
     },
     /// A command failed that is called past tss-esapi.
     #[error("TPM command {command} failed: response code {code:#010x}")]
@@ -109,7 +107,7 @@ impl Tpm {
         let name =
             TctiNameConf::from_str(tcti).map_err(|_| TpmError::Tcti { tcti: tcti.to_owned() })?;
         let context = Context::new(name.clone())
-            .map_err(|source| TpmError::Open { tcti: tcti.to_owned(), source })?;
+            .map_err(|cause| TpmError::Open { tcti: tcti.to_owned(), cause })?;
         let certifier = certify::Certifier::open(name)?;
         Ok(Self { context, certifier })
     }
@@ -136,7 +134,7 @@ impl Tpm {
 
 /// Names the command in a failure of tpm2-tss.
 fn during(command: &'static str) -> impl FnOnce(tss_esapi::Error) -> TpmError {
-    move |source| TpmError::Command { command, source }
+    move |cause| TpmError::Command { command, cause }
 }
 
 #[cfg(test)]

@@ -140,12 +140,12 @@ pub enum BuildError {
         expected: Profile,
     },
     /// A file could not be read or written.
-    #[error("{path}: {source}")]
+    #[error("{path}: {cause}")]
     File {
         /// The file.
         path: PathBuf,
         /// What the system said.
-        source: std::io::Error,
+        cause: std::io::Error,
     },
     /// A report could not be written as JSON.
     #[error("writing JSON: {0}")]
@@ -202,10 +202,10 @@ struct Build<'a> {
 impl<'a> Build<'a> {
     fn start(options: &'a Options, keys: KeySet) -> Result<Self> {
         let (work, logs) = (options.out.join(".work"), options.out.join(LOGS));
-        cache::remove(&work).map_err(|source| BuildError::File { path: work.clone(), source })?;
+        cache::remove(&work).map_err(|cause| BuildError::File { path: work.clone(), cause })?;
         for folder in [&work, &logs, &options.cache, &work.join("content")] {
             fs::create_dir_all(folder)
-                .map_err(|source| BuildError::File { path: folder.clone(), source })?;
+                .map_err(|cause| BuildError::File { path: folder.clone(), cause })?;
         }
         Ok(Self { options, keys, steps: Steps::default(), work, logs })
     }
@@ -399,7 +399,7 @@ impl<'a> Build<'a> {
         self.steps.step("SBOM, report", || {
             let disk = work.join(IMAGE);
             let content_bytes = size::content_bytes(&disk)
-                .map_err(|source| BuildError::File { path: disk.clone(), source })?;
+                .map_err(|cause| BuildError::File { path: disk.clone(), cause })?;
             let identity = sbom::Identity {
                 version: IMAGE_VERSION,
                 root_hash,
@@ -516,7 +516,7 @@ fn digest_folder(folder: &Path, name: &str, digests: &mut Digests) -> Result<()>
     if !folder.exists() {
         return Ok(());
     }
-    let error = |source| BuildError::File { path: folder.to_owned(), source };
+    let error = |cause| BuildError::File { path: folder.to_owned(), cause };
     for entry in fs::read_dir(folder).map_err(error)? {
         let entry = entry.map_err(error)?;
         let name = format!("{name}/{}", entry.file_name().to_string_lossy());
@@ -539,20 +539,20 @@ fn publish<'a>(
     for name in names {
         let target = out.join(name);
         fs::rename(work.join(name), &target)
-            .map_err(|source| BuildError::File { path: target.clone(), source })?;
+            .map_err(|cause| BuildError::File { path: target.clone(), cause })?;
         outputs.push(target);
     }
     // An earlier stick would hold another image, and no signature is over it.
     let stale = out.join(STICK);
     if !outputs.contains(&stale) {
         match fs::remove_file(&stale) {
-            Err(source) if source.kind() != std::io::ErrorKind::NotFound => {
-                return Err(BuildError::File { path: stale, source });
+            Err(cause) if cause.kind() != std::io::ErrorKind::NotFound => {
+                return Err(BuildError::File { path: stale, cause });
             }
             _ => {}
         }
     }
-    cache::remove(work).map_err(|source| BuildError::File { path: work.to_owned(), source })?;
+    cache::remove(work).map_err(|cause| BuildError::File { path: work.to_owned(), cause })?;
     Ok(outputs)
 }
 
@@ -563,16 +563,16 @@ fn write_json(path: &Path, value: &impl serde::Serialize) -> Result<()> {
 }
 
 fn write(path: &Path, content: &[u8]) -> Result<()> {
-    fs::write(path, content).map_err(|source| BuildError::File { path: path.to_owned(), source })
+    fs::write(path, content).map_err(|cause| BuildError::File { path: path.to_owned(), cause })
 }
 
 fn copy(from: &Path, to: &Path) -> Result<()> {
-    let error = |source| BuildError::File { path: from.to_owned(), source };
+    let error = |cause| BuildError::File { path: from.to_owned(), cause };
     fs::copy(from, to).map(drop).map_err(error)
 }
 
 fn read(path: &Path) -> Result<Vec<u8>> {
-    fs::read(path).map_err(|source| BuildError::File { path: path.to_owned(), source })
+    fs::read(path).map_err(|cause| BuildError::File { path: path.to_owned(), cause })
 }
 
 #[cfg(test)]

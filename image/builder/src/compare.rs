@@ -39,12 +39,12 @@ pub enum CompareError {
         other: PathBuf,
     },
     /// A disk has no partition table.
-    #[error("{path}: {source}")]
+    #[error("{path}: {cause}")]
     Gpt {
         /// The disk.
         path: PathBuf,
         /// What is wrong.
-        source: GptError,
+        cause: GptError,
     },
     /// The UKI is no PE image.
     #[error(transparent)]
@@ -53,12 +53,12 @@ pub enum CompareError {
     #[error(transparent)]
     Tool(#[from] ToolError),
     /// A file could not be read or written.
-    #[error("{path}: {source}")]
+    #[error("{path}: {cause}")]
     File {
         /// The file.
         path: PathBuf,
         /// What the system said.
-        source: io::Error,
+        cause: io::Error,
     },
 }
 
@@ -66,9 +66,9 @@ type Result<T> = std::result::Result<T, CompareError>;
 
 /// Compares the builds in two folders; `work` is made and, if they are the same, removed.
 pub fn compare(ours: &Path, theirs: &Path, work: &Path) -> Result<()> {
-    let file = |path: &Path, source| CompareError::File { path: path.to_owned(), source };
-    cache::remove(work).map_err(|source| file(work, source))?;
-    fs::create_dir_all(work).map_err(|source| file(work, source))?;
+    let file = |path: &Path, cause| CompareError::File { path: path.to_owned(), cause };
+    cache::remove(work).map_err(|cause| file(work, cause))?;
+    fs::create_dir_all(work).map_err(|cause| file(work, cause))?;
     let comparison = Comparison { ours, theirs, work };
     // The root first: its hash is on the UKI's command line.
     comparison.disks()?;
@@ -77,7 +77,7 @@ pub fn compare(ours: &Path, theirs: &Path, work: &Path) -> Result<()> {
     for name in UNSIGNED {
         comparison.files(name)?;
     }
-    cache::remove(work).map_err(|source| file(work, source))
+    cache::remove(work).map_err(|cause| file(work, cause))
 }
 
 #[derive(Debug)]
@@ -134,7 +134,7 @@ impl Comparison<'_> {
         for (name, build) in [("ours", self.ours), ("theirs", self.theirs)] {
             let (disk, folder) = (build.join(IMAGE), self.work.join(name).join(ESP_FOLDER));
             fs::create_dir_all(&folder)
-                .map_err(|source| CompareError::File { path: folder.clone(), source })?;
+                .map_err(|cause| CompareError::File { path: folder.clone(), cause })?;
             let mut image = disk.into_os_string();
             image.push(format!("@@{}", partition.start));
             Tool::new("mcopy", &format!("{name}-esp"), self.work)
@@ -150,7 +150,7 @@ impl Comparison<'_> {
                 }
                 // Signed, so compared without: the boot manager below, the UKI by itself.
                 let path = folder.join(program);
-                fs::remove_file(&path).map_err(|source| CompareError::File { path, source })?;
+                fs::remove_file(&path).map_err(|cause| CompareError::File { path, cause })?;
             }
         }
         match self.unpacked(ESP_FOLDER)? {
@@ -167,7 +167,7 @@ impl Comparison<'_> {
         for (name, build) in [("ours", self.ours), ("theirs", self.theirs)] {
             let folder = self.work.join(name);
             fs::create_dir_all(&folder)
-                .map_err(|source| CompareError::File { path: folder, source })?;
+                .map_err(|cause| CompareError::File { path: folder, cause })?;
             Tool::new("fsck.erofs", &format!("{name}-extract"), self.work)
                 .path_arg("--extract=", &self.work.join(name).join("root"))
                 .arg(format!("--offset={}", partition.start))
@@ -216,9 +216,9 @@ impl Comparison<'_> {
             let at = |end: &str| self.work.join(format!("{name}{end}"));
             let folder = self.work.join(name).join("initrd");
             fs::create_dir_all(&folder)
-                .map_err(|source| CompareError::File { path: folder.clone(), source })?;
+                .map_err(|cause| CompareError::File { path: folder.clone(), cause })?;
             fs::write(at(".zst"), bytes)
-                .map_err(|source| CompareError::File { path: at(".zst"), source })?;
+                .map_err(|cause| CompareError::File { path: at(".zst"), cause })?;
             Tool::new("zstd", &format!("{name}-zstd"), self.work)
                 .args(["--decompress", "--quiet", "-o"])
                 .arg(at(".cpio"))
@@ -237,7 +237,7 @@ impl Comparison<'_> {
         let (ours, theirs) =
             (self.work.join("ours").join(folder), self.work.join("theirs").join(folder));
         first_difference(&ours, &theirs, Path::new(""), 0)
-            .map_err(|source| CompareError::File { path: self.work.to_owned(), source })
+            .map_err(|cause| CompareError::File { path: self.work.to_owned(), cause })
     }
 
     fn files(&self, name: &str) -> Result<()> {
@@ -249,7 +249,7 @@ impl Comparison<'_> {
 
     fn read(&self, build: &Path, name: &str) -> Result<Vec<u8>> {
         let path = build.join(name);
-        fs::read(&path).map_err(|source| CompareError::File { path, source })
+        fs::read(&path).map_err(|cause| CompareError::File { path, cause })
     }
 
     fn differs(&self, part: &str, first: String) -> Result<()> {
@@ -270,7 +270,7 @@ fn uki_of(esp: &Path) -> Result<String> {
             Err(names) => Err(io::Error::other(format!("{} files; expected 1", names.len()))),
         }
     };
-    read().map_err(|source| CompareError::File { path: folder.clone(), source })
+    read().map_err(|cause| CompareError::File { path: folder.clone(), cause })
 }
 
 /// A disk image and its partitions in order.
@@ -285,13 +285,13 @@ struct Disk {
 impl Disk {
     fn open(build: &Path) -> Result<Self> {
         let path = build.join(IMAGE);
-        let error = |source| CompareError::File { path: path.clone(), source };
+        let error = |cause| CompareError::File { path: path.clone(), cause };
         let file = File::open(&path).map_err(error)?;
         let bytes = file.metadata().map_err(error)?.len();
         let mut head = vec![0; gpt::HEAD_BYTES];
         file.read_exact_at(&mut head, 0).map_err(error)?;
         let partitions = gpt::partitions(&head, bytes)
-            .map_err(|source| CompareError::Gpt { path: path.clone(), source })?;
+            .map_err(|cause| CompareError::Gpt { path: path.clone(), cause })?;
         Ok(Self { path, file, bytes, partitions })
     }
 
@@ -304,7 +304,7 @@ impl Disk {
             for (disk, buffer) in [(self, &mut ours), (other, &mut theirs)] {
                 disk.file
                     .read_exact_at(&mut buffer[..length], at)
-                    .map_err(|source| CompareError::File { path: disk.path.clone(), source })?;
+                    .map_err(|cause| CompareError::File { path: disk.path.clone(), cause })?;
             }
             let (ours, theirs) = (&ours[..length], &theirs[..length]);
             if ours != theirs {

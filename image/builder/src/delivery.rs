@@ -21,12 +21,12 @@ const CHUNK_BYTES: usize = 1 << 20;
 #[derive(Debug, thiserror::Error)]
 pub enum DeliveryError {
     /// A file could not be read.
-    #[error("{path}: {source}")]
+    #[error("{path}: {cause}")]
     File {
         /// The file.
         path: PathBuf,
         /// What the system said.
-        source: std::io::Error,
+        cause: std::io::Error,
     },
     /// The statement is not the key's.
     #[error("{ENVELOPE}: {0}")]
@@ -103,9 +103,9 @@ pub fn verify(folder: &Path, pem: &str) -> Result<Delivered> {
     }
     let signed = statement.files().keys().map(String::as_str);
     let known: BTreeSet<&str> = signed.chain([ENVELOPE]).collect();
-    for entry in fs::read_dir(folder).map_err(|source| error_in(folder, source))? {
-        let entry = entry.map_err(|source| error_in(folder, source))?;
-        let kind = entry.file_type().map_err(|source| error_in(folder, source))?;
+    for entry in fs::read_dir(folder).map_err(|cause| error_in(folder, cause))? {
+        let entry = entry.map_err(|cause| error_in(folder, cause))?;
+        let kind = entry.file_type().map_err(|cause| error_in(folder, cause))?;
         let name = entry.file_name();
         let is_logs = kind.is_dir() && name == LOGS;
         if !is_logs && !name.to_str().is_some_and(|name| known.contains(name)) {
@@ -122,7 +122,7 @@ pub fn verify(folder: &Path, pem: &str) -> Result<Delivered> {
 /// What the key signed of the folder.
 fn statement(folder: &Path, key: &PublicKey) -> Result<Statement> {
     let path = folder.join(ENVELOPE);
-    let error = |source| DeliveryError::File { path: path.clone(), source };
+    let error = |cause| DeliveryError::File { path: path.clone(), cause };
     let mut bytes = Vec::new();
     let file = File::open(&path).map_err(error)?;
     file.take(ENVELOPE_BYTES_MAX as u64 + 1).read_to_end(&mut bytes).map_err(error)?;
@@ -141,11 +141,11 @@ pub(crate) fn digest_file(path: &Path) -> Result<String> {
             }
         }
     };
-    hash().map_err(|source| error_in(path, source))
+    hash().map_err(|cause| error_in(path, cause))
 }
 
-fn error_in(path: &Path, source: std::io::Error) -> DeliveryError {
-    DeliveryError::File { path: path.to_owned(), source }
+fn error_in(path: &Path, cause: std::io::Error) -> DeliveryError {
+    DeliveryError::File { path: path.to_owned(), cause }
 }
 
 #[cfg(test)]

@@ -24,12 +24,12 @@ pub enum DiskError {
     #[error(transparent)]
     Tool(#[from] ToolError),
     /// A file could not be read or written.
-    #[error("{path}: {source}")]
+    #[error("{path}: {cause}")]
     File {
         /// The file.
         path: PathBuf,
         /// What the system said.
-        source: std::io::Error,
+        cause: std::io::Error,
     },
     /// systemd-repart's report is not as expected.
     #[error("systemd-repart reported {found} root hashes, expected 1 of 64 hex digits: {report}")]
@@ -80,7 +80,7 @@ impl Disk<'_> {
                 std::fs::create_dir_all(target.parent().unwrap_or(&esp))?;
                 std::fs::copy(from, &target)
             };
-            copy().map_err(|source| DiskError::File { path: target.clone(), source })?;
+            copy().map_err(|cause| DiskError::File { path: target.clone(), cause })?;
         }
         self.repart("repart-esp").arg("--empty=allow").arg(self.file).run()?;
         Ok(())

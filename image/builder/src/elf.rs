@@ -17,20 +17,20 @@ const MAGIC: &[u8] = b"\x7fELF";
 #[derive(Debug, thiserror::Error)]
 pub enum ElfError {
     /// A file could not be read.
-    #[error("{path}: {source}")]
+    #[error("{path}: {cause}")]
     Read {
         /// The file.
         path: PathBuf,
         /// What the system said.
-        source: std::io::Error,
+        cause: std::io::Error,
     },
     /// A file is not a usable ELF object.
-    #[error("{path}: {source}")]
+    #[error("{path}: {cause}")]
     Parse {
         /// The file.
         path: PathBuf,
         /// What is wrong.
-        source: goblin::error::Error,
+        cause: goblin::error::Error,
     },
     /// A library is not in the tree.
     #[error(
@@ -98,12 +98,12 @@ fn resolve(tree: &Path, library: &str, folders: &[String]) -> Option<String> {
 /// `None` if the file is no ELF file.
 fn read(path: &Path) -> Result<Option<Needs>, ElfError> {
     let bytes =
-        std::fs::read(path).map_err(|source| ElfError::Read { path: path.to_owned(), source })?;
+        std::fs::read(path).map_err(|cause| ElfError::Read { path: path.to_owned(), cause })?;
     if !bytes.starts_with(MAGIC) {
         return Ok(None);
     }
     let elf =
-        Elf::parse(&bytes).map_err(|source| ElfError::Parse { path: path.to_owned(), source })?;
+        Elf::parse(&bytes).map_err(|cause| ElfError::Parse { path: path.to_owned(), cause })?;
     let folders = elf.runpaths.iter().chain(&elf.rpaths).flat_map(|list| list.split(':'));
     Ok(Some(Needs {
         interpreter: elf.interpreter.is_some(),

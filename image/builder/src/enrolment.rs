@@ -31,12 +31,12 @@ pub enum EnrolmentError {
     #[error("db holds {EARLIER_MAX} earlier certificates already; enrol a new key set instead")]
     Earlier,
     /// A file could not be written.
-    #[error("{path}: {source}")]
+    #[error("{path}: {cause}")]
     File {
         /// The file.
         path: PathBuf,
         /// What the system said.
-        source: std::io::Error,
+        cause: std::io::Error,
     },
 }
 
@@ -150,6 +150,6 @@ impl Enrolment<'_> {
 
     fn write(&self, name: &str, content: &[u8]) -> Result<()> {
         let path = self.file(name);
-        fs::write(&path, content).map_err(|source| EnrolmentError::File { path, source })
+        fs::write(&path, content).map_err(|cause| EnrolmentError::File { path, cause })
     }
 }

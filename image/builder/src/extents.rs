@@ -23,12 +23,12 @@ const END: u64 = u64::MAX;
 #[derive(Debug, thiserror::Error)]
 pub enum ExtentsError {
     /// A file.
-    #[error("{action} the image: {source}")]
+    #[error("{action} the image: {cause}")]
     File {
         /// What was tried.
         action: &'static str,
         /// What the system said.
-        source: io::Error,
+        cause: io::Error,
     },
     /// Another format, or one that was cut.
     #[error("the packed image is damaged: {found}; expected {expected}")]
@@ -44,7 +44,7 @@ type Result<T> = std::result::Result<T, ExtentsError>;
 
 /// Packs the image at `disk`.
 pub fn pack(disk: &Path, output: &mut impl Write) -> Result<()> {
-    let error = |source| ExtentsError::File { action: "packing", source };
+    let error = |cause| ExtentsError::File { action: "packing", cause };
     let mut file = File::open(disk).map_err(error)?;
     let bytes = file.metadata().map_err(error)?.len();
     let mut packed = Packed { output, offset: 0, run: Vec::new() };
@@ -101,7 +101,7 @@ impl<W: Write> Packed<'_, W> {
 
 /// Unpacks an image into `disk`, which is empty: what is no run becomes a hole.
 pub fn unpack(packed: impl Read, disk: &File) -> Result<()> {
-    let error = |source| ExtentsError::File { action: "unpacking", source };
+    let error = |cause| ExtentsError::File { action: "unpacking", cause };
     let mut packed = BufReader::new(packed);
     let magic: [u8; 16] = take(&mut packed)?;
     if magic != *MAGIC {
@@ -139,7 +139,7 @@ fn take<const N: usize>(packed: &mut impl Read) -> Result<[u8; N]> {
     let mut bytes = [0; N];
     packed
         .read_exact(&mut bytes)
-        .map_err(|source| ExtentsError::File { action: "unpacking", source })?;
+        .map_err(|cause| ExtentsError::File { action: "unpacking", cause })?;
     Ok(bytes)
 }
 

@@ -38,12 +38,12 @@ pub enum FetchError {
     #[error("running curl (Debian's package curl): {0}")]
     Curl(std::io::Error),
     /// A file could not be read or written.
-    #[error("{path}: {source}")]
+    #[error("{path}: {cause}")]
     File {
         /// The file.
         path: PathBuf,
         /// What the system said.
-        source: std::io::Error,
+        cause: std::io::Error,
     },
     /// The mirror moved on.
     #[error(
@@ -106,8 +106,7 @@ pub(crate) fn deb(debs: &Path, package: &Locked) -> PathBuf {
 
 /// Sees to it that the folder has every package of the lock; asks the mirror only for those that it lacks.
 pub(crate) fn fetch(lock: &Lock, mirror: &str, debs: &Path) -> Result<()> {
-    fs::create_dir_all(debs)
-        .map_err(|source| FetchError::File { path: debs.to_owned(), source })?;
+    fs::create_dir_all(debs).map_err(|cause| FetchError::File { path: debs.to_owned(), cause })?;
     // Without the lock: a folder that has them all may be one that nobody can write to.
     let missing = missing(lock.packages.iter(), debs)?;
     if missing.is_empty() {
@@ -149,7 +148,7 @@ fn missing<'a>(packages: impl Iterator<Item = &'a Locked>, debs: &Path) -> Resul
 /// Waits until no other build downloads into the folder, and takes away what interrupted ones left there. A process id in
 /// the names would not keep two builds apart: each may be the first process of a namespace.
 fn hold(debs: &Path) -> Result<File> {
-    let error = |source| FetchError::File { path: debs.to_owned(), source };
+    let error = |cause| FetchError::File { path: debs.to_owned(), cause };
     let lock = File::create(debs.join(LOCK)).map_err(error)?;
     if lock.try_lock().is_err() {
         eprintln!("    another build downloads into {}; waiting", debs.display());
@@ -167,8 +166,8 @@ fn hold(debs: &Path) -> Result<File> {
 /// Removes a file that may not be there.
 fn remove(path: &Path) -> Result<()> {
     match fs::remove_file(path) {
-        Err(source) if source.kind() != std::io::ErrorKind::NotFound => {
-            Err(FetchError::File { path: path.to_owned(), source })
+        Err(cause) if cause.kind() != std::io::ErrorKind::NotFound => {
+            Err(FetchError::File { path: path.to_owned(), cause })
         }
         _ => Ok(()),
     }
@@ -194,7 +193,7 @@ pub(crate) fn absent<'a>(
 
 /// Is this file the package? One that is there and is not, is named, and a download replaces it.
 fn is_whole(path: &Path, package: &Locked) -> Result<bool> {
-    let error = |source| FetchError::File { path: path.to_owned(), source };
+    let error = |cause| FetchError::File { path: path.to_owned(), cause };
     let file = match File::open(path) {
         Err(source) if source.kind() == std::io::ErrorKind::NotFound => return Ok(false),
         file => file.map_err(error)?,
@@ -283,7 +282,7 @@ impl<'a> Queue<'a> {
         }
         let finish = match result {
             Ok(End::Done) => fs::rename(&partial, deb(self.debs, package))
-                .map_err(|source| FetchError::File { path: partial, source }),
+                .map_err(|cause| FetchError::File { path: partial, cause }),
             _ => remove(&partial),
         };
         // What went wrong first is said first.
@@ -301,7 +300,7 @@ impl<'a> Queue<'a> {
 
     /// Reads no byte more than the lock allows, plus one that shows that there is more.
     fn attempt(&self, package: &Locked, url: &str, partial: &Path) -> Result<End> {
-        let error = |source| FetchError::File { path: partial.to_owned(), source };
+        let error = |cause| FetchError::File { path: partial.to_owned(), cause };
         let mut file = File::create(partial).map_err(error)?;
         let mut child = curl(url).stdout(Stdio::piped()).spawn().map_err(FetchError::Curl)?;
         let Some(body) = child.stdout.take() else { return end(child) };

@@ -54,13 +54,13 @@ pub enum InitrdError {
     Folder(#[from] std::io::Error),
     /// A listed file is not in the root tree.
     #[error(
-        "{path}, listed in image/config/initrd.list or needed by what is, is not in the root tree: {source}"
+        "{path}, listed in image/config/initrd.list or needed by what is, is not in the root tree: {cause}"
     )]
     Missing {
         /// The file, relative to the tree.
         path: String,
         /// What the system said.
-        source: std::io::Error,
+        cause: std::io::Error,
     },
     /// Links that lead nowhere.
     #[error("{path}: more than {LINKS_MAX} links in a row")]
@@ -150,7 +150,7 @@ impl Builder<'_> {
     fn follow(&mut self, path: &str) -> Result<String, InitrdError> {
         let mut current = path.to_owned();
         for _ in 0..LINKS_MAX {
-            let missing = |source| InitrdError::Missing { path: current.clone(), source };
+            let missing = |cause| InitrdError::Missing { path: current.clone(), cause };
             let metadata = fs::symlink_metadata(self.tree.join(&current)).map_err(missing)?;
             if !metadata.is_symlink() {
                 let executable = metadata.permissions().mode() & 0o111 != 0;
@@ -171,7 +171,7 @@ impl Builder<'_> {
 
     fn read(&self, path: &str) -> Result<Vec<u8>, InitrdError> {
         fs::read(self.tree.join(path))
-            .map_err(|source| InitrdError::Missing { path: path.to_owned(), source })
+            .map_err(|cause| InitrdError::Missing { path: path.to_owned(), cause })
     }
 
     /// Adds `X.wants/Y` and `X.requires/Y` of the tree where both X and Y are in the initrd.

@@ -66,12 +66,12 @@ pub enum InstallerError {
         found: usize,
     },
     /// A file could not be read or written.
-    #[error("{path}: {source}")]
+    #[error("{path}: {cause}")]
     File {
         /// The file.
         path: PathBuf,
         /// What the system said.
-        source: std::io::Error,
+        cause: std::io::Error,
     },
     /// The order could not be written as JSON.
     #[error("writing JSON: {0}")]
@@ -110,7 +110,7 @@ impl Inputs<'_> {
         self.ukify(&cpio, &efi)?;
         self.disk(&uki::admit(&read(&efi)?, self.keys, signers)?)?;
         for done in [&cpio, &efi] {
-            fs::remove_file(done).map_err(|source| error(done, source))?;
+            fs::remove_file(done).map_err(|cause| error(done, cause))?;
         }
         Ok(())
     }
@@ -160,9 +160,9 @@ impl Inputs<'_> {
             }
             fs::copy(program, &staged)
         };
-        stage().map_err(|source| error(&staged, source))?;
+        stage().map_err(|cause| error(&staged, cause))?;
         let needed = elf::closure(self.tree, PROGRAM_PATH);
-        fs::remove_file(&staged).map_err(|source| error(&staged, source))?;
+        fs::remove_file(&staged).map_err(|cause| error(&staged, cause))?;
         for library in needed? {
             let bytes = read(&self.tree.join(&library))?;
             archive.add(&library, Node::File { bytes, executable: true });
@@ -189,7 +189,7 @@ impl Inputs<'_> {
         let (definitions, content) = (self.at("installer.repart"), self.at("installer.content"));
         let boot = content.join("esp/EFI/BOOT");
         for folder in [&definitions, &boot] {
-            fs::create_dir_all(folder).map_err(|source| error(folder, source))?;
+            fs::create_dir_all(folder).map_err(|cause| error(folder, cause))?;
         }
         write(&boot.join("BOOTX64.EFI"), program)?;
         write(&definitions.join("10-esp.conf"), partition(program.len() as u64).as_bytes())?;
@@ -200,7 +200,7 @@ impl Inputs<'_> {
             .arg(self.at(STICK))
             .run()?;
         for folder in [&definitions, &content] {
-            fs::remove_dir_all(folder).map_err(|source| error(folder, source))?;
+            fs::remove_dir_all(folder).map_err(|cause| error(folder, cause))?;
         }
         Ok(())
     }
@@ -224,15 +224,15 @@ fn partition(bytes: u64) -> String {
 }
 
 fn read(path: &Path) -> Result<Vec<u8>> {
-    fs::read(path).map_err(|source| error(path, source))
+    fs::read(path).map_err(|cause| error(path, cause))
 }
 
 fn write(path: &Path, content: &[u8]) -> Result<()> {
-    fs::write(path, content).map_err(|source| error(path, source))
+    fs::write(path, content).map_err(|cause| error(path, cause))
 }
 
-fn error(path: &Path, source: std::io::Error) -> InstallerError {
-    InstallerError::File { path: path.to_owned(), source }
+fn error(path: &Path, cause: std::io::Error) -> InstallerError {
+    InstallerError::File { path: path.to_owned(), cause }
 }
 
 #[cfg(test)]

@@ -47,12 +47,12 @@ pub enum InventoryError {
         expected: &'static str,
     },
     /// A file could not be read.
-    #[error("{path}: {source}")]
+    #[error("{path}: {cause}")]
     File {
         /// The file.
         path: PathBuf,
         /// What the system said.
-        source: std::io::Error,
+        cause: std::io::Error,
     },
     /// Packages or crates of which nobody says under which licence they are.
     #[error("no licence is known, see {}:\n  {}", licences::LIST, unlicensed.join("\n  "))]
@@ -173,5 +173,5 @@ fn kernel_config(source: &Path, kernel: Kernel) -> Result<Vec<Reasoned>> {
 
 fn read_text(path: &Path) -> Result<String> {
     std::fs::read_to_string(path)
-        .map_err(|source| InventoryError::File { path: path.to_owned(), source })
+        .map_err(|cause| InventoryError::File { path: path.to_owned(), cause })
 }

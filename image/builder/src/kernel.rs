@@ -65,12 +65,12 @@ pub enum KernelError {
     #[error("the kernel's folder: {0}")]
     Folder(#[from] std::io::Error),
     /// A file could not be read or written.
-    #[error("{path}: {source}")]
+    #[error("{path}: {cause}")]
     File {
         /// The file.
         path: PathBuf,
         /// What the system said.
-        source: std::io::Error,
+        cause: std::io::Error,
     },
     /// The package list names no source.
     #[error("kernel-config/packages.list has no {SOURCE_PACKAGE}")]
@@ -262,7 +262,7 @@ impl KernelPlace {
         let aside = path.with_extension("new");
         write(&aside, resolved?.text().as_bytes())?;
         fs::rename(&aside, &path)
-            .map_err(|source| KernelError::File { path: path.clone(), source })?;
+            .map_err(|cause| KernelError::File { path: path.clone(), cause })?;
         Ok(path)
     }
 
@@ -413,7 +413,7 @@ fn seed_script(source_sha256: &str) -> String {
 /// Version of the kernel, from a file that its build wrote.
 fn release(path: &Path) -> Result<String> {
     let text = fs::read_to_string(path)
-        .map_err(|source| KernelError::File { path: path.to_owned(), source })?;
+        .map_err(|cause| KernelError::File { path: path.to_owned(), cause })?;
     let release = text.trim();
     let is_right = |byte: u8| byte.is_ascii_alphanumeric() || b".+-_".contains(&byte);
     if release.starts_with(|first: char| first.is_ascii_digit())
@@ -432,11 +432,11 @@ fn copy(from: &Path, to: &Path) -> Result<()> {
         }
         fs::copy(from, to)
     };
-    work().map(drop).map_err(|source| KernelError::File { path: from.to_owned(), source })
+    work().map(drop).map_err(|cause| KernelError::File { path: from.to_owned(), cause })
 }
 
 fn write(path: &Path, bytes: &[u8]) -> Result<()> {
-    fs::write(path, bytes).map_err(|source| KernelError::File { path: path.to_owned(), source })
+    fs::write(path, bytes).map_err(|cause| KernelError::File { path: path.to_owned(), cause })
 }
 
 #[cfg(test)]

@@ -74,12 +74,12 @@ pub struct KeySet {
 #[derive(Debug, thiserror::Error)]
 pub enum KeysError {
     /// A file is missing or cannot be read.
-    #[error("{path}: {source}; make a key set with `casemate keys`")]
+    #[error("{path}: {cause}; make a key set with `casemate keys`")]
     Read {
         /// The file.
         path: PathBuf,
         /// What the system said.
-        source: std::io::Error,
+        cause: std::io::Error,
     },
     /// A file is too long to be what it should be.
     #[error("{path} has {bytes} bytes, more than {FILE_BYTES_MAX}")]
@@ -98,12 +98,12 @@ pub enum KeysError {
         found: String,
     },
     /// The site configuration is not usable.
-    #[error("{path}: {source}")]
+    #[error("{path}: {cause}")]
     Site {
         /// The file.
         path: PathBuf,
         /// What is wrong.
-        source: SiteError,
+        cause: SiteError,
     },
     /// The set's mark is none.
     #[error("{path}: {reason}")]
@@ -114,23 +114,23 @@ pub enum KeysError {
         reason: String,
     },
     /// A file does not hold a PKCS#11 URI.
-    #[error("{path}: {source}")]
+    #[error("{path}: {cause}")]
     Uri {
         /// The file.
         path: PathBuf,
         /// What is wrong.
-        source: UriError,
+        cause: UriError,
     },
     /// A key could not be opened.
     #[error(transparent)]
     Token(#[from] Pkcs11Error),
     /// A certificate cannot be read.
-    #[error("{path}: {source}")]
+    #[error("{path}: {cause}")]
     Certificate {
         /// The file.
         path: PathBuf,
         /// What is wrong.
-        source: SignError,
+        cause: SignError,
     },
     /// The token's key is another one than the set says.
     #[error(
@@ -193,7 +193,7 @@ impl KeySet {
                     return Err(KeysError::TooLong { path, bytes: metadata.len() });
                 }
                 Ok(_) => {}
-                Err(source) => return Err(KeysError::Read { path, source }),
+                Err(cause) => return Err(KeysError::Read { path, cause }),
             }
         }
         let path = folder.join("profile");
@@ -207,7 +207,7 @@ impl KeySet {
         let client_ca = read(&folder.join(CLIENT_CA))?;
         // The agent would refuse it at every start.
         Site::parse(&read(&path)?, client_ca.as_bytes())
-            .map_err(|source| KeysError::Site { path, source })?;
+            .map_err(|cause| KeysError::Site { path, cause })?;
         let set = Self { folder: folder.to_owned(), profile, owner };
         set.check_enrolment()?;
         Ok(set)
@@ -227,7 +227,7 @@ impl KeySet {
             return torn(DB_CERTIFICATE, "secureboot/db.esl");
         }
         let path = self.variables();
-        let store = std::fs::read(&path).map_err(|source| KeysError::Read { path, source })?;
+        let store = std::fs::read(&path).map_err(|cause| KeysError::Read { path, cause })?;
         for name in ["PK", "KEK", "db", "dbx"] {
             if !holds(&store, &self.variable(name)?) {
                 return torn(&format!("{SECURE_BOOT}/{name}.esl"), VARIABLES);
@@ -284,7 +284,7 @@ impl KeySet {
     /// Whether the key that signs PCR policies is being rotated.
     fn has_earlier_pcr(&self) -> Result<bool, KeysError> {
         let path = self.path(PCR_EARLIER_URI);
-        path.try_exists().map_err(|source| KeysError::Read { path, source })
+        path.try_exists().map_err(|cause| KeysError::Read { path, cause })
     }
 
     /// Variable store of a QEMU machine that trusts this set.
@@ -295,31 +295,29 @@ impl KeySet {
     /// Content of a variable of Secure Boot.
     pub(crate) fn variable(&self, name: &str) -> Result<Vec<u8>, KeysError> {
         let path = self.path(&format!("{SECURE_BOOT}/{name}.esl"));
-        std::fs::read(&path).map_err(|source| KeysError::Read { path, source })
+        std::fs::read(&path).map_err(|cause| KeysError::Read { path, cause })
     }
 
     /// The site configuration's bytes.
     pub fn site(&self) -> Result<Vec<u8>, KeysError> {
         let path = self.path(SITE);
-        std::fs::read(&path).map_err(|source| KeysError::Read { path, source })
+        std::fs::read(&path).map_err(|cause| KeysError::Read { path, cause })
     }
 
     /// The quorum policy's bytes.
     pub fn policy(&self) -> Result<Vec<u8>, KeysError> {
         let path = self.path("policy.json");
-        std::fs::read(&path).map_err(|source| KeysError::Read { path, source })
+        std::fs::read(&path).map_err(|cause| KeysError::Read { path, cause })
     }
 }
 
 fn read(path: &Path) -> Result<String, KeysError> {
-    std::fs::read_to_string(path)
-        .map_err(|source| KeysError::Read { path: path.to_owned(), source })
+    std::fs::read_to_string(path).map_err(|cause| KeysError::Read { path: path.to_owned(), cause })
 }
 
 /// The URI in a file.
 pub(crate) fn read_uri(path: &Path) -> Result<Uri, KeysError> {
-    Uri::parse(read(path)?.trim())
-        .map_err(|source| KeysError::Uri { path: path.to_owned(), source })
+    Uri::parse(read(path)?.trim()).map_err(|cause| KeysError::Uri { path: path.to_owned(), cause })
 }
 
 /// DER of the certificate in a PEM file.

@@ -84,12 +84,12 @@ const SHOWN_CHARS: usize = 60;
 #[derive(Debug, thiserror::Error)]
 pub enum LockError {
     /// One of the two, which stands in this folder.
-    #[error("in {folder}: {source}")]
+    #[error("in {folder}: {cause}")]
     In {
         /// The folder.
         folder: &'static str,
         /// What is wrong there.
-        source: Box<LockError>,
+        cause: Box<LockError>,
     },
     /// The file could not be read.
     #[error("packages.lock: {0}; `casemate lock` makes it")]
@@ -354,7 +354,7 @@ impl Lock {
 
 impl LockError {
     fn within(self, target: Target) -> Self {
-        Self::In { folder: target.folder(), source: Box::new(self) }
+        Self::In { folder: target.folder(), cause: Box::new(self) }
     }
 }
 

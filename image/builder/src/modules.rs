@@ -19,12 +19,12 @@ pub enum ModulesError {
     #[error(transparent)]
     Tool(#[from] ToolError),
     /// A file could not be read or written.
-    #[error("{path}: {source}")]
+    #[error("{path}: {cause}")]
     File {
         /// The file.
         path: PathBuf,
         /// What the system said.
-        source: std::io::Error,
+        cause: std::io::Error,
     },
     /// The kernel package has no such module.
     #[error("kernel {kernel} has no module `{module}`; see kernel-config/modules.list")]
@@ -95,7 +95,7 @@ pub(crate) fn install(
 
 fn read_text(folder: &Path, name: &str) -> Result<String, ModulesError> {
     let path = folder.join(name);
-    std::fs::read_to_string(&path).map_err(|source| ModulesError::File { path, source })
+    std::fs::read_to_string(&path).map_err(|cause| ModulesError::File { path, cause })
 }
 
 fn copy(from: &Path, to: &Path) -> Result<(), ModulesError> {
@@ -105,7 +105,7 @@ fn copy(from: &Path, to: &Path) -> Result<(), ModulesError> {
         }
         std::fs::copy(from, to)
     };
-    work().map(drop).map_err(|source| ModulesError::File { path: from.to_owned(), source })
+    work().map(drop).map_err(|cause| ModulesError::File { path: from.to_owned(), cause })
 }
 
 /// Files of the named modules and of what they depend on, by modules.dep(5); or the first name that is unknown.

@@ -29,12 +29,12 @@ pub enum PruneError {
     #[error(transparent)]
     List(#[from] ListError),
     /// A file could not be read or removed.
-    #[error("{path}: {source}")]
+    #[error("{path}: {cause}")]
     File {
         /// The file.
         path: PathBuf,
         /// What the system said.
-        source: io::Error,
+        cause: io::Error,
     },
     /// A list names something that is not in the tree, so its reason is stale.
     #[error("{list}: `{entry}` is not in the tree; remove the entry")]
@@ -113,7 +113,7 @@ fn remove_package(tree: &Path, name: &str) -> Result<()> {
             Ok(metadata) if !metadata.is_dir() => remove(&path)?,
             Ok(_) => {}
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-            Err(source) => return Err(PruneError::File { path, source }),
+            Err(cause) => return Err(PruneError::File { path, cause }),
         }
     }
     Ok(())
@@ -191,7 +191,7 @@ fn remove_dangling(tree: &Path, folder: &Path) -> Result<()> {
 
 /// Absolute targets are the tree's; /dev/null is how systemd masks a unit, and /proc and /run exist later.
 fn target_exists(tree: &Path, link: &Path) -> Result<bool> {
-    let file_error = |source| PruneError::File { path: link.to_owned(), source };
+    let file_error = |cause| PruneError::File { path: link.to_owned(), cause };
     let target = fs::read_link(link).map_err(file_error)?;
     let later = ["/dev", "/proc", "/run"].iter().any(|folder| target.starts_with(folder));
     let resolved = match target.strip_prefix("/") {
@@ -208,7 +208,7 @@ fn clear_setid(folder: &Path) -> Result<()> {
         let mode = metadata.permissions().mode();
         if !metadata.is_symlink() && mode & SETID != 0 {
             fs::set_permissions(&path, fs::Permissions::from_mode(mode & 0o1777))
-                .map_err(|source| PruneError::File { path: path.clone(), source })?;
+                .map_err(|cause| PruneError::File { path: path.clone(), cause })?;
         }
         if metadata.is_dir() {
             clear_setid(&path)?;
@@ -222,24 +222,23 @@ fn names(folder: &Path) -> Result<Vec<String>> {
         let names = fs::read_dir(folder)?;
         names.map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned())).collect()
     };
-    let mut names =
-        read().map_err(|source| PruneError::File { path: folder.to_owned(), source })?;
+    let mut names = read().map_err(|cause| PruneError::File { path: folder.to_owned(), cause })?;
     names.sort_unstable();
     Ok(names)
 }
 
 fn metadata(path: &Path) -> Result<fs::Metadata> {
-    fs::symlink_metadata(path).map_err(|source| PruneError::File { path: path.to_owned(), source })
+    fs::symlink_metadata(path).map_err(|cause| PruneError::File { path: path.to_owned(), cause })
 }
 
 fn read_text(path: &Path) -> Result<String> {
-    fs::read_to_string(path).map_err(|source| PruneError::File { path: path.to_owned(), source })
+    fs::read_to_string(path).map_err(|cause| PruneError::File { path: path.to_owned(), cause })
 }
 
 fn remove(path: &Path) -> Result<()> {
     let result =
         if metadata(path)?.is_dir() { fs::remove_dir_all(path) } else { fs::remove_file(path) };
-    result.map_err(|source| PruneError::File { path: path.to_owned(), source })
+    result.map_err(|cause| PruneError::File { path: path.to_owned(), cause })
 }
 
 #[cfg(test)]

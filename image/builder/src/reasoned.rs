@@ -17,12 +17,12 @@ pub(crate) struct Entry {
 #[derive(Debug, thiserror::Error)]
 pub enum ListError {
     /// The file could not be read.
-    #[error("{path}: {source}")]
+    #[error("{path}: {cause}")]
     Read {
         /// The list.
         path: PathBuf,
         /// What the system said.
-        source: std::io::Error,
+        cause: std::io::Error,
     },
     /// The file is longer than any list of ours.
     #[error("{path} has {bytes} bytes, more than the {LIST_BYTES_MAX} of a list")]
@@ -85,7 +85,7 @@ fn checked(
     meaning: &'static str,
     fits: fn(usize, usize) -> bool,
 ) -> Result<Vec<Entry>, ListError> {
-    let error = |source| ListError::Read { path: path.to_owned(), source };
+    let error = |cause| ListError::Read { path: path.to_owned(), cause };
     let bytes = std::fs::metadata(path).map_err(error)?.len();
     if bytes > LIST_BYTES_MAX {
         return Err(ListError::TooLong { path: path.to_owned(), bytes });

@@ -16,12 +16,12 @@ pub enum RepositoryError {
     #[error(transparent)]
     Tool(#[from] ToolError),
     /// A file could not be written.
-    #[error("{path}: {source}")]
+    #[error("{path}: {cause}")]
     File {
         /// The file.
         path: PathBuf,
         /// What the system said.
-        source: std::io::Error,
+        cause: std::io::Error,
     },
     /// The package is another one than its line in the lock file says.
     #[error(
@@ -47,18 +47,18 @@ pub(crate) fn make(
     folder: &Path,
     logs: &Path,
 ) -> Result<String, RepositoryError> {
-    let file = |path: &Path, source| RepositoryError::File { path: path.to_owned(), source };
-    fs::create_dir_all(folder).map_err(|source| file(folder, source))?;
+    let file = |path: &Path, cause| RepositoryError::File { path: path.to_owned(), cause };
+    fs::create_dir_all(folder).map_err(|cause| file(folder, cause))?;
     let mut index = String::new();
     for package in lock.installed() {
         let deb = fetch::deb(debs, package);
         let control = Tool::new("dpkg-deb", "control", logs).arg("--field").arg(&deb).run()?;
         index.push_str(&paragraph(package, &String::from_utf8_lossy(&control))?);
         let link = folder.join(format!("{}.deb", package.sha256));
-        std::os::unix::fs::symlink(&deb, &link).map_err(|source| file(&link, source))?;
+        std::os::unix::fs::symlink(&deb, &link).map_err(|cause| file(&link, cause))?;
     }
     let packages = folder.join("Packages");
-    fs::write(&packages, index).map_err(|source| file(&packages, source))?;
+    fs::write(&packages, index).map_err(|cause| file(&packages, cause))?;
     Ok(format!("deb [trusted=yes] copy:{} ./", quoted(folder)))
 }
 

@@ -37,12 +37,12 @@ pub enum ResolveError {
     #[error(transparent)]
     Lock(#[from] LockError),
     /// apt's own folder.
-    #[error("{path}: {source}")]
+    #[error("{path}: {cause}")]
     File {
         /// The file.
         path: PathBuf,
         /// What the system said.
-        source: std::io::Error,
+        cause: std::io::Error,
     },
     /// apt said something else than expected.
     #[error("apt: {found:?}, expected {expected}")]
@@ -113,7 +113,7 @@ impl Apt<'_> {
     fn configure(&self) -> Result<()> {
         for folder in FOLDERS.iter().map(|folder| self.folder.join(folder)) {
             fs::create_dir_all(&folder)
-                .map_err(|source| ResolveError::File { path: folder.clone(), source })?;
+                .map_err(|cause| ResolveError::File { path: folder.clone(), cause })?;
         }
         let sources: String = SUITES
             .iter()
@@ -135,7 +135,7 @@ impl Apt<'_> {
             [("status", ""), ("etc/apt/sources.list", &sources), ("apt.conf", &configuration)]
         {
             let path = self.folder.join(name);
-            fs::write(&path, text).map_err(|source| ResolveError::File { path, source })?;
+            fs::write(&path, text).map_err(|cause| ResolveError::File { path, cause })?;
         }
         Ok(())
     }
@@ -188,13 +188,13 @@ impl Apt<'_> {
     /// The signed index that apt accepted.
     fn release(&self, archive: Archive, suite: &str) -> Result<Release> {
         let lists = self.folder.join("var/lib/apt/lists");
-        let error = |source| ResolveError::File { path: lists.clone(), source };
+        let error = |cause| ResolveError::File { path: lists.clone(), cause };
         let end = format!("_dists_{suite}_InRelease");
         for entry in fs::read_dir(&lists).map_err(error)? {
             let path = entry.map_err(error)?.path();
             if path.to_string_lossy().ends_with(&end) {
                 let text = fs::read_to_string(&path)
-                    .map_err(|source| ResolveError::File { path: path.clone(), source })?;
+                    .map_err(|cause| ResolveError::File { path: path.clone(), cause })?;
                 let date = text.lines().find_map(|line| line.strip_prefix("Date: "));
                 return Ok(Release {
                     archive,

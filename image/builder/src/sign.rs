@@ -28,12 +28,12 @@ pub enum SignError {
     #[error(transparent)]
     Token(#[from] Pkcs11Error),
     /// What is to be signed cannot be encoded, or the certificate not be read.
-    #[error("DER of {what}: {source}")]
+    #[error("DER of {what}: {cause}")]
     Der {
         /// Which structure.
         what: &'static str,
         /// What is wrong.
-        source: der::Error,
+        cause: der::Error,
     },
     /// The image is no PE image.
     #[error(transparent)]
@@ -65,13 +65,13 @@ pub enum SignError {
 
 /// Common name of the subject of a certificate in a PEM file.
 pub fn common_name(path: &Path) -> Result<String, KeysError> {
-    let error = |source| KeysError::Certificate { path: path.to_owned(), source };
+    let error = |cause| KeysError::Certificate { path: path.to_owned(), cause };
     certificate::common_name(&crate::keys::read_certificate(path)?).map_err(error)
 }
 
 /// For `map_err`: names the structure.
 pub(crate) fn der(what: &'static str) -> impl Fn(der::Error) -> SignError {
-    move |source| SignError::Der { what, source }
+    move |cause| SignError::Der { what, cause }
 }
 
 /// A length as a format's 32-bit field.

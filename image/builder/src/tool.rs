@@ -53,12 +53,12 @@ pub enum ToolError {
         package: &'static str,
     },
     /// It could not be run.
-    #[error("running {tool}: {source}")]
+    #[error("running {tool}: {cause}")]
     Run {
         /// The tool.
         tool: String,
         /// What the system said.
-        source: std::io::Error,
+        cause: std::io::Error,
     },
     /// It ended with an error.
     #[error("{tool} ended with {status}; the end of {}:\n{tail}", log.display())]
@@ -144,16 +144,16 @@ impl Tool {
         let output = self.log.with_extension("out");
         let (log_file, output_file) = (self.create(&self.log)?, self.create(&output)?);
         self.command.stderr(log_file).stdout(output_file);
-        let mut child = self.command.spawn().map_err(|source| self.spawn_error(source))?;
+        let mut child = self.command.spawn().map_err(|cause| self.spawn_error(cause))?;
         let started = Instant::now();
         let mut shown = started;
         let status = loop {
-            if let Some(status) = child.try_wait().map_err(|source| self.run_error(source))? {
+            if let Some(status) = child.try_wait().map_err(|cause| self.run_error(cause))? {
                 break status;
             }
             if started.elapsed() > Duration::from_secs(self.run_s_max) {
-                child.kill().map_err(|source| self.run_error(source))?;
-                child.wait().map_err(|source| self.run_error(source))?;
+                child.kill().map_err(|cause| self.run_error(cause))?;
+                child.wait().map_err(|cause| self.run_error(cause))?;
                 return Err(ToolError::TooSlow {
                     tool: self.name,
                     run_s_max: self.run_s_max,
@@ -171,11 +171,11 @@ impl Tool {
             let tail = self.tail()?;
             return Err(ToolError::Failed { tool: self.name, status, tail, log: self.log });
         }
-        std::fs::read(&output).map_err(|source| self.run_error(source))
+        std::fs::read(&output).map_err(|cause| self.run_error(cause))
     }
 
     fn create(&self, path: &Path) -> Result<File, ToolError> {
-        File::create(path).map_err(|source| self.run_error(source))
+        File::create(path).map_err(|cause| self.run_error(cause))
     }
 
     fn tail(&self) -> Result<String, ToolError> {
@@ -187,20 +187,20 @@ impl Tool {
             file.take(TAIL_BYTES).read_to_end(&mut bytes)?;
             Ok(String::from_utf8_lossy(&bytes).into_owned())
         };
-        read().map_err(|source| self.run_error(source))
+        read().map_err(|cause| self.run_error(cause))
     }
 
-    fn run_error(&self, source: std::io::Error) -> ToolError {
-        ToolError::Run { tool: self.name.clone(), source }
+    fn run_error(&self, cause: std::io::Error) -> ToolError {
+        ToolError::Run { tool: self.name.clone(), cause }
     }
 
-    fn spawn_error(&self, source: std::io::Error) -> ToolError {
+    fn spawn_error(&self, cause: std::io::Error) -> ToolError {
         let package = PACKAGES.iter().find(|(tool, _)| *tool == self.name);
         match package {
-            Some((tool, package)) if source.kind() == std::io::ErrorKind::NotFound => {
+            Some((tool, package)) if cause.kind() == std::io::ErrorKind::NotFound => {
                 ToolError::Missing { tool: (*tool).to_owned(), package }
             }
-            _ => self.run_error(source),
+            _ => self.run_error(cause),
         }
     }
 }

@@ -54,12 +54,12 @@ pub enum TreeError {
     #[error(transparent)]
     Tool(#[from] ToolError),
     /// A file could not be read or written.
-    #[error("{path}: {source}")]
+    #[error("{path}: {cause}")]
     File {
         /// The file.
         path: PathBuf,
         /// What the system said.
-        source: std::io::Error,
+        cause: std::io::Error,
     },
     /// A file of systemd/ whose kind has no folder on the appliance.
     #[error("{path}: nobody knows where this goes on the appliance; see place.rs of the builder")]
@@ -220,22 +220,20 @@ fn entries(folder: &Path) -> Result<Vec<PathBuf>> {
     let read = || -> std::io::Result<Vec<PathBuf>> {
         fs::read_dir(folder)?.map(|entry| Ok(entry?.path())).collect()
     };
-    let mut entries =
-        read().map_err(|source| TreeError::File { path: folder.to_owned(), source })?;
+    let mut entries = read().map_err(|cause| TreeError::File { path: folder.to_owned(), cause })?;
     entries.sort_unstable();
     Ok(entries)
 }
 
 fn create_folder(path: &Path) -> Result<()> {
-    fs::create_dir_all(path).map_err(|source| TreeError::File { path: path.to_owned(), source })
+    fs::create_dir_all(path).map_err(|cause| TreeError::File { path: path.to_owned(), cause })
 }
 
 fn copy_file(from: &Path, to: &Path, mode: u32) -> Result<()> {
-    let bytes =
-        fs::read(from).map_err(|source| TreeError::File { path: from.to_owned(), source })?;
+    let bytes = fs::read(from).map_err(|cause| TreeError::File { path: from.to_owned(), cause })?;
     write_file(to, &bytes)?;
     fs::set_permissions(to, fs::Permissions::from_mode(mode))
-        .map_err(|source| TreeError::File { path: to.to_owned(), source })
+        .map_err(|cause| TreeError::File { path: to.to_owned(), cause })
 }
 
 /// A link at the path is replaced, not followed: in the tree it may point outside.
@@ -249,7 +247,7 @@ fn write_file(path: &Path, bytes: &[u8]) -> Result<()> {
         }
         fs::write(path, bytes)
     };
-    work().map_err(|source| TreeError::File { path: path.to_owned(), source })
+    work().map_err(|cause| TreeError::File { path: path.to_owned(), cause })
 }
 
 fn link(tree: &Path, at: &str, target: &str) -> Result<()> {
@@ -260,5 +258,5 @@ fn link(tree: &Path, at: &str, target: &str) -> Result<()> {
         }
         std::os::unix::fs::symlink(target, &path)
     };
-    work().map_err(|source| TreeError::File { path: path.clone(), source })
+    work().map_err(|cause| TreeError::File { path: path.clone(), cause })
 }

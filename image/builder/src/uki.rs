@@ -45,12 +45,12 @@ pub enum UkiBuildError {
         found: evidence::pcr::Pcr,
     },
     /// A file could not be read or written.
-    #[error("{path}: {source}")]
+    #[error("{path}: {cause}")]
     File {
         /// The file.
         path: PathBuf,
         /// What the system said.
-        source: std::io::Error,
+        cause: std::io::Error,
     },
     /// The command line does not fit.
     #[error(
@@ -162,12 +162,12 @@ pub(crate) fn ukify(inputs: &Inputs<'_>, job: &str, output: &Path) -> Tool {
 }
 
 fn read(path: &Path) -> Result<Vec<u8>, UkiBuildError> {
-    std::fs::read(path).map_err(|source| UkiBuildError::File { path: path.to_owned(), source })
+    std::fs::read(path).map_err(|cause| UkiBuildError::File { path: path.to_owned(), cause })
 }
 
 fn write(path: &Path, content: &[u8]) -> Result<(), UkiBuildError> {
     std::fs::write(path, content)
-        .map_err(|source| UkiBuildError::File { path: path.to_owned(), source })
+        .map_err(|cause| UkiBuildError::File { path: path.to_owned(), cause })
 }
 
 #[cfg(test)]

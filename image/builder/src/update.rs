@@ -25,20 +25,20 @@ const CHUNK_BYTES: usize = 1 << 20;
 #[derive(Debug, thiserror::Error)]
 pub enum UpdateBuildError {
     /// A file could not be read or written.
-    #[error("{path}: {source}")]
+    #[error("{path}: {cause}")]
     File {
         /// The file.
         path: PathBuf,
         /// What the system said.
-        source: io::Error,
+        cause: io::Error,
     },
     /// The disk has no partition table.
-    #[error("{path}: {source}")]
+    #[error("{path}: {cause}")]
     Gpt {
         /// The disk.
         path: PathBuf,
         /// What is wrong.
-        source: GptError,
+        cause: GptError,
     },
     /// A partition is not there, or longer than machines take.
     #[error("{path}: {count} partitions `{label}` of at most {PART_BYTES_MAX} bytes; expected 1")]
@@ -94,10 +94,10 @@ pub(crate) fn describe(folder: &Path, image: &Image<'_>) -> Result<Update> {
 pub fn lay_out(folder: &Path, tree: &Path) -> Result<Update> {
     for name in [ENVELOPE, UPDATE_FILE] {
         let from = folder.join(name);
-        fs::copy(&from, tree.join(name)).map_err(|source| file(&from, source))?;
+        fs::copy(&from, tree.join(name)).map_err(|cause| file(&from, cause))?;
     }
     let statement = tree.join(UPDATE_FILE);
-    let text = fs::read(&statement).map_err(|source| file(&statement, source))?;
+    let text = fs::read(&statement).map_err(|cause| file(&statement, cause))?;
     let update = Update::parse(&text)?;
     let sources = [
         Source::partition(folder, ROOT)?,
@@ -107,7 +107,7 @@ pub fn lay_out(folder: &Path, tree: &Path) -> Result<Update> {
     ];
     for (source, (name, part)) in sources.into_iter().zip(update.parts()) {
         let to = tree.join(name);
-        let mut out = File::create_new(&to).map_err(|source| file(&to, source))?;
+        let mut out = File::create_new(&to).map_err(|cause| file(&to, cause))?;
         if source.copy(&mut out)? != *part {
             return Err(UpdateBuildError::Differs { name });
         }
@@ -135,19 +135,19 @@ struct Source {
 
 impl Source {
     fn whole(path: &Path) -> Result<Self> {
-        let opened = File::open(path).map_err(|source| file(path, source))?;
-        let bytes = opened.metadata().map_err(|source| file(path, source))?.len();
+        let opened = File::open(path).map_err(|cause| file(path, cause))?;
+        let bytes = opened.metadata().map_err(|cause| file(path, cause))?.len();
         Ok(Self { path: path.to_owned(), file: opened, start: 0, bytes })
     }
 
     /// A partition of the disk, without the zeros at its end.
     fn partition(folder: &Path, label: &'static str) -> Result<Self> {
         let disk = Self::whole(&folder.join(IMAGE))?;
-        let error = |source| file(&disk.path, source);
+        let error = |cause| file(&disk.path, cause);
         let mut head = vec![0; gpt::HEAD_BYTES];
         (&disk.file).read_exact(&mut head).map_err(error)?;
         let partitions = gpt::partitions(&head, disk.bytes)
-            .map_err(|source| UpdateBuildError::Gpt { path: disk.path.clone(), source })?;
+            .map_err(|cause| UpdateBuildError::Gpt { path: disk.path.clone(), cause })?;
         let fits = |bytes: u64| (1..=PART_BYTES_MAX).contains(&bytes);
         let mut found = partitions
             .iter()
@@ -198,12 +198,12 @@ impl Source {
             }
             Ok(())
         };
-        read().map_err(|source| file(&self.path, source))
+        read().map_err(|cause| file(&self.path, cause))
     }
 }
 
-fn file(path: &Path, source: io::Error) -> UpdateBuildError {
-    UpdateBuildError::File { path: path.to_owned(), source }
+fn file(path: &Path, cause: io::Error) -> UpdateBuildError {
+    UpdateBuildError::File { path: path.to_owned(), cause }
 }
 
 #[cfg(test)]

@@ -19,12 +19,12 @@ pub enum UsersError {
     #[error(transparent)]
     Tool(#[from] ToolError),
     /// A file could not be read or written.
-    #[error("{path}: {source}")]
+    #[error("{path}: {cause}")]
     File {
         /// The file.
         path: PathBuf,
         /// What the system said.
-        source: std::io::Error,
+        cause: std::io::Error,
     },
 }
 
@@ -49,14 +49,14 @@ fn remove_backup(tree: &Path, database: &str) -> Result<(), UsersError> {
     let path = tree.join(format!("{database}-"));
     match fs::remove_file(&path) {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
-        result => result.map_err(|source| UsersError::File { path, source }),
+        result => result.map_err(|cause| UsersError::File { path, cause }),
     }
 }
 
 fn edit(tree: &Path, name: &str, change: impl Fn(&str) -> String) -> Result<(), UsersError> {
     let path = tree.join(name);
     let work = || fs::write(&path, change(&fs::read_to_string(&path)?));
-    work().map_err(|source| UsersError::File { path: path.clone(), source })
+    work().map_err(|cause| UsersError::File { path: path.clone(), cause })
 }
 
 /// Every line of a colon-separated database with one field replaced.

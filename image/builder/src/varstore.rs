@@ -17,12 +17,12 @@ pub enum VarstoreError {
     #[error(transparent)]
     Tool(#[from] ToolError),
     /// The store could not be read.
-    #[error("{path}: {source}")]
+    #[error("{path}: {cause}")]
     Read {
         /// The store.
         path: PathBuf,
         /// What the system said.
-        source: std::io::Error,
+        cause: std::io::Error,
     },
     /// virt-fw-vars wrote something else than what PCR 7 is predicted from.
     #[error(
@@ -69,7 +69,7 @@ pub(crate) fn make(
     }
     tool.run()?;
     let store = std::fs::read(output)
-        .map_err(|source| VarstoreError::Read { path: output.to_owned(), source })?;
+        .map_err(|cause| VarstoreError::Read { path: output.to_owned(), cause })?;
     // PCR 7 is predicted from them.
     let absent = |content: &[u8]| !store.windows(content.len()).any(|window| window == content);
     match content.variables().into_iter().find(|(_, content)| absent(content)) {

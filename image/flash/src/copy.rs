@@ -77,19 +77,19 @@ pub(crate) const SIZES: Sizes = Sizes { edge: 1 << 20, chunk: 4 << 20, clear: 64
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum CopyError {
     /// The image.
-    #[error("cannot read the image at offset {offset}: {source}")]
-    Source { offset: u64, source: io::Error },
+    #[error("cannot read the image at offset {offset}: {cause}")]
+    Source { offset: u64, cause: io::Error },
     /// The image is not what its digest said.
     #[error(
         "the image changed while it was written: its SHA-256 was {expected}, now it is {found}; let no build run meanwhile"
     )]
     Changed { expected: String, found: String },
     /// The disk.
-    #[error("cannot {action} the disk at offset {offset}: {source}; {}", advice(source))]
-    Target { action: &'static str, offset: u64, source: io::Error },
+    #[error("cannot {action} the disk at offset {offset}: {cause}; {}", advice(cause))]
+    Target { action: &'static str, offset: u64, cause: io::Error },
     /// A write that the disk had acknowledged may be lost; which one is not told.
-    #[error("the disk does not confirm what was written: {source}; {}", advice(source))]
-    Flush { source: io::Error },
+    #[error("the disk does not confirm what was written: {cause}; {}", advice(cause))]
+    Flush { cause: io::Error },
     /// The disk does not hold what it was told.
     #[error(
         "the disk does not keep what is written to it: at offset {offset} it has 0x{found:02x} in place of 0x{expected:02x}; \
@@ -304,15 +304,15 @@ impl<S: Source, T: Target> Copy<'_, S, T> {
     }
 
     fn write(&self, bytes: &[u8], offset: u64) -> Result<(), CopyError> {
-        self.target.write_at(bytes, offset).map_err(|source| CopyError::Target {
+        self.target.write_at(bytes, offset).map_err(|cause| CopyError::Target {
             action: "write",
             offset,
-            source,
+            cause,
         })
     }
 
     fn sync(&self) -> Result<(), CopyError> {
-        self.target.sync().map_err(|source| CopyError::Flush { source })
+        self.target.sync().map_err(|cause| CopyError::Flush { cause })
     }
 
     fn go_on(&self, offset: u64) -> Result<(), CopyError> {
@@ -349,14 +349,14 @@ fn length(chunk: &Range<u64>) -> usize {
 }
 
 fn read_source(source: &impl Source, buffer: &mut [u8], offset: u64) -> Result<(), CopyError> {
-    source.read_at(buffer, offset).map_err(|source| CopyError::Source { offset, source })
+    source.read_at(buffer, offset).map_err(|cause| CopyError::Source { offset, cause })
 }
 
 fn read_target(target: &impl Target, buffer: &mut [u8], offset: u64) -> Result<(), CopyError> {
-    target.read_at(buffer, offset).map_err(|source| CopyError::Target {
+    target.read_at(buffer, offset).map_err(|cause| CopyError::Target {
         action: "read back",
         offset,
-        source,
+        cause,
     })
 }
 

@@ -67,9 +67,9 @@ impl Image {
         }
         let mut head = vec![0; HEAD_BYTES];
         let no_table = || ImageError::NoTable { path: path.to_owned() };
-        file.read_exact_at(&mut head, 0).map_err(|source| match source.kind() {
+        file.read_exact_at(&mut head, 0).map_err(|cause| match cause.kind() {
             io::ErrorKind::UnexpectedEof => no_table(),
-            _ => error(source),
+            _ => error(cause),
         })?;
         let (sector_bytes, expected) = table(&head).ok_or_else(no_table)?;
         let bytes = meta.len();

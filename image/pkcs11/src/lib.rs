@@ -61,33 +61,33 @@ pub enum Pkcs11Error {
     NoModule,
     /// The module cannot be loaded or initialised.
     #[error(
-        "PKCS#11 module {}: {source}; expected the shared object of the HSM's vendor, named by \
+        "PKCS#11 module {}: {cause}; expected the shared object of the HSM's vendor, named by \
              module-path= of the URI or by --module", path.display()
     )]
     Module {
         /// Path of the shared object.
         path: PathBuf,
         /// What the loader or the module said.
-        source: cryptoki::error::Error,
+        cause: cryptoki::error::Error,
     },
     /// The module's file cannot be locked.
     #[error(
-        "PKCS#11 module {}: cannot lock its file, as is done while tokens are read and logged in to: {source}; \
+        "PKCS#11 module {}: cannot lock its file, as is done while tokens are read and logged in to: {cause}; \
              expected the path of a readable file that no other process keeps locked", path.display()
     )]
     Alone {
         /// Path of the shared object.
         path: PathBuf,
         /// What the system said.
-        source: std::io::Error,
+        cause: std::io::Error,
     },
     /// A call into the module failed.
-    #[error("PKCS#11, {doing}: {source}")]
+    #[error("PKCS#11, {doing}: {cause}")]
     Call {
         /// What was being done.
         doing: &'static str,
         /// What the module said.
-        source: cryptoki::error::Error,
+        cause: cryptoki::error::Error,
     },
     /// Not exactly one token matches.
     #[error("{count} tokens match {uri}; expected exactly 1 of: {present}")]

@@ -41,7 +41,7 @@ impl Module {
     /// # Errors
     /// [`Pkcs11Error::Module`].
     pub fn load(path: &Path) -> Result<Self, Pkcs11Error> {
-        let failed = |source| Pkcs11Error::Module { path: path.to_owned(), source };
+        let failed = |cause| Pkcs11Error::Module { path: path.to_owned(), cause };
         let context = Pkcs11::new(path).map_err(failed)?;
         let module = Self { path: path.to_owned(), context };
         let arguments = CInitializeArgs::new(CInitializeFlags::OS_LOCKING_OK);
@@ -55,7 +55,7 @@ impl Module {
     /// Calls into the module while no other process of casemate reads or writes what it keeps about its tokens: SoftHSM
     /// rewrites a token's file in place at every login, and whoever reads it then gets `CKR_GENERAL_ERROR`.
     fn alone<T>(&self, calls: impl FnOnce() -> T) -> Result<T, Pkcs11Error> {
-        let failed = |source| Pkcs11Error::Alone { path: self.path.clone(), source };
+        let failed = |cause| Pkcs11Error::Alone { path: self.path.clone(), cause };
         let lock = File::open(&self.path).map_err(failed)?;
         let start = Instant::now();
         loop {
@@ -222,7 +222,7 @@ impl Module {
                 let locked = matches!(refusal, RvError::PinLocked) || token.user_pin_locked();
                 Err(wrong_pin(token, pin.as_ref(), locked))
             }
-            Err(source) => Err(Pkcs11Error::Call { doing: "log in", source }),
+            Err(cause) => Err(Pkcs11Error::Call { doing: "log in", cause }),
         }
     }
 
@@ -389,5 +389,5 @@ fn incomplete(uri: &Uri, missing: &'static str) -> Pkcs11Error {
 }
 
 pub(crate) fn call(doing: &'static str) -> impl Fn(Error) -> Pkcs11Error {
-    move |source| Pkcs11Error::Call { doing, source }
+    move |cause| Pkcs11Error::Call { doing, cause }
 }

@@ -270,6 +270,27 @@ fn a_dependency_without_reason_is_found() {
     assert_eq!(unexplained(manifest), ["b.workspace = true", "c = \"1\"", "d = \"1\""]);
 }
 
+/// Messages of `thiserror` that hold what `Error::source` gives, too: a chain of causes would say it twice.
+fn told_twice(text: &str) -> Vec<&str> {
+    text.split("#[error(")
+        .skip(1)
+        .filter_map(|rest| rest.split(")]").next())
+        .filter(|message| message.contains("{source"))
+        .collect()
+}
+
+#[test]
+fn no_error_tells_its_cause_twice() {
+    let mut wrong = Vec::new();
+    for (path, text) in files_ending(".rs").iter().filter(|(path, _)| !path.ends_with("tidy.rs")) {
+        wrong.extend(told_twice(text).iter().map(|line| format!("{}: {line}", path.display())));
+    }
+    none(&wrong);
+    let text =
+        "#[error(\"a: {cause}\")] A { cause: E }, #[error(\n\"b: {source}\"\n)] B { source: E }, ";
+    assert_eq!(told_twice(text), ["\n\"b: {source}\"\n"]);
+}
+
 #[test]
 fn no_file_is_too_long() {
     let long = |(path, text): &(PathBuf, String)| {

@@ -85,7 +85,7 @@ pub(super) fn read(
 fn kernel_bytes(inputs: &Inputs<'_>) -> Result<u64> {
     let image = inputs.bootstrap.kernel_image();
     let metadata = std::fs::metadata(&image);
-    Ok(metadata.map_err(|source| InventoryError::File { path: image, source })?.len())
+    Ok(metadata.map_err(|cause| InventoryError::File { path: image, cause })?.len())
 }
 
 /// Bytes of the files that dpkg lists for a package and that the image's tree still has.
@@ -94,7 +94,7 @@ fn bytes_left(bootstrap: &Path, tree: &Path, package: &str) -> Result<u64> {
     let lists = [format!("{package}.list"), format!("{package}:amd64.list")];
     let Some(list) = lists.iter().map(|list| info.join(list)).find(|list| list.exists()) else {
         let path = info.join(&lists[0]);
-        return Err(InventoryError::File { path, source: std::io::ErrorKind::NotFound.into() });
+        return Err(InventoryError::File { path, cause: std::io::ErrorKind::NotFound.into() });
     };
     let mut bytes = 0;
     for line in read_text(&list)?.lines() {
@@ -114,7 +114,7 @@ fn copyright(unpacked: &Path, package: &str) -> Result<Vec<u8>> {
     match std::fs::read(&path) {
         Ok(bytes) => Ok(bytes),
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(Vec::new()),
-        Err(source) => Err(InventoryError::File { path, source }),
+        Err(cause) => Err(InventoryError::File { path, cause }),
     }
 }
 

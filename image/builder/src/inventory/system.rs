@@ -60,7 +60,7 @@ fn walk_folder(tree: &Path, below: &str, depth: usize, files: &mut Vec<TreeFile>
     if depth > DEPTH_MAX {
         return Err(InventoryError::TooDeep { path: folder });
     }
-    let error = |source| InventoryError::File { path: folder.clone(), source };
+    let error = |cause| InventoryError::File { path: folder.clone(), cause };
     for entry in std::fs::read_dir(&folder).map_err(error)? {
         let entry = entry.map_err(error)?;
         let name = entry.file_name().to_string_lossy().into_owned();
@@ -139,7 +139,7 @@ fn addresses(unit: &str) -> impl Iterator<Item = &str> {
 
 fn unit_files(tree: &Path, ending: &str) -> Result<Vec<String>> {
     let folder = tree.join(UNITS);
-    let error = |source| InventoryError::File { path: folder.clone(), source };
+    let error = |cause| InventoryError::File { path: folder.clone(), cause };
     let mut names = Vec::new();
     for entry in std::fs::read_dir(&folder).map_err(error)? {
         let name = entry.map_err(error)?.file_name().to_string_lossy().into_owned();

@@ -28,12 +28,12 @@ pub enum ConfigError {
     #[error(transparent)]
     List(#[from] ListError),
     /// A file could not be read.
-    #[error("{path}: {source}")]
+    #[error("{path}: {cause}")]
     File {
         /// The file.
         path: PathBuf,
         /// What the system said.
-        source: std::io::Error,
+        cause: std::io::Error,
     },
     /// There are no fragments.
     #[error("{folder} has no NN-name.config")]
@@ -154,7 +154,7 @@ fn fragments_in(folder: &Path) -> Result<Vec<Asked>, ConfigError> {
 }
 
 fn fragment_files(folder: &Path) -> Result<Vec<PathBuf>, ConfigError> {
-    let error = |source| ConfigError::File { path: folder.to_owned(), source };
+    let error = |cause| ConfigError::File { path: folder.to_owned(), cause };
     let mut paths = Vec::new();
     for entry in std::fs::read_dir(folder).map_err(error)? {
         let path = entry.map_err(error)?.path();
@@ -223,7 +223,7 @@ impl Resolved {
     /// Reads a `.config`, or the file of the repository.
     pub(crate) fn read(path: &Path) -> Result<Self, ConfigError> {
         let text = std::fs::read_to_string(path)
-            .map_err(|source| ConfigError::File { path: path.to_owned(), source })?;
+            .map_err(|cause| ConfigError::File { path: path.to_owned(), cause })?;
         Self::parse(path, &text)
     }
 

@@ -59,7 +59,7 @@ done
 pub(super) fn patches(source: &Path) -> Result<Vec<(PathBuf, Vec<u8>)>> {
     let read = |path: PathBuf| match fs::read(&path) {
         Ok(patch) => Ok((path, patch)),
-        Err(source) => Err(KernelError::File { path, source }),
+        Err(cause) => Err(KernelError::File { path, cause }),
     };
     entries(&source.join(PATCHES_FOLDER))?.into_iter().map(read).collect()
 }
@@ -136,7 +136,7 @@ fn entries(folder: &Path) -> Result<Vec<PathBuf>> {
         fs::read_dir(folder)?.map(|entry| Ok(entry?.path())).collect()
     };
     let mut entries =
-        read().map_err(|source| KernelError::File { path: folder.to_owned(), source })?;
+        read().map_err(|cause| KernelError::File { path: folder.to_owned(), cause })?;
     entries.sort_unstable();
     Ok(entries)
 }

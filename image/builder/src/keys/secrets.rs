@@ -16,13 +16,13 @@ pub(super) fn refuse(folder: &Path) -> Result<(), KeysError> {
 }
 
 fn below(folder: &Path, set: &Path, depth: usize) -> Result<(), KeysError> {
-    let error = |source| KeysError::Read { path: folder.to_owned(), source };
+    let error = |cause| KeysError::Read { path: folder.to_owned(), cause };
     if depth > DEPTH_MAX {
         return Err(error(std::io::Error::other(format!("deeper than {DEPTH_MAX} folders"))));
     }
     for entry in fs::read_dir(folder).map_err(error)? {
         let path = entry.map_err(error)?.path();
-        let error = |source| KeysError::Read { path: path.clone(), source };
+        let error = |cause| KeysError::Read { path: path.clone(), cause };
         // Of what a link leads to: that is what a build would read.
         let metadata = fs::metadata(&path).map_err(error)?;
         if metadata.is_dir() {

@@ -40,7 +40,7 @@ impl KeySet {
             })
         };
         let certificate = certificate::public_key(&self.certificate(DB_CERTIFICATE)?)
-            .map_err(|source| KeysError::Certificate { path: self.path(DB_CERTIFICATE), source })?;
+            .map_err(|cause| KeysError::Certificate { path: self.path(DB_CERTIFICATE), cause })?;
         // TCG PC Client Platform TPM Profile: a TPM need verify no RSA but of 2048 bits.
         let earlier = self.has_earlier_pcr()?.then_some((PCR_EARLIER_URI, PCR_EARLIER_PUBLIC));
         let pcr = [(PCR_URI, PCR_PUBLIC)].into_iter().chain(earlier).map(|(uri, public)| {

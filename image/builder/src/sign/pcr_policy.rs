@@ -42,7 +42,7 @@ fn policy(pcr: Pcr) -> [u8; 32] {
 fn fingerprint(key: &[u8]) -> Result<[u8; 32], SignError> {
     let error = der("the PCR policy's public key");
     let info = SubjectPublicKeyInfoRef::from_der(key)
-        .map_err(|source| SignError::PublicKey { reason: source.to_string() })?;
+        .map_err(|cause| SignError::PublicKey { reason: cause.to_string() })?;
     let bits = info.subject_public_key.as_bytes();
     let bytes = bits.ok_or_else(|| error(der::ErrorKind::Failed.into()))?;
     Ok(Sha256::digest(bytes).into())

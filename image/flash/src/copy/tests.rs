@@ -361,8 +361,8 @@ fn what_an_operator_can_do_depends_on_the_error() {
         (Errno::IO, "dmesg"),
         (Errno::ROFS, "read-only"),
     ] {
-        let source = io::Error::from_raw_os_error(errno.raw_os_error());
-        let error = CopyError::Target { action: "write", offset: 4096, source }.to_string();
+        let cause = io::Error::from_raw_os_error(errno.raw_os_error());
+        let error = CopyError::Target { action: "write", offset: 4096, cause }.to_string();
         assert!(error.contains("at offset 4096") && error.contains(word), "{error}");
     }
 }

@@ -27,7 +27,7 @@ const ENTRIES: &str = "::EFI/Linux";
 /// Printed by agentd with the image's version.
 const VERSION: &str = "agentd: image ";
 /// Power cuts: in each run, and with `--long`.
-const CUTS: u32 = 1;
+const CUTS: u32 = 3;
 const CUTS_LONG: u32 = 20;
 /// Longest that the power stays on after an update was accepted.
 const CUT_WITHIN_MS: u64 = 12_000;
