@@ -15,6 +15,8 @@ use system_tests::ratios::spread;
 const MARK: &str = "integrity: ";
 /// Its last line.
 const DONE: &str = "integrity: done";
+/// Or this, with the reason.
+const FAILED: &str = "integrity: failed: ";
 /// The machine's two disks, by serial number: encrypted, and encrypted with tags.
 const DISKS: [&str; 2] = ["plain", "tags"];
 /// Bytes of each.
@@ -47,7 +49,8 @@ fn main() -> anyhow::Result<()> {
         config.disks.push(SpareDisk { file, serial: serial.to_owned() });
     }
     let mut machine = Machine::boot(config)?;
-    machine.wait_for(DONE, LIMIT)?;
+    let (end, line) = machine.wait_for_any(&[DONE, FAILED], LIMIT)?;
+    ensure!(end == 0, "{line}");
     let console = machine.console().transcript.text().to_owned();
     machine.quit()?;
     println!("under {accel}, seconds with integrity / without, in turns");
