@@ -128,8 +128,8 @@ pub struct Config {
     pub state: PathBuf,
     /// How guest code is executed.
     pub accel: Accel,
-    /// The translator executes all virtual CPUs in one host thread: atomic instructions cost nothing then, and no guest
-    /// loses a timer. Right when machines run side by side and fill the host's CPUs anyway.
+    /// The translator executes all virtual CPUs in one host thread: atomic instructions need no lock then, and no guest
+    /// was seen to lose a timer. Right when machines run side by side and fill the host's CPUs anyway.
     pub one_thread: bool,
     /// Memory in MiB.
     pub memory_mib: u32,
