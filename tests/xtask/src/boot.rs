@@ -15,9 +15,10 @@ use crate::tree::{SUITE, Tree};
 /// The same kernel and init as the appliance's, with Debian's own initrd; e2fsprogs makes and checks its root.
 const PACKAGES: &str =
     "linux-image-cloud-amd64,systemd,systemd-sysv,udev,initramfs-tools,e2fsprogs,zstd";
-/// The last unit of the boot runs a script.
-const LAST: &str = "[Unit]\nAfter=multi-user.target\n[Service]\nType=oneshot\nStandardOutput=tty\n\
-    TTYPath=/dev/ttyS0\nExecStart=/bin/sh /etc/last.sh\n";
+/// The last unit of the boot runs a script, which speaks through the kernel's log: the login prompt hangs up the
+/// terminal of whoever writes to it, with what is not sent yet.
+const LAST: &str =
+    "[Unit]\nAfter=multi-user.target\n[Service]\nType=oneshot\nExecStart=/bin/sh /etc/last.sh\n";
 
 /// A disk with a stock Debian.
 struct Debian {
@@ -29,9 +30,12 @@ struct Debian {
     last: &'static str,
 }
 
-/// Its line is what `boots` waits for.
-const BOOTED: Debian =
-    Debian { name: "stock-debian", more: "", last: "echo 'stock: default target reached'\n" };
+/// Its line is what `boots` waits for; critical, so that `quiet` shows it.
+const BOOTED: Debian = Debian {
+    name: "stock-debian",
+    more: "",
+    last: "echo '<2>stock: default target reached' > /dev/kmsg\n",
+};
 const INTEGRITY: Debian = Debian {
     name: "stock-debian-integrity",
     more: ",cryptsetup-bin",
