@@ -56,11 +56,17 @@ const CHANGE: &[u8] = b"changed";
 /// Measures both.
 pub(crate) fn bench(tree: &Tree, steps: &mut Steps, rounds: u32) -> Result<()> {
     let material = material::prepare(tree, steps, &[])?;
+    let own = || material::own_kernel_image(tree, &material, "own", false);
+    let own = steps.run("image with kernel own", own)?;
     let stock = steps.run("stock Debian", || stock(tree, &BOOTED))?;
     steps.show("measure: build after a change of the agent", || rebuild(tree, &material))?;
     steps.show("measure: boots", || {
         let mut command = tree.enter(material.binaries.join("boots"));
-        command.arg("--image").arg(&material.image).arg("--keys").arg(&material.keys);
+        let images = [("Debian's kernel", &material.image)].into_iter();
+        for (name, image) in images.chain(own.as_ref().map(|[_, image]| ("own kernel", image))) {
+            command.arg("--image").arg(format!("{name}={}", image.display()));
+        }
+        command.arg("--keys").arg(&material.keys);
         command.arg("--bundle").arg(&material.bundles.good).arg("--stock").arg(&stock);
         command.arg("--programs").arg(&material.binaries);
         command.arg("--work").arg(tree.cache().join("boots"));

@@ -17,13 +17,15 @@ use system_tests::ratios::spread;
 
 /// What the stock Debian's last unit writes on its console.
 const STOCK_READY: &str = "stock: default target reached";
+/// Of every machine.
+const MEMORY_MIB: u32 = 2048;
 
 /// Boots both in turns.
 #[derive(Debug, Parser)]
 struct Cli {
-    /// Folder made by `casemate build`.
-    #[arg(long)]
-    image: PathBuf,
+    /// Folders made by `casemate build`, by what is said of them: `WORDS=FOLDER`.
+    #[arg(long, required = true, value_parser = named)]
+    image: Vec<(String, PathBuf)>,
     /// Folder made by `casemate keys`.
     #[arg(long)]
     keys: PathBuf,
@@ -54,44 +56,48 @@ struct Times {
 
 fn main() -> anyhow::Result<()> {
     let cli = Cli::parse();
-    let accel = accel::probe(Some(&cli.image), &accel::default_cache_folder()?)?.accel;
+    let accel = accel::probe(Some(&cli.stock), &accel::default_cache_folder()?)?.accel;
     if cli.work.exists() {
         std::fs::remove_dir_all(&cli.work)?;
     }
     std::fs::create_dir_all(&cli.work)?;
-    let bench = bench(&cli, accel)?;
     println!("{} boots of each under {accel}, in turns; first boots not counted", cli.rounds);
-    let (mut ours, mut stock) = (Vec::new(), Vec::new());
-    let mut appliance = Appliance::install(&bench, &cli)?;
+    let mut appliances = Vec::new();
+    for (at, (name, image)) in cli.image.iter().enumerate() {
+        let work = cli.work.join(format!("appliance-{at}"));
+        appliances.push((name, Appliance::install(&cli, image, &work, accel)?, Vec::new()));
+    }
     let mut debian = Config::new(&cli.stock, cli.work.join("stock"), accel);
-    debian.memory_mib = bench.inputs.memory_mib;
+    debian.memory_mib = MEMORY_MIB;
     boot_stock(&debian)?;
     for round in 1..=cli.rounds {
-        stock.push(boot_stock(&debian)?);
-        ours.push(appliance.boot()?);
-        let (Some(stock), Some(ours)) = (stock.last(), ours.last()) else { continue };
-        println!(
-            "  {round}: stock Debian {:.1} s; agent ready {:.1} s, healthy with the model {:.1} s",
-            stock.as_secs_f64(),
-            ours.ready.as_secs_f64(),
-            ours.healthy.as_secs_f64()
-        );
+        let stock = boot_stock(&debian)?;
+        println!("  {round}: stock Debian {:.1} s", stock.as_secs_f64());
+        for (name, appliance, ratios) in &mut appliances {
+            let Times { ready, healthy } = appliance.boot()?;
+            let (ready_s, healthy_s) = (ready.as_secs_f64(), healthy.as_secs_f64());
+            println!("     {name}: agent {ready_s:.1} s, healthy with the model {healthy_s:.1} s");
+            ratios.push([ready, healthy].map(|time| time.div_duration_f64(stock)));
+        }
     }
-    let ratios = |time: fn(&Times) -> Duration| {
-        ours.iter().zip(&stock).map(|(ours, stock)| time(ours).div_duration_f64(*stock)).collect()
-    };
-    println!("agent ready / stock Debian:        {}", spread(ratios(|times| times.ready), "boots"));
-    println!(
-        "healthy, model loaded / stock:     {}",
-        spread(ratios(|times| times.healthy), "boots")
-    );
+    for (name, _, ratios) in &appliances {
+        let of = |which: usize| spread(ratios.iter().map(|both| both[which]).collect(), "boots");
+        println!("{name}: agent ready / stock Debian: {}", of(0));
+        println!("{name}: healthy, model loaded / stock: {}", of(1));
+    }
     Ok(std::fs::remove_dir_all(&cli.work)?)
 }
 
-fn bench(cli: &Cli, accel: Accel) -> anyhow::Result<Bench> {
+/// `WORDS=FOLDER`.
+fn named(text: &str) -> anyhow::Result<(String, PathBuf)> {
+    let (name, folder) = text.split_once('=').context("it has no `=`")?;
+    Ok((name.to_owned(), PathBuf::from(folder)))
+}
+
+fn bench(cli: &Cli, image: &Path, work: &Path, accel: Accel) -> anyhow::Result<Bench> {
     let absolute = |path: &Path| path.canonicalize().with_context(|| path.display().to_string());
     Ok(Bench::new(Inputs {
-        image: absolute(&cli.image)?,
+        image: absolute(image)?,
         image_older: None,
         image_newer: None,
         image_broken: None,
@@ -104,27 +110,29 @@ fn bench(cli: &Cli, accel: Accel) -> anyhow::Result<Bench> {
         encoder: None,
         python: None,
         programs: absolute(&cli.programs)?,
-        results: absolute(&cli.work)?,
+        results: absolute(work)?,
         accel,
         crowded: false,
-        memory_mib: 2048,
+        memory_mib: MEMORY_MIB,
         long: false,
     }))
 }
 
 /// The appliance after its first boot, which makes the state partition.
-struct Appliance<'a> {
-    bench: &'a Bench,
+struct Appliance {
+    bench: Bench,
     config: Config,
     pin: PathBuf,
 }
 
-impl<'a> Appliance<'a> {
-    fn install(bench: &'a Bench, cli: &Cli) -> anyhow::Result<Self> {
-        let mut config = bench.config(&cli.work.join("appliance"));
+impl Appliance {
+    fn install(cli: &Cli, image: &Path, work: &Path, accel: Accel) -> anyhow::Result<Self> {
+        std::fs::create_dir_all(work)?;
+        let bench = bench(cli, image, work, accel)?;
+        let mut config = bench.config(&work.join("machine"));
         let mut machine = Machine::boot(config.clone())?;
         let ak_name = wait_ready(&mut machine)?;
-        let pin = bench.pin(&machine, &cli.work.join("auditor"), &ak_name, HEALTH_LIMIT)?;
+        let pin = bench.pin(&machine, &work.join("auditor"), &ak_name, HEALTH_LIMIT)?;
         machine.quit()?;
         config.bundles = bench.inputs.bundles.good.iter().cloned().collect();
         let mut appliance = Self { bench, config, pin };
