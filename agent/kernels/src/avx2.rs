@@ -6,8 +6,10 @@
 )]
 
 use core::arch::x86_64::*;
+use core::hint::black_box;
 use core::mem::transmute;
 
+use crate::activations::QuantBlock;
 use crate::kernels::kernels;
 use crate::simd::{AHEAD, LANES, Simd, four};
 
@@ -188,34 +190,59 @@ impl Simd for Avx2 {
     }
 
     #[inline(always)]
-    fn dot<const WIDE: bool>(
-        self,
-        sum: [__m256i; 2],
-        weights: [__m256i; 2],
-        x: [i8; 4],
-    ) -> [__m256i; 2] {
+    fn dot(self, sum: [__m256i; 2], weights: [__m256i; 2], x: [i8; 4]) -> [__m256i; 2] {
         let x = four(x);
-        [dot::<WIDE>(self, sum[0], weights[0], x), dot::<WIDE>(self, sum[1], weights[1], x)]
+        // SAFETY: as above. Weights up to 63 stay within the 16 bits of a pair of products.
+        unsafe {
+            let x = _mm256_set1_epi32(x);
+            [
+                add(self, sum[0], _mm256_maddubs_epi16(weights[0], x)),
+                add(self, sum[1], _mm256_maddubs_epi16(weights[1], x)),
+            ]
+        }
+    }
+
+    /// A quant takes the sign of its weight, whose magnitude is up to 128: a pair of products is within 16 bits
+    /// (2 · 128 · 127 = 32512).
+    #[inline(always)]
+    fn wide<const N: usize>(
+        self,
+        weights: &[[__m256i; 2]; 8],
+        x: &[QuantBlock; N],
+    ) -> [[__m256i; 2]; N] {
+        let mut sums = [self.splat_int(0); N];
+        for first in (0..N).step_by(TOGETHER) {
+            // Written out, the compiler would load all words before it uses the first.
+            for (j, word) in weights.iter().enumerate().take(black_box(8)) {
+                // SAFETY: as above.
+                unsafe {
+                    let shift = _mm256_set1_epi8(-128);
+                    let signed =
+                        [_mm256_xor_si256(word[0], shift), _mm256_xor_si256(word[1], shift)];
+                    let sizes = [_mm256_abs_epi8(signed[0]), _mm256_abs_epi8(signed[1])];
+                    for t in first..N.min(first + TOGETHER) {
+                        let x = _mm256_set1_epi32(four(x[t].quants[j]));
+                        for h in 0..2 {
+                            let pairs =
+                                _mm256_maddubs_epi16(sizes[h], _mm256_sign_epi8(x, signed[h]));
+                            sums[t][h] = add(self, sums[t][h], pairs);
+                        }
+                    }
+                }
+            }
+        }
+        sums
     }
 }
 
-/// `vpmaddubsw` saturates a pair of products at 16 bits. Weights up to 127 stay below (2 · 127 · 127 = 32258), so of wide
-/// weights the highest bit is taken apart.
+/// Tokens whose sums stay in registers beside a word of weights.
+const TOGETHER: usize = 4;
+
+/// Adds pairs of pairs.
 #[inline(always)]
-fn dot<const WIDE: bool>(_proof: Avx2, sum: __m256i, weights: __m256i, x: i32) -> __m256i {
+fn add(_proof: Avx2, sum: __m256i, pairs: __m256i) -> __m256i {
     // SAFETY: the proof exists, so `detect` saw the features.
-    unsafe {
-        let x = _mm256_set1_epi32(x);
-        let low = if WIDE { _mm256_and_si256(weights, _mm256_set1_epi8(127)) } else { weights };
-        let pairs = _mm256_maddubs_epi16(low, x);
-        let sum = _mm256_add_epi32(sum, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
-        if !WIDE {
-            return sum;
-        }
-        let high = _mm256_and_si256(_mm256_srli_epi32::<7>(weights), _mm256_set1_epi8(1));
-        let pairs = _mm256_maddubs_epi16(high, x);
-        _mm256_add_epi32(sum, _mm256_madd_epi16(pairs, _mm256_set1_epi16(128)))
-    }
+    unsafe { _mm256_add_epi32(sum, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1))) }
 }
 
 kernels!(Avx2, "avx2,f16c,fma");

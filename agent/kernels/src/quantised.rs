@@ -5,6 +5,8 @@
 //! `offset · x.sum`, likewise. Each row has its own lane, so that nothing is added across lanes, and no other row, token,
 //! batch, thread or instruction set changes a bit.
 
+use std::ops::Range;
+
 use crate::activations::{Group, QuantBlock, array};
 use crate::simd::{LANES, Simd};
 use crate::tile::ROWS;
@@ -73,7 +75,7 @@ pub(crate) trait Tiled {
     const PARTS: usize;
     /// What was added to weights to make them positive.
     const ADDED: u8 = 0;
-    /// Whether weights need more than six bits.
+    /// Whether weights need more than six bits: bytes, to which 128 was added.
     const WIDE: bool = false;
     /// Whether there are minima.
     const OFFSETS: bool = false;
@@ -199,7 +201,6 @@ impl Tiled for Q5_1 {
 impl Tiled for Q8_0 {
     const BYTES: usize = 34 * ROWS;
     const PARTS: usize = 1;
-    const ADDED: u8 = 128;
     const WIDE: bool = true;
 
     #[inline(always)]
@@ -322,58 +323,61 @@ impl Tiled for Q6K {
 
 /// What the integer sum of a block, or of a half, starts with.
 #[inline(always)]
-pub(crate) fn start<F: Tiled>(x: &QuantBlock, half: usize) -> i32 {
+fn start<F: Tiled>(x: &QuantBlock, half: usize) -> i32 {
     match F::ADDED {
         8 => x.start_8,
         16 => x.start_16,
         32 => x.starts_32[half],
-        128 => x.start_128,
         _ => 0,
     }
 }
 
-/// Adds one block of one token.
+/// The integer sum of those words of a block, for one token.
 #[inline(always)]
-fn step<S: Simd, F: Tiled>(
+fn sum<S: Simd, F: Tiled>(
     s: S,
     block: &Block<S>,
     x: &QuantBlock,
-    (mut products, mut offsets): (S::Floats, S::Floats),
-) -> (S::Floats, S::Floats) {
-    let x_scale = s.splat(x.scale);
-    if F::HALVES {
-        for half in 0..2 {
-            let mut sum = s.splat_int(start::<F>(x, half));
-            for j in half * 4..half * 4 + 4 {
-                sum = if F::WIDE {
-                    s.dot::<true>(sum, block.weights[j], x.quants[j])
-                } else {
-                    s.dot::<false>(sum, block.weights[j], x.quants[j])
-                };
+    half: usize,
+    words: Range<usize>,
+) -> S::Ints {
+    let mut sum = s.splat_int(start::<F>(x, half));
+    for j in words {
+        sum = s.dot(sum, block.weights[j], x.quants[j]);
+    }
+    sum
+}
+
+/// Adds one block of each token.
+#[inline(always)]
+fn step<S: Simd, F: Tiled, const N: usize>(
+    s: S,
+    block: &Block<S>,
+    x: &[QuantBlock; N],
+    all: &mut [(S::Floats, S::Floats); N],
+) {
+    let wide = if F::WIDE { s.wide(&block.weights, x) } else { [s.splat_int(0); N] };
+    for (i, ((products, offsets), x)) in all.iter_mut().zip(x).enumerate() {
+        let x_scale = s.splat(x.scale);
+        if F::HALVES {
+            for half in 0..2 {
+                let sum = sum::<S, F>(s, block, x, half, half * 4..half * 4 + 4);
+                *products = s.fma(s.mul(block.scales[half], x_scale), s.to_floats(sum), *products);
             }
-            products = s.fma(s.mul(block.scales[half], x_scale), s.to_floats(sum), products);
+        } else {
+            let sum = if F::WIDE { wide[i] } else { sum::<S, F>(s, block, x, 0, 0..8) };
+            *products = s.fma(s.mul(block.scales[0], x_scale), s.to_floats(sum), *products);
         }
-    } else {
-        let mut sum = s.splat_int(start::<F>(x, 0));
-        for j in 0..8 {
-            sum = if F::WIDE {
-                s.dot::<true>(sum, block.weights[j], x.quants[j])
-            } else {
-                s.dot::<false>(sum, block.weights[j], x.quants[j])
-            };
+        if F::OFFSETS {
+            *offsets = s.fma(block.offsets, s.splat(x.sum), *offsets);
         }
-        products = s.fma(s.mul(block.scales[0], x_scale), s.to_floats(sum), products);
     }
-    if F::OFFSETS {
-        offsets = s.fma(block.offsets, s.splat(x.sum), offsets);
-    }
-    (products, offsets)
 }
 
 /// One token: weights go from memory to the sum without another store.
 #[inline(always)]
 pub(crate) fn one<S: Simd, F: Tiled>(s: S, tile: &[u8], x: &[QuantBlock], sums: &mut Sums) {
-    let mut all = sums.load(s);
+    let mut all = [sums.load(s)];
     for (tile, x) in tile.chunks_exact(F::BYTES).zip(x.chunks_exact(F::PARTS)) {
         for line in tile.chunks(64) {
             s.prefetch(&line[0]);
@@ -381,10 +385,10 @@ pub(crate) fn one<S: Simd, F: Tiled>(s: S, tile: &[u8], x: &[QuantBlock], sums: 
         let head = F::head(s, tile);
         for (i, x) in x.iter().enumerate() {
             let block = F::part(s, tile, &head, i);
-            all = step::<S, F>(s, &block, x, all);
+            step::<S, F, 1>(s, &block, std::array::from_ref(x), &mut all);
         }
     }
-    sums.store(s, all);
+    sums.store(s, all[0]);
 }
 
 /// Fills a panel.
@@ -453,9 +457,7 @@ fn some<S: Simd, F: Tiled, const N: usize>(
         for (weights, stored) in block.weights.iter_mut().zip(&panel.weights) {
             *weights = s.load(stored);
         }
-        for (all, x) in all.iter_mut().zip(x) {
-            *all = step::<S, F>(s, &block, x, *all);
-        }
+        step::<S, F, N>(s, &block, x, &mut all);
     }
     for (all, sums) in all.iter().zip(sums) {
         sums.store(s, *all);

@@ -1,8 +1,9 @@
 //! The truth that every other variant must equal, bit for bit; also what runs without AVX2.
 
+use crate::activations::QuantBlock;
 use crate::format::{bf16_at, f8_256th, half_at, word_at};
 use crate::kernels::kernels;
-use crate::simd::{LANES, Simd};
+use crate::simd::{LANES, Simd, wide_by_dot};
 
 /// Portable kernels.
 #[derive(Clone, Copy, Debug)]
@@ -112,17 +113,21 @@ impl Simd for Scalar {
     }
 
     #[inline(always)]
-    fn dot<const WIDE: bool>(
-        self,
-        sum: Self::Ints,
-        weights: Self::Bytes,
-        x: [i8; 4],
-    ) -> Self::Ints {
+    fn dot(self, sum: Self::Ints, weights: Self::Bytes, x: [i8; 4]) -> Self::Ints {
         let product = |weight: u8, x: i8| i32::from(weight) * i32::from(x);
         std::array::from_fn(|i| {
             let [a, b, c, d] = [0, 1, 2, 3].map(|j| product(weights[i * 4 + j], x[j]));
             sum[i] + a + b + c + d
         })
+    }
+
+    #[inline(always)]
+    fn wide<const N: usize>(
+        self,
+        weights: &[Self::Bytes; 8],
+        x: &[QuantBlock; N],
+    ) -> [Self::Ints; N] {
+        wide_by_dot(self, weights, x)
     }
 }
 

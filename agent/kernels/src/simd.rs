@@ -4,6 +4,8 @@
 //! an implementing type proves that its instructions are there. Everything is inlined into a function that has the
 //! instruction set, hence `inline(always)` and no closures.
 
+use crate::activations::QuantBlock;
+
 /// Lanes: rows of a tile, or neighbouring elements of a plain row.
 pub(crate) const LANES: usize = 16;
 
@@ -61,10 +63,15 @@ pub(crate) trait Simd: Copy {
     fn splat_int(self, a: i32) -> Self::Ints;
     /// To the nearest float, ties to even.
     fn to_floats(self, a: Self::Ints) -> Self::Floats;
-    /// Adds to each lane its four unsigned bytes times the four signed ones of `x`, exactly. No byte of `x` is −128,
-    /// and unless `WIDE` no weight is above 63.
-    fn dot<const WIDE: bool>(self, sum: Self::Ints, weights: Self::Bytes, x: [i8; 4])
-    -> Self::Ints;
+    /// Adds to each lane its four unsigned bytes times the four signed ones of `x`, exactly. No byte of `x` is −128, and
+    /// no weight is above 63.
+    fn dot(self, sum: Self::Ints, weights: Self::Bytes, x: [i8; 4]) -> Self::Ints;
+    /// For each token the sum of its quants times what their weights, any bytes, are above 128, exactly.
+    fn wide<const N: usize>(
+        self,
+        weights: &[Self::Bytes; 8],
+        x: &[QuantBlock; N],
+    ) -> [Self::Ints; N];
 
     /// [`reduce`] of each.
     #[inline(always)]
@@ -77,6 +84,23 @@ pub(crate) trait Simd: Copy {
         }
         out
     }
+}
+
+/// [`Simd::wide`] where [`Simd::dot`] takes any weight.
+#[inline(always)]
+pub(crate) fn wide_by_dot<S: Simd, const N: usize>(
+    s: S,
+    weights: &[S::Bytes; 8],
+    x: &[QuantBlock; N],
+) -> [S::Ints; N] {
+    let mut sums = [s.splat_int(0); N];
+    for (sum, x) in sums.iter_mut().zip(x) {
+        *sum = s.splat_int(x.start_128);
+        for (weights, quants) in weights.iter().zip(x.quants) {
+            *sum = s.dot(*sum, *weights, quants);
+        }
+    }
+    sums
 }
 
 /// Asks for `bytes` to be brought to the second cache.
