@@ -56,7 +56,8 @@ struct Times {
 
 fn main() -> anyhow::Result<()> {
     let cli = Cli::parse();
-    let accel = accel::probe(Some(&cli.stock), &accel::default_cache_folder()?)?.accel;
+    let first = cli.image.first().map(|(_, image)| image.as_path());
+    let accel = accel::probe(first, &accel::default_cache_folder()?)?.accel;
     if cli.work.exists() {
         std::fs::remove_dir_all(&cli.work)?;
     }
