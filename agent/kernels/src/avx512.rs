@@ -8,9 +8,8 @@
 use core::arch::x86_64::*;
 use core::mem::transmute;
 
-use crate::activations::QuantBlock;
 use crate::kernels::kernels;
-use crate::simd::{AHEAD, LANES, Simd, four, wide_by_dot};
+use crate::simd::{AHEAD, LANES, Simd, four};
 
 /// Proof that this CPU has AVX-512 F, BW, VL and VNNI, and what [`crate::Avx2`] proves.
 #[derive(Clone, Copy, Debug)]
@@ -172,11 +171,6 @@ impl Simd for Avx512 {
     fn dot(self, sum: __m512i, weights: __m512i, x: [i8; 4]) -> __m512i {
         // SAFETY: as above.
         unsafe { _mm512_dpbusd_epi32(sum, weights, _mm512_set1_epi32(four(x))) }
-    }
-
-    #[inline(always)]
-    fn wide<const N: usize>(self, weights: &[__m512i; 8], x: &[QuantBlock; N]) -> [__m512i; N] {
-        wide_by_dot(self, weights, x)
     }
 
     /// Two halves at a time become one vector, so that sixteen sums take fifteen additions.

@@ -1,9 +1,8 @@
 //! The truth that every other variant must equal, bit for bit; also what runs without AVX2.
 
-use crate::activations::QuantBlock;
 use crate::format::{bf16_at, f8_256th, half_at, word_at};
 use crate::kernels::kernels;
-use crate::simd::{LANES, Simd, wide_by_dot};
+use crate::simd::{LANES, Simd};
 
 /// Portable kernels.
 #[derive(Clone, Copy, Debug)]
@@ -119,15 +118,6 @@ impl Simd for Scalar {
             let [a, b, c, d] = [0, 1, 2, 3].map(|j| product(weights[i * 4 + j], x[j]));
             sum[i] + a + b + c + d
         })
-    }
-
-    #[inline(always)]
-    fn wide<const N: usize>(
-        self,
-        weights: &[Self::Bytes; 8],
-        x: &[QuantBlock; N],
-    ) -> [Self::Ints; N] {
-        wide_by_dot(self, weights, x)
     }
 }
 

@@ -66,12 +66,23 @@ pub(crate) trait Simd: Copy {
     /// Adds to each lane its four unsigned bytes times the four signed ones of `x`, exactly. No byte of `x` is −128, and
     /// no weight is above 63.
     fn dot(self, sum: Self::Ints, weights: Self::Bytes, x: [i8; 4]) -> Self::Ints;
-    /// For each token the sum of its quants times what their weights, any bytes, are above 128, exactly.
+    /// For each token the sum of its quants times what their weights, any bytes, are above 128, exactly. This one is for
+    /// variants whose [`Simd::dot`] takes any weight.
+    #[inline(always)]
     fn wide<const N: usize>(
         self,
         weights: &[Self::Bytes; 8],
         x: &[QuantBlock; N],
-    ) -> [Self::Ints; N];
+    ) -> [Self::Ints; N] {
+        let mut sums = [self.splat_int(0); N];
+        for (sum, x) in sums.iter_mut().zip(x) {
+            *sum = self.splat_int(x.start_128);
+            for (weights, quants) in weights.iter().zip(x.quants) {
+                *sum = self.dot(*sum, *weights, quants);
+            }
+        }
+        sums
+    }
 
     /// [`reduce`] of each.
     #[inline(always)]
@@ -84,23 +95,6 @@ pub(crate) trait Simd: Copy {
         }
         out
     }
-}
-
-/// [`Simd::wide`] where [`Simd::dot`] takes any weight.
-#[inline(always)]
-pub(crate) fn wide_by_dot<S: Simd, const N: usize>(
-    s: S,
-    weights: &[S::Bytes; 8],
-    x: &[QuantBlock; N],
-) -> [S::Ints; N] {
-    let mut sums = [s.splat_int(0); N];
-    for (sum, x) in sums.iter_mut().zip(x) {
-        *sum = s.splat_int(x.start_128);
-        for (weights, quants) in weights.iter().zip(x.quants) {
-            *sum = s.dot(*sum, *weights, quants);
-        }
-    }
-    sums
 }
 
 /// Asks for `bytes` to be brought to the second cache.

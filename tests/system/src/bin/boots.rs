@@ -61,7 +61,6 @@ fn main() -> anyhow::Result<()> {
     if cli.work.exists() {
         std::fs::remove_dir_all(&cli.work)?;
     }
-    std::fs::create_dir_all(&cli.work)?;
     println!("{} boots of each under {accel}, in turns; first boots not counted", cli.rounds);
     let mut appliances = Vec::new();
     for (at, (name, image)) in cli.image.iter().enumerate() {
