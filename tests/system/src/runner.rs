@@ -29,13 +29,39 @@ pub struct Scenario {
     pub run: fn(&Scene<'_>) -> anyhow::Result<()>,
 }
 
+/// The error of a scenario that lacks what not every host has, which it says; this is no failure.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub struct Skipped(pub &'static str);
+
+/// What came of a scenario.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Ended {
+    /// The behaviour was seen.
+    Passed,
+    /// What was missing.
+    Skipped(&'static str),
+    /// What was seen instead.
+    Failed(String),
+}
+
+impl Ended {
+    fn word(&self) -> &'static str {
+        match self {
+            Self::Passed => "passed",
+            Self::Skipped(_) => "skipped",
+            Self::Failed(_) => "FAILED",
+        }
+    }
+}
+
 /// How one scenario ended.
 #[derive(Debug)]
 pub struct Outcome {
     /// Its name.
     pub name: &'static str,
-    /// `Err` says what was seen instead.
-    pub result: Result<(), String>,
+    /// What came of it.
+    pub ended: Ended,
     /// Seconds, the shared boot not counted.
     pub seconds: f64,
 }
@@ -66,12 +92,12 @@ pub fn run(bench: &Bench, scenarios: &[Scenario], jobs: usize) -> Vec<Outcome> {
 pub fn table(outcomes: &[Outcome]) -> String {
     let width = outcomes.iter().map(|outcome| outcome.name.len()).max().unwrap_or(0);
     let mut text = String::new();
-    for Outcome { name, result, seconds } in outcomes {
-        let word = if result.is_ok() { "passed" } else { "FAILED" };
-        text += &format!("{name:width$}  {word}  {seconds:7.1} s\n");
+    for Outcome { name, ended, seconds } in outcomes {
+        text += &format!("{name:width$}  {:7}  {seconds:7.1} s\n", ended.word());
     }
-    let failed = outcomes.iter().filter(|outcome| outcome.result.is_err()).count();
-    text + &format!("{} passed, {failed} failed\n", outcomes.len() - failed)
+    let count = |word| outcomes.iter().filter(|outcome| outcome.ended.word() == word).count();
+    let [passed, skipped, failed] = ["passed", "skipped", "FAILED"].map(count);
+    text + &format!("{passed} passed, {skipped} skipped, {failed} failed\n")
 }
 
 /// The first that need not wait for a boot which another thread is making; else the first.
@@ -90,11 +116,15 @@ fn run_one(bench: &Bench, scenario: Scenario) -> Outcome {
             format!("panicked: {}", text.unwrap_or("no message"))
         })
     });
-    let (result, seconds) = match joined {
-        Ok((result, seconds)) => (result.map_err(|error| format!("{error:#}")), seconds),
-        Err(panic) => (Err(panic), 0.0),
+    let (ended, seconds) = match joined {
+        Ok((Ok(()), seconds)) => (Ended::Passed, seconds),
+        Ok((Err(error), seconds)) => match error.downcast_ref() {
+            Some(Skipped(missing)) => (Ended::Skipped(missing), seconds),
+            None => (Ended::Failed(format!("{error:#}")), seconds),
+        },
+        Err(panic) => (Ended::Failed(panic), 0.0),
     };
-    Outcome { name: scenario.name, result, seconds }
+    Outcome { name: scenario.name, ended, seconds }
 }
 
 fn attempt(bench: &Bench, scenario: Scenario) -> (anyhow::Result<()>, f64) {
@@ -112,7 +142,8 @@ fn attempt(bench: &Bench, scenario: Scenario) -> (anyhow::Result<()>, f64) {
         scene.within(limit).map(drop)
     });
     let seconds = start.elapsed().as_secs_f64();
-    let tidied = if result.is_ok() { remove(&folder) } else { keep_logs(&folder) };
+    let failed = result.as_ref().is_err_and(|error| !error.is::<Skipped>());
+    let tidied = if failed { keep_logs(&folder) } else { remove(&folder) };
     let result = match (result, tidied) {
         (Err(error), Err(also)) => Err(anyhow!("{error:#}; also {also:#}")),
         (Err(error), Ok(())) | (Ok(()), Err(error)) => Err(error),
@@ -121,10 +152,12 @@ fn attempt(bench: &Bench, scenario: Scenario) -> (anyhow::Result<()>, f64) {
     (result, seconds)
 }
 
-fn print(outcome: &Outcome) {
-    match &outcome.result {
-        Ok(()) => println!("passed  {} ({:.1} s)", outcome.name, outcome.seconds),
-        Err(error) => println!("FAILED  {} ({:.1} s)\n{error}", outcome.name, outcome.seconds),
+fn print(Outcome { name, ended, seconds }: &Outcome) {
+    let word = ended.word();
+    match ended {
+        Ended::Passed => println!("{word}  {name} ({seconds:.1} s)"),
+        Ended::Skipped(missing) => println!("{word} {name}: {missing}"),
+        Ended::Failed(error) => println!("{word}  {name} ({seconds:.1} s)\n{error}"),
     }
 }
 
@@ -221,22 +254,23 @@ mod tests {
             scenario("panics", |_| panic!("oh")),
             scenario("late", |_| Ok(())),
             scenario("needs-a-boot", |_| Ok(())),
+            scenario("lacks", |_| Err(Skipped("no disk").into())),
         ];
         all[3].limit_s = 0;
         all[4].needs = Needs::Ready;
         let outcomes = run(&bench, &all, 2);
-        let words: Vec<_> = outcomes
-            .iter()
-            .map(|outcome| outcome.result.as_ref().map_err(String::as_str))
-            .map(|result| result.err().unwrap_or("passed").to_owned())
-            .collect();
-        assert_eq!(words[..3], ["passed", "seen", "panicked: oh"]);
-        assert_eq!(words[3], "the scenario's time is up");
-        assert!(words[4].starts_with("the shared boot failed"), "{}", words[4]);
+        let failure = |text: &str| Ended::Failed(text.to_owned());
+        assert_eq!(outcomes[0].ended, Ended::Passed);
+        assert_eq!(outcomes[1].ended, failure("seen"));
+        assert_eq!(outcomes[2].ended, failure("panicked: oh"));
+        assert_eq!(outcomes[3].ended, failure("the scenario's time is up"));
+        let Ended::Failed(text) = &outcomes[4].ended else { panic!("{:?}", outcomes[4]) };
+        assert!(text.starts_with("the shared boot failed"), "{text}");
+        assert_eq!(outcomes[5].ended, Ended::Skipped("no disk"));
         assert!(dir.join("fails/0-serial.log").exists());
         assert!(!dir.join("fails/1-disk.qcow2").exists());
-        assert!(!dir.join("passes").exists());
-        assert!(table(&outcomes).ends_with("1 passed, 4 failed\n"));
+        assert!(!dir.join("passes").exists() && !dir.join("lacks").exists());
+        assert!(table(&outcomes).ends_with("1 passed, 1 skipped, 4 failed\n"));
         fs::create_dir_all(dir.join("media")).unwrap();
         fs::create_dir_all(dir.join("shared-ready")).unwrap();
         fs::write(dir.join("shared-ready/vm.state"), "secret").unwrap();

@@ -12,7 +12,7 @@ use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::flag;
 use system_tests::bench::{Bench, Bundles, Inputs, Needs, OwnKernel};
 use system_tests::media;
-use system_tests::runner::{self, Scenario};
+use system_tests::runner::{self, Ended, Scenario};
 use system_tests::scenarios;
 
 /// Boots an image once, freezes it, and tries each behaviour on a fork.
@@ -143,7 +143,7 @@ fn main() -> anyhow::Result<ExitCode> {
         .with_context(|| results.display().to_string())?;
     print!("{table}");
     runner::slim(&results)?;
-    let passed = outcomes.iter().all(|outcome| outcome.result.is_ok());
+    let passed = outcomes.iter().all(|outcome| !matches!(outcome.ended, Ended::Failed(_)));
     Ok(if passed { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 

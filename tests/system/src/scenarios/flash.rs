@@ -3,13 +3,13 @@
 use anyhow::ensure;
 
 use crate::bench::{HEALTH_LIMIT, Scene};
+use crate::runner::Skipped;
 
 /// A longer disk full of other things boots the image that was written onto it, to established evidence.
 pub(super) fn flashed_disk(scene: &Scene<'_>) -> anyhow::Result<()> {
     let second = scene.bench.second()?;
     if !second.flashed {
-        println!("  (skipped: no loop device; they need root)");
-        return Ok(());
+        return Err(Skipped("no loop device; they need root").into());
     }
     let machine = scene.fork_second()?;
     let (folder, limit) = (scene.path("auditor"), scene.within(HEALTH_LIMIT)?);

@@ -6,7 +6,9 @@ use anyhow::{Context, ensure};
 use qemu::Machine;
 
 use crate::bench::{BOOT_LIMIT, HEALTH_LIMIT, OwnKernel, PROMPT, Scene, wait_admitted, wait_ready};
+use crate::runner::Skipped;
 
+const NO_KERNEL: Skipped = Skipped("the cache has no such kernel; --long builds it");
 /// A kernel that misbehaved says one of these.
 const TROUBLE: &[&str] = &["BUG:", "WARNING:", "Oops", "Call Trace", "UBSAN", "KFENCE"];
 /// System calls that would add to the running kernel, replace it, or go past its filters. The symbol of one that is not
@@ -37,10 +39,7 @@ const NO_GPU: &str = "NVRM: No NVIDIA GPU found";
 
 /// The driver's module is loaded by a kernel that takes signed ones only, and finds no GPU; the evidence is established.
 pub(super) fn loads_driver(scene: &Scene<'_>) -> anyhow::Result<()> {
-    let Some(own) = &scene.bench.inputs.gpu_nvidia else {
-        println!("  (skipped: the cache has no such kernel; --long builds it)");
-        return Ok(());
-    };
+    let own = scene.bench.inputs.gpu_nvidia.as_ref().ok_or(NO_KERNEL)?;
     let symbols = Symbols::read(own)?;
     let mut config = scene.bench.config(&scene.path("machine"));
     config.image.clone_from(&own.image);
@@ -58,10 +57,7 @@ pub(super) fn loads_driver(scene: &Scene<'_>) -> anyhow::Result<()> {
 /// From power-on to evidence that an auditor establishes, by the reference values of this image, so of this kernel; the
 /// state is made, opened again, and the engine answers within its confinement, which tests itself before each start.
 pub(super) fn boots(scene: &Scene<'_>) -> anyhow::Result<()> {
-    let Some(own) = &scene.bench.inputs.own_kernel else {
-        println!("  (skipped: the cache has no such kernel; --long builds it)");
-        return Ok(());
-    };
+    let own = scene.bench.inputs.own_kernel.as_ref().ok_or(NO_KERNEL)?;
     let symbols = Symbols::read(own)?;
     symbols.check_absent()?;
     let mut config = scene.bench.config(&scene.path("machine"));
