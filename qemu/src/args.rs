@@ -59,6 +59,9 @@ impl Args {
         self.add("-cpu", config.accel.cpu());
         self.add("-smp", config.cpus.to_string());
         self.add("-m", config.memory_mib.to_string());
+        if config.memory_at_once {
+            self.0.push("-mem-prealloc".to_owned());
+        }
         for value in &config.smbios {
             self.add("-smbios", format!("type=11,value={}", escape(value)));
         }

@@ -133,6 +133,8 @@ pub struct Config {
     pub one_thread: bool,
     /// Memory in MiB.
     pub memory_mib: u32,
+    /// The host gives all of it before the guest starts, so that no boot is slower for using more: a server has its own.
+    pub memory_at_once: bool,
     /// Virtual CPUs.
     pub cpus: u32,
     /// Bundle media (raw images, read-only), by slot; at most [`BUNDLE_SLOTS`].
@@ -158,6 +160,7 @@ impl Config {
             accel,
             one_thread: false,
             memory_mib: 2048,
+            memory_at_once: false,
             cpus: CPUS.into(),
             bundles: Vec::new(),
             disks: Vec::new(),
