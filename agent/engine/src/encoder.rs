@@ -147,7 +147,7 @@ impl Buffers {
         }
         self.half_keys.fill(0);
         self.half_values.fill(0);
-        self.activations.set(&[0.0], 1);
+        self.activations.forget();
     }
 }
 

@@ -75,6 +75,16 @@ impl Activations {
         quantise_rows(rows, columns, &mut self.blocks);
     }
 
+    /// Zeroes what was ever set, longer rows than the last ones included.
+    pub fn forget(&mut self) {
+        self.values.clear();
+        self.values.resize(self.values.capacity(), 0.0);
+        self.values.clear();
+        self.blocks.clear();
+        self.blocks.resize(self.blocks.capacity(), QuantBlock::ZERO);
+        self.blocks.clear();
+    }
+
     /// Tokens.
     #[must_use]
     pub fn rows(&self) -> usize {
@@ -185,6 +195,23 @@ mod tests {
         let sum: i32 = block.quants.as_flattened().iter().map(|&q| i32::from(q)).sum();
         assert_eq!((block.start_8, block.start_128), (-8 * sum, -128 * sum));
         assert_eq!(block.starts_32[0] + block.starts_32[1], block.start_16 * 2);
+    }
+
+    #[test]
+    fn what_was_longer_is_forgotten_too() {
+        let mut activations = Activations::default();
+        activations.set(&[3.0; 256], 64);
+        activations.set(&[4.0; 32], 32);
+        activations.forget();
+        assert_eq!(activations.rows(), 0);
+        let Activations { mut values, mut blocks, .. } = activations;
+        assert!(values.capacity() >= 256 && blocks.capacity() >= 8);
+        // SAFETY: all of the capacity was written.
+        unsafe { values.set_len(values.capacity()) };
+        // SAFETY: as above.
+        unsafe { blocks.set_len(blocks.capacity()) };
+        assert!(values.iter().all(|value| *value == 0.0));
+        assert!(blocks.iter().all(|b| b.scale == 0.0 && b.quants == QuantBlock::ZERO.quants));
     }
 
     #[test]
