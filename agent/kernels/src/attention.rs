@@ -126,7 +126,7 @@ fn share<S: Simd, const N: usize>(
         for (i, row) in rows.iter_mut().enumerate() {
             row.bytes = heads.key(table, positions.start + at + i);
         }
-        for (i, dots) in dots::<S, F16, ROWS, N>(s, rows, xs).iter().enumerate() {
+        for (i, dots) in dots::<S, F16, ROWS, N>(s, rows, xs, None).iter().enumerate() {
             for (q, dot) in dots.iter().enumerate() {
                 scores[q * tokens + at + i] = dot * heads.scale;
             }
@@ -135,7 +135,7 @@ fn share<S: Simd, const N: usize>(
     }
     for at in at..tokens {
         let row = Row { bytes: heads.key(table, positions.start + at), scales: &[] };
-        let [dots] = dots::<S, F16, 1, N>(s, [row], xs);
+        let [dots] = dots::<S, F16, 1, N>(s, [row], xs, None);
         for (q, dot) in dots.iter().enumerate() {
             scores[q * tokens + at] = dot * heads.scale;
         }

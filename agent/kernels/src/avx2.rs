@@ -11,7 +11,7 @@ use core::mem::transmute;
 
 use crate::activations::QuantBlock;
 use crate::kernels::kernels;
-use crate::simd::{AHEAD, LANES, Simd, four};
+use crate::simd::{LANES, Simd, four};
 
 /// Proof that this CPU has AVX2, FMA and F16C.
 #[derive(Clone, Copy, Debug)]
@@ -34,8 +34,8 @@ impl Simd for Avx2 {
     type Floats = [__m256; 2];
 
     #[inline(always)]
-    fn prefetch(self, at: &u8) {
-        let ahead = core::ptr::from_ref(at).wrapping_add(AHEAD);
+    fn prefetch(self, at: &u8, ahead: usize) {
+        let ahead = core::ptr::from_ref(at).wrapping_add(ahead);
         // SAFETY: a prefetch reads nothing that the program sees, and never faults.
         unsafe { _mm_prefetch::<_MM_HINT_T0>(ahead.cast()) }
     }

@@ -9,7 +9,7 @@ use core::arch::x86_64::*;
 use core::mem::transmute;
 
 use crate::kernels::kernels;
-use crate::simd::{AHEAD, LANES, Simd, four};
+use crate::simd::{LANES, Simd, four};
 
 /// Proof that this CPU has AVX-512 F, BW, VL and VNNI, and what [`crate::Avx2`] proves.
 #[derive(Clone, Copy, Debug)]
@@ -36,8 +36,8 @@ impl Simd for Avx512 {
     type Floats = __m512;
 
     #[inline(always)]
-    fn prefetch(self, at: &u8) {
-        let ahead = core::ptr::from_ref(at).wrapping_add(AHEAD);
+    fn prefetch(self, at: &u8, ahead: usize) {
+        let ahead = core::ptr::from_ref(at).wrapping_add(ahead);
         // SAFETY: a prefetch reads nothing that the program sees, and never faults.
         unsafe { _mm_prefetch::<_MM_HINT_T0>(ahead.cast()) }
     }

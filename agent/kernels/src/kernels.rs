@@ -19,12 +19,14 @@ pub(crate) trait Kernels: Copy + Send + Sync {
     fn unpack(self, format: Format, tile: &[u8], panel: &mut [PanelBlock]);
     /// Adds the blocks of a panel, times those of each token of a group.
     fn many(self, format: Format, panel: &[PanelBlock], x: Group<'_>, sums: &mut [Sums]);
-    /// Four plain rows by `N` tokens.
+    /// Four plain rows by `N` tokens. `ahead` is for rows that lie one after the other: how far behind the first one those lie
+    /// that come next.
     fn plain<const N: usize>(
         self,
         format: Format,
         rows: [Row<'_>; PLAIN_ROWS],
         xs: [&[f32]; N],
+        ahead: Option<usize>,
     ) -> [[f32; N]; PLAIN_ROWS];
     /// [`crate::attend`].
     fn attend(
@@ -131,6 +133,7 @@ macro_rules! kernels {
                     format: Format,
                     rows: [Row<'_>; PLAIN_ROWS],
                     xs: [&[f32]; N],
+                    ahead: Option<usize>,
                 ) -> [[f32; N]; PLAIN_ROWS] {
                     $(#[target_feature(enable = $features)])?
                     fn run<const N: usize>(
@@ -138,17 +141,18 @@ macro_rules! kernels {
                         format: Format,
                         rows: [Row<'_>; PLAIN_ROWS],
                         xs: [&[f32]; N],
+                        ahead: Option<usize>,
                     ) -> [[f32; N]; PLAIN_ROWS] {
                         match format {
-                            Format::F32 => plain::dots::<_, plain::F32, _, N>(s, rows, xs),
-                            Format::F16 => plain::dots::<_, plain::F16, _, N>(s, rows, xs),
-                            Format::Bf16 => plain::dots::<_, plain::Bf16, _, N>(s, rows, xs),
-                            Format::F8 => plain::dots::<_, plain::F8, _, N>(s, rows, xs),
+                            Format::F32 => plain::dots::<_, plain::F32, _, N>(s, rows, xs, ahead),
+                            Format::F16 => plain::dots::<_, plain::F16, _, N>(s, rows, xs, ahead),
+                            Format::Bf16 => plain::dots::<_, plain::Bf16, _, N>(s, rows, xs, ahead),
+                            Format::F8 => plain::dots::<_, plain::F8, _, N>(s, rows, xs, ahead),
                             _ => other(format),
                         }
                     }
                     // SAFETY: as above.
-                    unsafe { run(self, format, rows, xs) }
+                    unsafe { run(self, format, rows, xs, ahead) }
                 }
 
                 fn attend(
@@ -283,8 +287,8 @@ pub(crate) mod tests {
     ) -> Vec<u32> {
         let row = |i: usize| Row { bytes: rows[i], scales: scales.as_chunks().0 };
         let rows = [row(3), row(0), row(2), row(1)];
-        let four = kernels.plain(format, rows, [0, 1, 2, 3].map(|i| x.row(i)));
-        let one = kernels.plain(format, rows, [x.row(2)]);
+        let four = kernels.plain(format, rows, [0, 1, 2, 3].map(|i| x.row(i)), None);
+        let one = kernels.plain(format, rows, [x.row(2)], None);
         assert!(four.iter().zip(&one).all(|(four, one)| bits(&four[2]) == bits(&one[0])));
         four.iter().flatten().map(bits).collect()
     }

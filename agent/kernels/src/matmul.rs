@@ -267,16 +267,17 @@ fn plain<K: Kernels>(kernels: K, mut piece: Piece<'_>, x: &Activations) {
         let mut token = 0;
         while token < piece.outs.len() {
             let format = piece.matrix.format;
+            let ahead = (token == 0).then_some(PLAIN_ROWS * piece.matrix.row_bytes());
             if token + PLAIN_TOKENS <= piece.outs.len() {
                 let xs: [_; PLAIN_TOKENS] = std::array::from_fn(|i| x.row(token + i));
-                put(&mut piece.outs[token..], at, count, kernels.plain(format, weights, xs));
+                put(&mut piece.outs[token..], at, count, kernels.plain(format, weights, xs, ahead));
                 token += PLAIN_TOKENS;
             } else {
                 put(
                     &mut piece.outs[token..],
                     at,
                     count,
-                    kernels.plain(format, weights, [x.row(token)]),
+                    kernels.plain(format, weights, [x.row(token)], ahead),
                 );
                 token += 1;
             }

@@ -128,6 +128,7 @@ pub(crate) fn dots<S: Simd, P: Plain, const R: usize, const N: usize>(
     s: S,
     rows: [Row<'_>; R],
     xs: [&[f32]; N],
+    ahead: Option<usize>,
 ) -> [[f32; N]; R] {
     let columns = xs[0].len();
     assert!(xs.iter().all(|x| x.len() == columns), "tokens of different lengths");
@@ -147,6 +148,15 @@ pub(crate) fn dots<S: Simd, P: Plain, const R: usize, const N: usize>(
         if P::SCALE > 0.0 && i % (SCALED / LANES) == 0 {
             for (to, row) in scales.iter_mut().zip(&rows) {
                 *to = scale::<S, P>(s, row, i * LANES);
+            }
+        }
+        // Many tokens compute for longer than the processor needs to fetch rows by itself.
+        if N == 1
+            && let Some(ahead) = ahead
+        {
+            let bytes = R * LANES * P::BYTES;
+            for line in (0..bytes).step_by(64) {
+                s.prefetch(&row_chunks[0][0], ahead + i * bytes + line);
             }
         }
         let mut x = [s.splat(0.0); N];

@@ -8,7 +8,7 @@
 use std::ops::Range;
 
 use crate::activations::{Group, QuantBlock, array};
-use crate::simd::{LANES, Simd};
+use crate::simd::{AHEAD, LANES, Simd};
 use crate::tile::ROWS;
 
 /// What the sixteen rows of a tile have for one token so far.
@@ -379,11 +379,12 @@ fn step<S: Simd, F: Tiled, const N: usize>(
 pub(crate) fn one<S: Simd, F: Tiled>(s: S, tile: &[u8], x: &[QuantBlock], sums: &mut Sums) {
     let mut all = [sums.load(s)];
     for (tile, x) in tile.chunks_exact(F::BYTES).zip(x.chunks_exact(F::PARTS)) {
-        for line in tile.chunks(64) {
-            s.prefetch(&line[0]);
-        }
         let head = F::head(s, tile);
         for (i, x) in x.iter().enumerate() {
+            // As evenly as the parts are computed.
+            for line in tile[F::BYTES / F::PARTS * i..][..F::BYTES / F::PARTS].chunks(64) {
+                s.prefetch(&line[0], AHEAD);
+            }
             let block = F::part(s, tile, &head, i);
             step::<S, F, 1>(s, &block, std::array::from_ref(x), &mut all);
         }

@@ -14,7 +14,7 @@ impl Simd for Scalar {
     type Floats = [f32; LANES];
 
     #[inline(always)]
-    fn prefetch(self, _: &u8) {}
+    fn prefetch(self, _: &u8, _: usize) {}
 
     #[inline(always)]
     fn load(self, bytes: &[u8; 64]) -> Self::Bytes {

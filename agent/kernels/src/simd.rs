@@ -9,8 +9,9 @@ use crate::activations::QuantBlock;
 /// Lanes: rows of a tile, or neighbouring elements of a plain row.
 pub(crate) const LANES: usize = 16;
 
-/// Bytes that are asked for ahead of their use, where a processor's own prefetcher, which stops at each page, is late.
-pub(crate) const AHEAD: usize = 2048;
+/// Bytes that are asked for ahead of their use, where a processor's own prefetcher, which stops at each page, is late. More
+/// than a block of any format, whose parts are not read in the order in which they lie.
+pub(crate) const AHEAD: usize = 6144;
 
 /// Sixteen lanes of 32 bits.
 pub(crate) trait Simd: Copy {
@@ -21,8 +22,8 @@ pub(crate) trait Simd: Copy {
     /// 32-bit floats.
     type Floats: Copy;
 
-    /// Asks for the cache line [`AHEAD`] bytes behind `at`, which need not be there.
-    fn prefetch(self, at: &u8);
+    /// Asks for the cache line that many bytes behind `at`, which need not be there.
+    fn prefetch(self, at: &u8, ahead: usize);
     /// Loads.
     fn load(self, bytes: &[u8; 64]) -> Self::Bytes;
     /// Stores.
