@@ -6,8 +6,8 @@
 )]
 
 use core::arch::x86_64::*;
-use core::hint::black_box;
 use core::mem::transmute;
+use core::ops::Range;
 
 use crate::activations::QuantBlock;
 use crate::kernels::kernels;
@@ -29,6 +29,8 @@ impl Avx2 {
 }
 
 impl Simd for Avx2 {
+    const PAIRS: bool = true;
+
     type Bytes = [__m256i; 2];
     type Ints = [__m256i; 2];
     type Floats = [__m256; 2];
@@ -189,16 +191,34 @@ impl Simd for Avx2 {
         unsafe { [_mm256_cvtepi32_ps(a), _mm256_cvtepi32_ps(b)] }
     }
 
+    /// Adds as many words as 16 bits hold before it adds pairs.
     #[inline(always)]
-    fn dot(self, sum: [__m256i; 2], weights: [__m256i; 2], x: [i8; 4]) -> [__m256i; 2] {
-        let x = four(x);
-        // SAFETY: as above. Weights up to 63 stay within the 16 bits of a pair of products.
-        unsafe {
-            let x = _mm256_set1_epi32(x);
-            [
-                add(self, sum[0], _mm256_maddubs_epi16(weights[0], x)),
-                add(self, sum[1], _mm256_maddubs_epi16(weights[1], x)),
-            ]
+    fn products<const N: usize>(
+        self,
+        sums: &mut [[__m256i; 2]; N],
+        weights: &[[__m256i; 2]; 8],
+        x: &[QuantBlock; N],
+        words: Range<usize>,
+        most: u8,
+    ) {
+        let run = usize::from(i16::MAX.unsigned_abs() / (2 * 127 * u16::from(most)));
+        let mut pairs = [self.splat_int(0); N];
+        for (i, j) in words.clone().enumerate() {
+            for (pairs, x) in pairs.iter_mut().zip(x) {
+                // SAFETY: as above.
+                unsafe {
+                    let x = _mm256_set1_epi32(four(x.quants[j]));
+                    for (pairs, weights) in pairs.iter_mut().zip(weights[j]) {
+                        *pairs = _mm256_add_epi16(*pairs, _mm256_maddubs_epi16(weights, x));
+                    }
+                }
+            }
+            if (i + 1).is_multiple_of(run) || i + 1 == words.len() {
+                for (sums, pairs) in sums.iter_mut().zip(&mut pairs) {
+                    *sums = [add(self, sums[0], pairs[0]), add(self, sums[1], pairs[1])];
+                    *pairs = self.splat_int(0);
+                }
+            }
         }
     }
 
@@ -211,22 +231,17 @@ impl Simd for Avx2 {
         x: &[QuantBlock; N],
     ) -> [[__m256i; 2]; N] {
         let mut sums = [self.splat_int(0); N];
-        for first in (0..N).step_by(TOGETHER) {
-            // Written out, the compiler would load all words before it uses the first.
-            for (j, word) in weights.iter().enumerate().take(black_box(8)) {
-                // SAFETY: as above.
-                unsafe {
-                    let shift = _mm256_set1_epi8(-128);
-                    let signed =
-                        [_mm256_xor_si256(word[0], shift), _mm256_xor_si256(word[1], shift)];
-                    let sizes = [_mm256_abs_epi8(signed[0]), _mm256_abs_epi8(signed[1])];
-                    for t in first..N.min(first + TOGETHER) {
-                        let x = _mm256_set1_epi32(four(x[t].quants[j]));
-                        for h in 0..2 {
-                            let pairs =
-                                _mm256_maddubs_epi16(sizes[h], _mm256_sign_epi8(x, signed[h]));
-                            sums[t][h] = add(self, sums[t][h], pairs);
-                        }
+        for (j, word) in weights.iter().enumerate() {
+            // SAFETY: as above.
+            unsafe {
+                let shift = _mm256_set1_epi8(-128);
+                let signed = [_mm256_xor_si256(word[0], shift), _mm256_xor_si256(word[1], shift)];
+                let sizes = [_mm256_abs_epi8(signed[0]), _mm256_abs_epi8(signed[1])];
+                for (sum, x) in sums.iter_mut().zip(x) {
+                    let x = _mm256_set1_epi32(four(x.quants[j]));
+                    for h in 0..2 {
+                        let pairs = _mm256_maddubs_epi16(sizes[h], _mm256_sign_epi8(x, signed[h]));
+                        sum[h] = add(self, sum[h], pairs);
                     }
                 }
             }
@@ -234,9 +249,6 @@ impl Simd for Avx2 {
         sums
     }
 }
-
-/// Tokens whose sums stay in registers beside a word of weights.
-const TOGETHER: usize = 4;
 
 /// Adds pairs of pairs.
 #[inline(always)]

@@ -7,7 +7,9 @@
 
 use core::arch::x86_64::*;
 use core::mem::transmute;
+use core::ops::Range;
 
+use crate::activations::QuantBlock;
 use crate::kernels::kernels;
 use crate::simd::{LANES, Simd, four};
 
@@ -31,6 +33,8 @@ impl Avx512 {
 // Loads by value rather than by pointer: a build with debug assertions checks each pointer load, at several times its
 // cost.
 impl Simd for Avx512 {
+    const PAIRS: bool = false;
+
     type Bytes = __m512i;
     type Ints = __m512i;
     type Floats = __m512;
@@ -168,9 +172,21 @@ impl Simd for Avx512 {
     }
 
     #[inline(always)]
-    fn dot(self, sum: __m512i, weights: __m512i, x: [i8; 4]) -> __m512i {
-        // SAFETY: as above.
-        unsafe { _mm512_dpbusd_epi32(sum, weights, _mm512_set1_epi32(four(x))) }
+    fn products<const N: usize>(
+        self,
+        sums: &mut [__m512i; N],
+        weights: &[__m512i; 8],
+        x: &[QuantBlock; N],
+        words: Range<usize>,
+        _: u8,
+    ) {
+        for (sum, x) in sums.iter_mut().zip(x) {
+            for j in words.clone() {
+                let quants = four(x.quants[j]);
+                // SAFETY: as above.
+                *sum = unsafe { _mm512_dpbusd_epi32(*sum, weights[j], _mm512_set1_epi32(quants)) };
+            }
+        }
     }
 
     /// Two halves at a time become one vector, so that sixteen sums take fifteen additions.

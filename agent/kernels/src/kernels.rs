@@ -117,9 +117,12 @@ macro_rules! kernels {
                             Format::Q5_0 => quantised::many::<_, quantised::Q5_0>(s, panel, x, sums),
                             Format::Q8_0 => quantised::many::<_, quantised::Q8_0>(s, panel, x, sums),
                             Format::Q6K => quantised::many::<_, quantised::Q6K>(s, panel, x, sums),
-                            // In a panel, all that have minima are alike.
-                            Format::Q4_1 | Format::Q5_1 | Format::Q4K | Format::Q5K => {
+                            // In a panel, those that have minima and as many bits are alike.
+                            Format::Q4_1 | Format::Q4K => {
                                 quantised::many::<_, quantised::Q4_1>(s, panel, x, sums);
+                            }
+                            Format::Q5_1 | Format::Q5K => {
+                                quantised::many::<_, quantised::Q5_1>(s, panel, x, sums);
                             }
                             Format::F32 | Format::F16 | Format::Bf16 | Format::F8 => other(format)
                         }

@@ -5,8 +5,6 @@
 //! `offset · x.sum`, likewise. Each row has its own lane, so that nothing is added across lanes, and no other row, token,
 //! batch, thread or instruction set changes a bit.
 
-use std::ops::Range;
-
 use crate::activations::{Group, QuantBlock, array};
 use crate::simd::{AHEAD, LANES, Simd};
 use crate::tile::ROWS;
@@ -75,8 +73,8 @@ pub(crate) trait Tiled {
     const PARTS: usize;
     /// What was added to weights to make them positive.
     const ADDED: u8 = 0;
-    /// Whether weights need more than six bits: bytes, to which 128 was added.
-    const WIDE: bool = false;
+    /// No weight is above it. 255 is for bytes to which 128 was added; others have six bits at most.
+    const MOST: u8;
     /// Whether there are minima.
     const OFFSETS: bool = false;
     /// Whether each half of 32 columns has its own scale.
@@ -137,6 +135,7 @@ pub(crate) struct Q6K;
 impl Tiled for Q4_0 {
     const BYTES: usize = 18 * ROWS;
     const PARTS: usize = 1;
+    const MOST: u8 = 15;
     const ADDED: u8 = 8;
 
     #[inline(always)]
@@ -153,6 +152,7 @@ impl Tiled for Q4_0 {
 impl Tiled for Q4_1 {
     const BYTES: usize = 20 * ROWS;
     const PARTS: usize = 1;
+    const MOST: u8 = 15;
     const OFFSETS: bool = true;
 
     #[inline(always)]
@@ -169,6 +169,7 @@ impl Tiled for Q4_1 {
 impl Tiled for Q5_0 {
     const BYTES: usize = 22 * ROWS;
     const PARTS: usize = 1;
+    const MOST: u8 = 31;
     const ADDED: u8 = 16;
 
     #[inline(always)]
@@ -185,6 +186,7 @@ impl Tiled for Q5_0 {
 impl Tiled for Q5_1 {
     const BYTES: usize = 24 * ROWS;
     const PARTS: usize = 1;
+    const MOST: u8 = 31;
     const OFFSETS: bool = true;
 
     #[inline(always)]
@@ -201,7 +203,7 @@ impl Tiled for Q5_1 {
 impl Tiled for Q8_0 {
     const BYTES: usize = 34 * ROWS;
     const PARTS: usize = 1;
-    const WIDE: bool = true;
+    const MOST: u8 = 255;
 
     #[inline(always)]
     fn head<S: Simd>(s: S, tile: &[u8]) -> Head<S> {
@@ -250,6 +252,7 @@ fn k_part<S: Simd>(s: S, bytes: &[u8], head: &Head<S>, i: usize) -> Block<S> {
 impl Tiled for Q4K {
     const BYTES: usize = 144 * ROWS;
     const PARTS: usize = 8;
+    const MOST: u8 = 15;
     const OFFSETS: bool = true;
 
     #[inline(always)]
@@ -266,6 +269,7 @@ impl Tiled for Q4K {
 impl Tiled for Q5K {
     const BYTES: usize = 176 * ROWS;
     const PARTS: usize = 8;
+    const MOST: u8 = 31;
     const OFFSETS: bool = true;
 
     #[inline(always)]
@@ -287,6 +291,7 @@ impl Tiled for Q5K {
 impl Tiled for Q6K {
     const BYTES: usize = 210 * ROWS;
     const PARTS: usize = 8;
+    const MOST: u8 = 63;
     const ADDED: u8 = 32;
     const HALVES: bool = true;
 
@@ -332,22 +337,6 @@ fn start<F: Tiled>(x: &QuantBlock, half: usize) -> i32 {
     }
 }
 
-/// The integer sum of those words of a block, for one token.
-#[inline(always)]
-fn sum<S: Simd, F: Tiled>(
-    s: S,
-    block: &Block<S>,
-    x: &QuantBlock,
-    half: usize,
-    words: Range<usize>,
-) -> S::Ints {
-    let mut sum = s.splat_int(start::<F>(x, half));
-    for j in words {
-        sum = s.dot(sum, block.weights[j], x.quants[j]);
-    }
-    sum
-}
-
 /// Adds one block of each token.
 #[inline(always)]
 fn step<S: Simd, F: Tiled, const N: usize>(
@@ -356,20 +345,41 @@ fn step<S: Simd, F: Tiled, const N: usize>(
     x: &[QuantBlock; N],
     all: &mut [(S::Floats, S::Floats); N],
 ) {
-    let wide = if F::WIDE { s.wide(&block.weights, x) } else { [s.splat_int(0); N] };
-    for (i, ((products, offsets), x)) in all.iter_mut().zip(x).enumerate() {
-        let x_scale = s.splat(x.scale);
-        if F::HALVES {
-            for half in 0..2 {
-                let sum = sum::<S, F>(s, block, x, half, half * 4..half * 4 + 4);
-                *products = s.fma(s.mul(block.scales[half], x_scale), s.to_floats(sum), *products);
+    let pairs = if S::PAIRS { N / 2 * 2 } else { 0 };
+    step_by::<S, F, 2>(s, block, &x[..pairs], &mut all[..pairs]);
+    step_by::<S, F, 1>(s, block, &x[pairs..], &mut all[pairs..]);
+}
+
+/// `T` tokens at a time.
+#[inline(always)]
+fn step_by<S: Simd, F: Tiled, const T: usize>(
+    s: S,
+    block: &Block<S>,
+    x: &[QuantBlock],
+    all: &mut [(S::Floats, S::Floats)],
+) {
+    let halves = if F::HALVES { 2 } else { 1 };
+    for (x, all) in x.as_chunks::<T>().0.iter().zip(all.as_chunks_mut::<T>().0) {
+        for half in 0..halves {
+            let mut sums = [s.splat_int(0); T];
+            if F::MOST == u8::MAX {
+                sums = s.wide(&block.weights, x);
+            } else {
+                for (sum, x) in sums.iter_mut().zip(x) {
+                    *sum = s.splat_int(start::<F>(x, half));
+                }
+                let words = half * 4..half * 4 + 8 / halves;
+                s.products(&mut sums, &block.weights, x, words, F::MOST);
             }
-        } else {
-            let sum = if F::WIDE { wide[i] } else { sum::<S, F>(s, block, x, 0, 0..8) };
-            *products = s.fma(s.mul(block.scales[0], x_scale), s.to_floats(sum), *products);
+            for (((products, _), sum), x) in all.iter_mut().zip(&sums).zip(x) {
+                let scale = s.mul(block.scales[half], s.splat(x.scale));
+                *products = s.fma(scale, s.to_floats(*sum), *products);
+            }
         }
         if F::OFFSETS {
-            *offsets = s.fma(block.offsets, s.splat(x.sum), *offsets);
+            for ((_, offsets), x) in all.iter_mut().zip(x) {
+                *offsets = s.fma(block.offsets, s.splat(x.sum), *offsets);
+            }
         }
     }
 }

@@ -1,5 +1,8 @@
 //! The truth that every other variant must equal, bit for bit; also what runs without AVX2.
 
+use std::ops::Range;
+
+use crate::activations::QuantBlock;
 use crate::format::{bf16_at, f8_256th, half_at, word_at};
 use crate::kernels::kernels;
 use crate::simd::{LANES, Simd};
@@ -9,6 +12,8 @@ use crate::simd::{LANES, Simd};
 pub struct Scalar;
 
 impl Simd for Scalar {
+    const PAIRS: bool = false;
+
     type Bytes = [u8; 64];
     type Ints = [i32; LANES];
     type Floats = [f32; LANES];
@@ -112,12 +117,24 @@ impl Simd for Scalar {
     }
 
     #[inline(always)]
-    fn dot(self, sum: Self::Ints, weights: Self::Bytes, x: [i8; 4]) -> Self::Ints {
-        let product = |weight: u8, x: i8| i32::from(weight) * i32::from(x);
-        std::array::from_fn(|i| {
-            let [a, b, c, d] = [0, 1, 2, 3].map(|j| product(weights[i * 4 + j], x[j]));
-            sum[i] + a + b + c + d
-        })
+    fn products<const N: usize>(
+        self,
+        sums: &mut [Self::Ints; N],
+        weights: &[Self::Bytes; 8],
+        x: &[QuantBlock; N],
+        words: Range<usize>,
+        _: u8,
+    ) {
+        for (sums, x) in sums.iter_mut().zip(x) {
+            for (weights, quants) in weights.iter().zip(&x.quants).take(words.end).skip(words.start)
+            {
+                for (sum, weights) in sums.iter_mut().zip(weights.as_chunks::<4>().0) {
+                    let products =
+                        weights.iter().zip(quants).map(|(w, q)| i32::from(*w) * i32::from(*q));
+                    *sum += products.sum::<i32>();
+                }
+            }
+        }
     }
 }
 

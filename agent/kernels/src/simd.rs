@@ -4,6 +4,8 @@
 //! an implementing type proves that its instructions are there. Everything is inlined into a function that has the
 //! instruction set, hence `inline(always)` and no closures.
 
+use std::ops::Range;
+
 use crate::activations::QuantBlock;
 
 /// Lanes: rows of a tile, or neighbouring elements of a plain row.
@@ -15,6 +17,8 @@ pub(crate) const AHEAD: usize = 6144;
 
 /// Sixteen lanes of 32 bits.
 pub(crate) trait Simd: Copy {
+    /// Whether two tokens at a time share a word of weights: that is faster where a lane set is not one register.
+    const PAIRS: bool;
     /// Lane `i` is bytes `4i..4i + 4`.
     type Bytes: Copy;
     /// 32-bit integers.
@@ -64,11 +68,18 @@ pub(crate) trait Simd: Copy {
     fn splat_int(self, a: i32) -> Self::Ints;
     /// To the nearest float, ties to even.
     fn to_floats(self, a: Self::Ints) -> Self::Floats;
-    /// Adds to each lane its four unsigned bytes times the four signed ones of `x`, exactly. No byte of `x` is −128, and
-    /// no weight is above 63.
-    fn dot(self, sum: Self::Ints, weights: Self::Bytes, x: [i8; 4]) -> Self::Ints;
+    /// Adds to each token's sum those `words` of its quants times those of `weights`, exactly: to each lane four unsigned
+    /// bytes times four signed ones. No quant is −128, and no weight is above `most`, which is at most 63.
+    fn products<const N: usize>(
+        self,
+        sums: &mut [Self::Ints; N],
+        weights: &[Self::Bytes; 8],
+        x: &[QuantBlock; N],
+        words: Range<usize>,
+        most: u8,
+    );
     /// For each token the sum of its quants times what their weights, any bytes, are above 128, exactly. This one is for
-    /// variants whose [`Simd::dot`] takes any weight.
+    /// variants whose [`Simd::products`] takes any weight.
     #[inline(always)]
     fn wide<const N: usize>(
         self,
@@ -78,10 +89,8 @@ pub(crate) trait Simd: Copy {
         let mut sums = [self.splat_int(0); N];
         for (sum, x) in sums.iter_mut().zip(x) {
             *sum = self.splat_int(x.start_128);
-            for (weights, quants) in weights.iter().zip(x.quants) {
-                *sum = self.dot(*sum, *weights, quants);
-            }
         }
+        self.products(&mut sums, weights, x, 0..8, u8::MAX);
         sums
     }
 
