@@ -30,8 +30,8 @@ fn main() {
     elements();
     println!("one token: share of the read bandwidth; many: Gmac/s ({TOKENS} tokens)");
     for format in Format::all().filter(|format| format!("{format:?}").contains(&filter)) {
-        one_token(format, &isas[fastest..=fastest]);
-        in_cache(format, &isas[fastest..=fastest]);
+        one_token(format, &isas[1.min(fastest)..]);
+        in_cache(format, &isas[1.min(fastest)..]);
         many_tokens(format, &isas[1.min(fastest)..]);
     }
 }

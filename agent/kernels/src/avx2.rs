@@ -7,9 +7,7 @@
 
 use core::arch::x86_64::*;
 use core::mem::transmute;
-use core::ops::Range;
 
-use crate::activations::QuantBlock;
 use crate::kernels::kernels;
 use crate::simd::{LANES, Simd, four};
 
@@ -30,9 +28,11 @@ impl Avx2 {
 
 impl Simd for Avx2 {
     const PAIRS: bool = true;
+    const SIGNED: bool = true;
 
     type Bytes = [__m256i; 2];
     type Ints = [__m256i; 2];
+    type Sum = Sum;
     type Floats = [__m256; 2];
 
     #[inline(always)]
@@ -180,81 +180,69 @@ impl Simd for Avx2 {
     }
 
     #[inline(always)]
-    fn splat_int(self, a: i32) -> [__m256i; 2] {
-        // SAFETY: as above.
-        [unsafe { _mm256_set1_epi32(a) }; 2]
-    }
-
-    #[inline(always)]
     fn to_floats(self, [a, b]: [__m256i; 2]) -> [__m256; 2] {
         // SAFETY: as above.
         unsafe { [_mm256_cvtepi32_ps(a), _mm256_cvtepi32_ps(b)] }
     }
 
-    /// Adds as many words as 16 bits hold before it adds pairs.
     #[inline(always)]
-    fn products<const N: usize>(
-        self,
-        sums: &mut [[__m256i; 2]; N],
-        weights: &[[__m256i; 2]; 8],
-        x: &[QuantBlock; N],
-        words: Range<usize>,
-        most: u8,
-    ) {
-        let run = usize::from(i16::MAX.unsigned_abs() / (2 * 127 * u16::from(most)));
-        let mut pairs = [self.splat_int(0); N];
-        for (i, j) in words.clone().enumerate() {
-            for (pairs, x) in pairs.iter_mut().zip(x) {
-                // SAFETY: as above.
-                unsafe {
-                    let x = _mm256_set1_epi32(four(x.quants[j]));
-                    for (pairs, weights) in pairs.iter_mut().zip(weights[j]) {
-                        *pairs = _mm256_add_epi16(*pairs, _mm256_maddubs_epi16(weights, x));
-                    }
+    fn begin(self, start: i32) -> Sum {
+        // SAFETY: as above.
+        unsafe { Sum { fours: [_mm256_set1_epi32(start); 2], pairs: [_mm256_setzero_si256(); 2] } }
+    }
+
+    #[inline(always)]
+    fn add(self, sum: &mut Sum, weights: [__m256i; 2], x: [i8; 4], most: u8, count: usize) {
+        // SAFETY: as above.
+        unsafe {
+            let x = _mm256_set1_epi32(four(x));
+            if most == u8::MAX {
+                // A quant takes the sign of its weight, whose magnitude is up to 128: a pair of products is within 16 bits
+                // (2 · 128 · 127 = 32512).
+                let shift = _mm256_set1_epi8(-128);
+                for (pairs, weights) in sum.pairs.iter_mut().zip(weights) {
+                    let signed = _mm256_xor_si256(weights, shift);
+                    let x = _mm256_sign_epi8(x, signed);
+                    *pairs = _mm256_maddubs_epi16(_mm256_abs_epi8(signed), x);
                 }
+                *sum = gather(self, *sum);
+                return;
             }
-            if (i + 1).is_multiple_of(run) || i + 1 == words.len() {
-                for (sums, pairs) in sums.iter_mut().zip(&mut pairs) {
-                    *sums = [add(self, sums[0], pairs[0]), add(self, sums[1], pairs[1])];
-                    *pairs = self.splat_int(0);
-                }
+            for (pairs, weights) in sum.pairs.iter_mut().zip(weights) {
+                *pairs = _mm256_add_epi16(*pairs, _mm256_maddubs_epi16(weights, x));
+            }
+            // As many as 16 bits hold.
+            let run = usize::from(i16::MAX.unsigned_abs() / (2 * 127 * u16::from(most)));
+            if (count + 1).is_multiple_of(run) {
+                *sum = gather(self, *sum);
             }
         }
     }
 
-    /// A quant takes the sign of its weight, whose magnitude is up to 128: a pair of products is within 16 bits
-    /// (2 · 128 · 127 = 32512).
     #[inline(always)]
-    fn wide<const N: usize>(
-        self,
-        weights: &[[__m256i; 2]; 8],
-        x: &[QuantBlock; N],
-    ) -> [[__m256i; 2]; N] {
-        let mut sums = [self.splat_int(0); N];
-        for (j, word) in weights.iter().enumerate() {
-            // SAFETY: as above.
-            unsafe {
-                let shift = _mm256_set1_epi8(-128);
-                let signed = [_mm256_xor_si256(word[0], shift), _mm256_xor_si256(word[1], shift)];
-                let sizes = [_mm256_abs_epi8(signed[0]), _mm256_abs_epi8(signed[1])];
-                for (sum, x) in sums.iter_mut().zip(x) {
-                    let x = _mm256_set1_epi32(four(x.quants[j]));
-                    for h in 0..2 {
-                        let pairs = _mm256_maddubs_epi16(sizes[h], _mm256_sign_epi8(x, signed[h]));
-                        sum[h] = add(self, sum[h], pairs);
-                    }
-                }
-            }
-        }
-        sums
+    fn end(self, sum: Sum) -> [__m256i; 2] {
+        gather(self, sum).fours
     }
+}
+
+/// Products of two columns each, which were not yet added to those of four.
+#[derive(Clone, Copy)]
+pub(crate) struct Sum {
+    fours: [__m256i; 2],
+    pairs: [__m256i; 2],
 }
 
 /// Adds pairs of pairs.
 #[inline(always)]
-fn add(_proof: Avx2, sum: __m256i, pairs: __m256i) -> __m256i {
-    // SAFETY: the proof exists, so `detect` saw the features.
-    unsafe { _mm256_add_epi32(sum, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1))) }
+fn gather(_proof: Avx2, mut sum: Sum) -> Sum {
+    for (fours, pairs) in sum.fours.iter_mut().zip(&mut sum.pairs) {
+        // SAFETY: the proof exists, so `detect` saw the features.
+        unsafe {
+            let more = _mm256_madd_epi16(*pairs, _mm256_set1_epi16(1));
+            (*fours, *pairs) = (_mm256_add_epi32(*fours, more), _mm256_setzero_si256());
+        }
+    }
+    sum
 }
 
 kernels!(Avx2, "avx2,f16c,fma");

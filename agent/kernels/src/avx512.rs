@@ -7,9 +7,7 @@
 
 use core::arch::x86_64::*;
 use core::mem::transmute;
-use core::ops::Range;
 
-use crate::activations::QuantBlock;
 use crate::kernels::kernels;
 use crate::simd::{LANES, Simd, four};
 
@@ -34,9 +32,11 @@ impl Avx512 {
 // cost.
 impl Simd for Avx512 {
     const PAIRS: bool = false;
+    const SIGNED: bool = false;
 
     type Bytes = __m512i;
     type Ints = __m512i;
+    type Sum = __m512i;
     type Floats = __m512;
 
     #[inline(always)]
@@ -160,33 +160,26 @@ impl Simd for Avx512 {
     }
 
     #[inline(always)]
-    fn splat_int(self, a: i32) -> __m512i {
-        // SAFETY: as above.
-        unsafe { _mm512_set1_epi32(a) }
-    }
-
-    #[inline(always)]
     fn to_floats(self, a: __m512i) -> __m512 {
         // SAFETY: as above.
         unsafe { _mm512_cvtepi32_ps(a) }
     }
 
     #[inline(always)]
-    fn products<const N: usize>(
-        self,
-        sums: &mut [__m512i; N],
-        weights: &[__m512i; 8],
-        x: &[QuantBlock; N],
-        words: Range<usize>,
-        _: u8,
-    ) {
-        for (sum, x) in sums.iter_mut().zip(x) {
-            for j in words.clone() {
-                let quants = four(x.quants[j]);
-                // SAFETY: as above.
-                *sum = unsafe { _mm512_dpbusd_epi32(*sum, weights[j], _mm512_set1_epi32(quants)) };
-            }
-        }
+    fn begin(self, start: i32) -> __m512i {
+        // SAFETY: as above.
+        unsafe { _mm512_set1_epi32(start) }
+    }
+
+    #[inline(always)]
+    fn add(self, sum: &mut __m512i, weights: __m512i, x: [i8; 4], _: u8, _: usize) {
+        // SAFETY: as above.
+        *sum = unsafe { _mm512_dpbusd_epi32(*sum, weights, _mm512_set1_epi32(four(x))) };
+    }
+
+    #[inline(always)]
+    fn end(self, sum: __m512i) -> __m512i {
+        sum
     }
 
     /// Two halves at a time become one vector, so that sixteen sums take fifteen additions.

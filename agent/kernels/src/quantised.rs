@@ -50,9 +50,8 @@ impl PanelBlock {
         Self { weights: [[0; 64]; 8], scales: [[0.0; LANES]; 2], offsets: [0.0; LANES] };
 }
 
-/// The same in registers.
-pub(crate) struct Block<S: Simd> {
-    weights: [S::Bytes; 8],
+/// What the weights of a part are multiplied by, and what is added.
+pub(crate) struct Scales<S: Simd> {
     scales: [S::Floats; 2],
     offsets: S::Floats,
 }
@@ -77,13 +76,15 @@ pub(crate) trait Tiled {
     const MOST: u8;
     /// Whether there are minima.
     const OFFSETS: bool = false;
-    /// Whether each half of 32 columns has its own scale.
-    const HALVES: bool = false;
+    /// 2 if each half of 32 columns has its own scale.
+    const HALVES: usize = 1;
 
     /// Reads what the parts share.
     fn head<S: Simd>(s: S, tile: &[u8]) -> Head<S>;
-    /// Reads part `i`.
-    fn part<S: Simd>(s: S, tile: &[u8], head: &Head<S>, i: usize) -> Block<S>;
+    /// Scales of part `i`, of the whole or of each half, and offsets.
+    fn scales<S: Simd>(s: S, head: &Head<S>, i: usize) -> Scales<S>;
+    /// Reads word `j` of part `i`: columns `4j..4j + 4` of each row.
+    fn word<S: Simd>(s: S, tile: &[u8], i: usize, j: usize) -> S::Bytes;
 }
 
 /// Blocks of 32 with one scale, or scale and minimum, in front.
@@ -95,32 +96,22 @@ fn simple_head<S: Simd>(s: S, tile: &[u8], minimum: bool) -> Head<S> {
 }
 
 #[inline(always)]
-fn simple_block<S: Simd>(head: &Head<S>, weights: [S::Bytes; 8]) -> Block<S> {
-    Block { weights, scales: [head.scale; 2], offsets: head.minimum }
+fn simple_scales<S: Simd>(head: &Head<S>) -> Scales<S> {
+    Scales { scales: [head.scale; 2], offsets: head.minimum }
 }
 
 /// Words 0..4 are the low nibbles, 4..8 the high ones.
 #[inline(always)]
-fn nibbles<S: Simd>(s: S, bytes: &[u8]) -> [S::Bytes; 8] {
-    let mut out = [s.load(&[0; 64]); 8];
-    for j in 0..4 {
-        let word = s.load(array(&bytes[j * 64..]));
-        out[j] = s.and(word, 15);
-        out[j + 4] = s.and(s.shr(word, 4), 15);
-    }
-    out
+fn nibbles<S: Simd>(s: S, bytes: &[u8], j: usize) -> S::Bytes {
+    s.and(s.shr(s.load(array(&bytes[j % 4 * 64..])), j / 4 * 4), 15)
 }
 
-/// As [`nibbles`], each with its bit of `high`: word `j` has them at bit `j` of each byte.
+/// As [`nibbles`], each with its bit of `high`: word `j` has it at bit `j` of each byte.
 #[inline(always)]
-fn five_bits<S: Simd>(s: S, high: &[u8], bytes: &[u8]) -> [S::Bytes; 8] {
-    let mut out = nibbles(s, bytes);
+fn five_bits<S: Simd>(s: S, high: &[u8], bytes: &[u8], j: usize) -> S::Bytes {
     let high = s.load(array(high));
-    for j in 0..4 {
-        out[j] = s.or(out[j], s.and(s.shl(high, 4 - j), 16));
-        out[j + 4] = s.or(out[j + 4], s.and(s.shr(high, j), 16));
-    }
-    out
+    let high = if j < 4 { s.shl(high, 4 - j) } else { s.shr(high, j - 4) };
+    s.or(nibbles(s, bytes, j), s.and(high, 16))
 }
 
 pub(crate) struct Q4_0;
@@ -144,8 +135,13 @@ impl Tiled for Q4_0 {
     }
 
     #[inline(always)]
-    fn part<S: Simd>(s: S, tile: &[u8], head: &Head<S>, _: usize) -> Block<S> {
-        simple_block(head, nibbles(s, &tile[32..]))
+    fn scales<S: Simd>(_: S, head: &Head<S>, _: usize) -> Scales<S> {
+        simple_scales(head)
+    }
+
+    #[inline(always)]
+    fn word<S: Simd>(s: S, tile: &[u8], _: usize, j: usize) -> S::Bytes {
+        nibbles(s, &tile[32..], j)
     }
 }
 
@@ -161,8 +157,13 @@ impl Tiled for Q4_1 {
     }
 
     #[inline(always)]
-    fn part<S: Simd>(s: S, tile: &[u8], head: &Head<S>, _: usize) -> Block<S> {
-        simple_block(head, nibbles(s, &tile[64..]))
+    fn scales<S: Simd>(_: S, head: &Head<S>, _: usize) -> Scales<S> {
+        simple_scales(head)
+    }
+
+    #[inline(always)]
+    fn word<S: Simd>(s: S, tile: &[u8], _: usize, j: usize) -> S::Bytes {
+        nibbles(s, &tile[64..], j)
     }
 }
 
@@ -178,8 +179,13 @@ impl Tiled for Q5_0 {
     }
 
     #[inline(always)]
-    fn part<S: Simd>(s: S, tile: &[u8], head: &Head<S>, _: usize) -> Block<S> {
-        simple_block(head, five_bits(s, &tile[32..], &tile[96..]))
+    fn scales<S: Simd>(_: S, head: &Head<S>, _: usize) -> Scales<S> {
+        simple_scales(head)
+    }
+
+    #[inline(always)]
+    fn word<S: Simd>(s: S, tile: &[u8], _: usize, j: usize) -> S::Bytes {
+        five_bits(s, &tile[32..], &tile[96..], j)
     }
 }
 
@@ -195,14 +201,20 @@ impl Tiled for Q5_1 {
     }
 
     #[inline(always)]
-    fn part<S: Simd>(s: S, tile: &[u8], head: &Head<S>, _: usize) -> Block<S> {
-        simple_block(head, five_bits(s, &tile[64..], &tile[128..]))
+    fn scales<S: Simd>(_: S, head: &Head<S>, _: usize) -> Scales<S> {
+        simple_scales(head)
+    }
+
+    #[inline(always)]
+    fn word<S: Simd>(s: S, tile: &[u8], _: usize, j: usize) -> S::Bytes {
+        five_bits(s, &tile[64..], &tile[128..], j)
     }
 }
 
 impl Tiled for Q8_0 {
     const BYTES: usize = 34 * ROWS;
     const PARTS: usize = 1;
+    const ADDED: u8 = 128;
     const MOST: u8 = 255;
 
     #[inline(always)]
@@ -211,12 +223,13 @@ impl Tiled for Q8_0 {
     }
 
     #[inline(always)]
-    fn part<S: Simd>(s: S, tile: &[u8], head: &Head<S>, _: usize) -> Block<S> {
-        let mut weights = [s.load(&[0; 64]); 8];
-        for (j, weights) in weights.iter_mut().enumerate() {
-            *weights = s.load(array(&tile[32 + j * 64..]));
-        }
-        simple_block(head, weights)
+    fn scales<S: Simd>(_: S, head: &Head<S>, _: usize) -> Scales<S> {
+        simple_scales(head)
+    }
+
+    #[inline(always)]
+    fn word<S: Simd>(s: S, tile: &[u8], _: usize, j: usize) -> S::Bytes {
+        s.load(array(&tile[32 + j * 64..]))
     }
 }
 
@@ -224,29 +237,31 @@ impl Tiled for Q8_0 {
 /// `get_scale_min_k4`).
 #[inline(always)]
 fn k_head<S: Simd>(s: S, tile: &[u8]) -> Head<S> {
-    let word = |i: usize| s.load(array(&tile[64 + i * 64..]));
-    let (a, b, c) = (word(0), word(1), word(2));
-    let high = |low, from| s.or(s.and(low, 15), s.and(s.shr(from, 2), 0x30));
+    let (a, b) = (s.load(array(&tile[64..])), s.load(array(&tile[128..])));
+    let c = s.load(array(&tile[192..]));
+    let high_scales = s.or(s.and(c, 15), s.and(s.shr(a, 2), 0x30));
+    let high_minima = s.or(s.and(s.shr(c, 4), 15), s.and(s.shr(b, 2), 0x30));
     Head {
         scale: s.halves(array(tile)),
         minimum: s.mul(s.splat(-1.0), s.halves(array(&tile[32..]))),
-        factors: [s.and(a, 63), high(c, a), s.and(b, 63), high(s.shr(c, 4), b)],
+        factors: [s.and(a, 63), high_scales, s.and(b, 63), high_minima],
     }
 }
 
-/// Part `i`, whose nibbles are the low or high ones of 32 bytes.
 #[inline(always)]
-fn k_part<S: Simd>(s: S, bytes: &[u8], head: &Head<S>, i: usize) -> Block<S> {
-    let mut weights = [s.load(&[0; 64]); 8];
-    for (j, weights) in weights.iter_mut().enumerate() {
-        let word = s.load(array(&bytes[(i / 2 * 8 + j) * 64..]));
-        *weights = s.and(s.shr(word, i % 2 * 4), 15);
-    }
+fn k_scales<S: Simd>(s: S, head: &Head<S>, i: usize) -> Scales<S> {
     let bits = i % 4 * 8;
     // Eleven bits times six: exact.
     let scale = s.mul(head.scale, s.unsigned(s.shr(head.factors[i / 4], bits)));
     let offsets = s.mul(head.minimum, s.unsigned(s.shr(head.factors[2 + i / 4], bits)));
-    Block { weights, scales: [scale; 2], offsets }
+    Scales { scales: [scale; 2], offsets }
+}
+
+/// Of part `i`, whose nibbles are the low or high ones of 32 bytes.
+#[inline(always)]
+fn k_word<S: Simd>(s: S, bytes: &[u8], i: usize, j: usize) -> S::Bytes {
+    let word = s.load(array(&bytes[(i / 2 * 8 + j) * 64..]));
+    s.and(s.shr(word, i % 2 * 4), 15)
 }
 
 impl Tiled for Q4K {
@@ -261,8 +276,13 @@ impl Tiled for Q4K {
     }
 
     #[inline(always)]
-    fn part<S: Simd>(s: S, tile: &[u8], head: &Head<S>, i: usize) -> Block<S> {
-        k_part(s, &tile[16 * ROWS..], head, i)
+    fn scales<S: Simd>(s: S, head: &Head<S>, i: usize) -> Scales<S> {
+        k_scales(s, head, i)
+    }
+
+    #[inline(always)]
+    fn word<S: Simd>(s: S, tile: &[u8], i: usize, j: usize) -> S::Bytes {
+        k_word(s, &tile[16 * ROWS..], i, j)
     }
 }
 
@@ -278,13 +298,14 @@ impl Tiled for Q5K {
     }
 
     #[inline(always)]
-    fn part<S: Simd>(s: S, tile: &[u8], head: &Head<S>, i: usize) -> Block<S> {
-        let mut block = k_part(s, &tile[48 * ROWS..], head, i);
-        for (j, weights) in block.weights.iter_mut().enumerate() {
-            let high = s.load(array(&tile[16 * ROWS + j * 64..]));
-            *weights = s.or(*weights, s.shl(s.and(s.shr(high, i), 1), 4));
-        }
-        block
+    fn scales<S: Simd>(s: S, head: &Head<S>, i: usize) -> Scales<S> {
+        k_scales(s, head, i)
+    }
+
+    #[inline(always)]
+    fn word<S: Simd>(s: S, tile: &[u8], i: usize, j: usize) -> S::Bytes {
+        let high = s.load(array(&tile[16 * ROWS + j * 64..]));
+        s.or(k_word(s, &tile[48 * ROWS..], i, j), s.shl(s.and(s.shr(high, i), 1), 4))
     }
 }
 
@@ -293,101 +314,54 @@ impl Tiled for Q6K {
     const PARTS: usize = 8;
     const MOST: u8 = 63;
     const ADDED: u8 = 32;
-    const HALVES: bool = true;
+    const HALVES: usize = 2;
 
     #[inline(always)]
     fn head<S: Simd>(s: S, tile: &[u8]) -> Head<S> {
-        let word = |i: usize| s.load(array(&tile[32 + i * 64..]));
-        Head {
-            scale: s.halves(array(tile)),
-            minimum: s.splat(0.0),
-            factors: [word(0), word(1), word(2), word(3)],
+        let mut factors = [s.load(&[0; 64]); 4];
+        for (i, factors) in factors.iter_mut().enumerate() {
+            *factors = s.load(array(&tile[32 + i * 64..]));
         }
+        Head { scale: s.halves(array(tile)), minimum: s.splat(0.0), factors }
+    }
+
+    #[inline(always)]
+    fn scales<S: Simd>(s: S, head: &Head<S>, i: usize) -> Scales<S> {
+        let (factors, bits) = (head.factors[i / 2], i % 2 * 16);
+        let first = s.mul(head.scale, s.signed(s.shr(factors, bits)));
+        let second = s.mul(head.scale, s.signed(s.shr(factors, bits + 8)));
+        Scales { scales: [first, second], offsets: head.minimum }
     }
 
     /// Of 128 columns, parts 0 and 1 are the low nibbles of 64 bytes, 2 and 3 the high ones; part `q` has bits `2q` of
     /// 32 bytes as its high ones.
     #[inline(always)]
-    fn part<S: Simd>(s: S, tile: &[u8], head: &Head<S>, i: usize) -> Block<S> {
+    fn word<S: Simd>(s: S, tile: &[u8], i: usize, j: usize) -> S::Bytes {
         let (half, quarter) = (i / 4, i % 4);
-        let low = &tile[18 * ROWS + (half * 2 + quarter % 2) * 512..];
-        let high = &tile[(18 + 128) * ROWS + half * 512..];
-        let mut weights = [s.load(&[0; 64]); 8];
-        for (j, weights) in weights.iter_mut().enumerate() {
-            let nibbles = s.shr(s.load(array(&low[j * 64..])), quarter / 2 * 4);
-            let pairs = s.shr(s.load(array(&high[j * 64..])), quarter * 2);
-            *weights = s.or(s.and(nibbles, 15), s.shl(s.and(pairs, 3), 4));
-        }
-        let bits = i % 2 * 16;
-        let factors = head.factors[i / 2];
-        let scale = s.mul(head.scale, s.signed(s.shr(factors, bits)));
-        let scale_second = s.mul(head.scale, s.signed(s.shr(factors, bits + 8)));
-        Block { weights, scales: [scale, scale_second], offsets: head.minimum }
+        let low = &tile[18 * ROWS + (half * 2 + quarter % 2) * 512 + j * 64..];
+        let high = &tile[(18 + 128) * ROWS + half * 512 + j * 64..];
+        let nibbles = s.and(s.shr(s.load(array(low)), quarter / 2 * 4), 15);
+        let pairs = s.and(s.shr(s.load(array(high)), quarter * 2), 3);
+        s.or(nibbles, s.shl(pairs, 4))
     }
 }
 
 /// What the integer sum of a block, or of a half, starts with.
 #[inline(always)]
-fn start<F: Tiled>(x: &QuantBlock, half: usize) -> i32 {
+fn start<S: Simd, F: Tiled>(x: &QuantBlock, half: usize) -> i32 {
     match F::ADDED {
         8 => x.start_8,
         16 => x.start_16,
         32 => x.starts_32[half],
+        128 if !S::SIGNED => x.start_128,
         _ => 0,
-    }
-}
-
-/// Adds one block of each token.
-#[inline(always)]
-fn step<S: Simd, F: Tiled, const N: usize>(
-    s: S,
-    block: &Block<S>,
-    x: &[QuantBlock; N],
-    all: &mut [(S::Floats, S::Floats); N],
-) {
-    let pairs = if S::PAIRS { N / 2 * 2 } else { 0 };
-    step_by::<S, F, 2>(s, block, &x[..pairs], &mut all[..pairs]);
-    step_by::<S, F, 1>(s, block, &x[pairs..], &mut all[pairs..]);
-}
-
-/// `T` tokens at a time.
-#[inline(always)]
-fn step_by<S: Simd, F: Tiled, const T: usize>(
-    s: S,
-    block: &Block<S>,
-    x: &[QuantBlock],
-    all: &mut [(S::Floats, S::Floats)],
-) {
-    let halves = if F::HALVES { 2 } else { 1 };
-    for (x, all) in x.as_chunks::<T>().0.iter().zip(all.as_chunks_mut::<T>().0) {
-        for half in 0..halves {
-            let mut sums = [s.splat_int(0); T];
-            if F::MOST == u8::MAX {
-                sums = s.wide(&block.weights, x);
-            } else {
-                for (sum, x) in sums.iter_mut().zip(x) {
-                    *sum = s.splat_int(start::<F>(x, half));
-                }
-                let words = half * 4..half * 4 + 8 / halves;
-                s.products(&mut sums, &block.weights, x, words, F::MOST);
-            }
-            for (((products, _), sum), x) in all.iter_mut().zip(&sums).zip(x) {
-                let scale = s.mul(block.scales[half], s.splat(x.scale));
-                *products = s.fma(scale, s.to_floats(*sum), *products);
-            }
-        }
-        if F::OFFSETS {
-            for ((_, offsets), x) in all.iter_mut().zip(x) {
-                *offsets = s.fma(block.offsets, s.splat(x.sum), *offsets);
-            }
-        }
     }
 }
 
 /// One token: weights go from memory to the sum without another store.
 #[inline(always)]
 pub(crate) fn one<S: Simd, F: Tiled>(s: S, tile: &[u8], x: &[QuantBlock], sums: &mut Sums) {
-    let mut all = [sums.load(s)];
+    let (mut products, mut offsets) = sums.load(s);
     for (tile, x) in tile.chunks_exact(F::BYTES).zip(x.chunks_exact(F::PARTS)) {
         let head = F::head(s, tile);
         for (i, x) in x.iter().enumerate() {
@@ -395,11 +369,22 @@ pub(crate) fn one<S: Simd, F: Tiled>(s: S, tile: &[u8], x: &[QuantBlock], sums: 
             for line in tile[F::BYTES / F::PARTS * i..][..F::BYTES / F::PARTS].chunks(64) {
                 s.prefetch(&line[0], AHEAD);
             }
-            let block = F::part(s, tile, &head, i);
-            step::<S, F, 1>(s, &block, std::array::from_ref(x), &mut all);
+            let scales = F::scales(s, &head, i);
+            for half in 0..F::HALVES {
+                let mut sum = s.begin(start::<S, F>(x, half));
+                for j in 0..8 / F::HALVES {
+                    let at = half * 4 + j;
+                    s.add(&mut sum, F::word(s, tile, i, at), x.quants[at], F::MOST, j);
+                }
+                let scale = s.mul(scales.scales[half], s.splat(x.scale));
+                products = s.fma(scale, s.to_floats(s.end(sum)), products);
+            }
+            if F::OFFSETS {
+                offsets = s.fma(scales.offsets, s.splat(x.sum), offsets);
+            }
         }
     }
-    sums.store(s, all[0]);
+    sums.store(s, (products, offsets));
 }
 
 /// Fills a panel.
@@ -408,16 +393,15 @@ pub(crate) fn unpack<S: Simd, F: Tiled>(s: S, tile: &[u8], panel: &mut [PanelBlo
     for (tile, panel) in tile.chunks_exact(F::BYTES).zip(panel.chunks_exact_mut(F::PARTS)) {
         let head = F::head(s, tile);
         for (i, panel) in panel.iter_mut().enumerate() {
-            let block = F::part(s, tile, &head, i);
-            for (weights, place) in block.weights.iter().zip(&mut panel.weights) {
-                s.store(*weights, place);
+            for (j, place) in panel.weights.iter_mut().enumerate() {
+                s.store(F::word(s, tile, i, j), place);
             }
-            s.store_floats(block.scales[0], &mut panel.scales[0]);
-            if F::HALVES {
-                s.store_floats(block.scales[1], &mut panel.scales[1]);
+            let scales = F::scales(s, &head, i);
+            for half in 0..F::HALVES {
+                s.store_floats(scales.scales[half], &mut panel.scales[half]);
             }
             if F::OFFSETS {
-                s.store_floats(block.offsets, &mut panel.offsets);
+                s.store_floats(scales.offsets, &mut panel.offsets);
             }
         }
     }
@@ -460,17 +444,45 @@ fn some<S: Simd, F: Tiled, const N: usize>(
     }
     for (panel, x) in panel.iter().zip(x.blocks.chunks_exact(x.tokens)) {
         let x: &[QuantBlock; N] = array(&x[first..]);
-        let mut block = Block {
-            weights: [s.load(&[0; 64]); 8],
-            scales: [s.floats(&panel.scales[0]), s.floats(&panel.scales[1])],
-            offsets: s.floats(&panel.offsets),
-        };
-        for (weights, stored) in block.weights.iter_mut().zip(&panel.weights) {
-            *weights = s.load(stored);
-        }
-        step::<S, F, N>(s, &block, x, &mut all);
+        let pairs = if S::PAIRS { N / 2 * 2 } else { 0 };
+        step::<S, F, 2>(s, panel, &x[..pairs], &mut all[..pairs]);
+        step::<S, F, 1>(s, panel, &x[pairs..], &mut all[pairs..]);
     }
     for (all, sums) in all.iter().zip(sums) {
         sums.store(s, *all);
+    }
+}
+
+/// Adds one block of each token, `T` tokens at a time.
+#[inline(always)]
+fn step<S: Simd, F: Tiled, const T: usize>(
+    s: S,
+    panel: &PanelBlock,
+    x: &[QuantBlock],
+    all: &mut [(S::Floats, S::Floats)],
+) {
+    for (x, all) in x.as_chunks::<T>().0.iter().zip(all.as_chunks_mut::<T>().0) {
+        for half in 0..F::HALVES {
+            let mut sums = [s.begin(0); T];
+            for (sum, x) in sums.iter_mut().zip(x) {
+                *sum = s.begin(start::<S, F>(x, half));
+            }
+            for j in 0..8 / F::HALVES {
+                let at = half * 4 + j;
+                let weights = s.load(&panel.weights[at]);
+                for (sum, x) in sums.iter_mut().zip(x) {
+                    s.add(sum, weights, x.quants[at], F::MOST, j);
+                }
+            }
+            for (((products, _), sum), x) in all.iter_mut().zip(&sums).zip(x) {
+                let scale = s.mul(s.floats(&panel.scales[half]), s.splat(x.scale));
+                *products = s.fma(scale, s.to_floats(s.end(*sum)), *products);
+            }
+        }
+        if F::OFFSETS {
+            for ((_, offsets), x) in all.iter_mut().zip(x) {
+                *offsets = s.fma(s.floats(&panel.offsets), s.splat(x.sum), *offsets);
+            }
+        }
     }
 }

@@ -1,8 +1,5 @@
 //! The truth that every other variant must equal, bit for bit; also what runs without AVX2.
 
-use std::ops::Range;
-
-use crate::activations::QuantBlock;
 use crate::format::{bf16_at, f8_256th, half_at, word_at};
 use crate::kernels::kernels;
 use crate::simd::{LANES, Simd};
@@ -13,9 +10,11 @@ pub struct Scalar;
 
 impl Simd for Scalar {
     const PAIRS: bool = false;
+    const SIGNED: bool = false;
 
     type Bytes = [u8; 64];
     type Ints = [i32; LANES];
+    type Sum = [i32; LANES];
     type Floats = [f32; LANES];
 
     #[inline(always)]
@@ -107,34 +106,27 @@ impl Simd for Scalar {
     }
 
     #[inline(always)]
-    fn splat_int(self, a: i32) -> Self::Ints {
-        [a; LANES]
-    }
-
-    #[inline(always)]
     fn to_floats(self, a: Self::Ints) -> Self::Floats {
         a.map(|a| a as f32)
     }
 
     #[inline(always)]
-    fn products<const N: usize>(
-        self,
-        sums: &mut [Self::Ints; N],
-        weights: &[Self::Bytes; 8],
-        x: &[QuantBlock; N],
-        words: Range<usize>,
-        _: u8,
-    ) {
-        for (sums, x) in sums.iter_mut().zip(x) {
-            for (weights, quants) in weights.iter().zip(&x.quants).take(words.end).skip(words.start)
-            {
-                for (sum, weights) in sums.iter_mut().zip(weights.as_chunks::<4>().0) {
-                    let products =
-                        weights.iter().zip(quants).map(|(w, q)| i32::from(*w) * i32::from(*q));
-                    *sum += products.sum::<i32>();
-                }
+    fn begin(self, start: i32) -> Self::Sum {
+        [start; LANES]
+    }
+
+    #[inline(always)]
+    fn add(self, sum: &mut Self::Sum, weights: Self::Bytes, x: [i8; 4], _: u8, _: usize) {
+        for (sum, weights) in sum.iter_mut().zip(weights.as_chunks::<4>().0) {
+            for (weight, x) in weights.iter().zip(x) {
+                *sum += i32::from(*weight) * i32::from(x);
             }
         }
+    }
+
+    #[inline(always)]
+    fn end(self, sum: Self::Sum) -> Self::Ints {
+        sum
     }
 }
 

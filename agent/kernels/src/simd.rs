@@ -4,10 +4,6 @@
 //! an implementing type proves that its instructions are there. Everything is inlined into a function that has the
 //! instruction set, hence `inline(always)` and no closures.
 
-use std::ops::Range;
-
-use crate::activations::QuantBlock;
-
 /// Lanes: rows of a tile, or neighbouring elements of a plain row.
 pub(crate) const LANES: usize = 16;
 
@@ -19,10 +15,14 @@ pub(crate) const AHEAD: usize = 6144;
 pub(crate) trait Simd: Copy {
     /// Whether two tokens at a time share a word of weights: that is faster where a lane set is not one register.
     const PAIRS: bool;
+    /// Whether [`Simd::add`] takes the 128 off bytes; otherwise the sum must start with what it makes too much.
+    const SIGNED: bool;
     /// Lane `i` is bytes `4i..4i + 4`.
     type Bytes: Copy;
     /// 32-bit integers.
     type Ints: Copy;
+    /// A sum of products in the making.
+    type Sum: Copy;
     /// 32-bit floats.
     type Floats: Copy;
 
@@ -64,35 +64,16 @@ pub(crate) trait Simd: Copy {
     /// `a · b + c`, rounded once (IEEE 754-2019, fusedMultiplyAdd).
     fn fma(self, a: Self::Floats, b: Self::Floats, c: Self::Floats) -> Self::Floats;
 
-    /// The same number in each lane.
-    fn splat_int(self, a: i32) -> Self::Ints;
     /// To the nearest float, ties to even.
     fn to_floats(self, a: Self::Ints) -> Self::Floats;
-    /// Adds to each token's sum those `words` of its quants times those of `weights`, exactly: to each lane four unsigned
-    /// bytes times four signed ones. No quant is −128, and no weight is above `most`, which is at most 63.
-    fn products<const N: usize>(
-        self,
-        sums: &mut [Self::Ints; N],
-        weights: &[Self::Bytes; 8],
-        x: &[QuantBlock; N],
-        words: Range<usize>,
-        most: u8,
-    );
-    /// For each token the sum of its quants times what their weights, any bytes, are above 128, exactly. This one is for
-    /// variants whose [`Simd::products`] takes any weight.
-    #[inline(always)]
-    fn wide<const N: usize>(
-        self,
-        weights: &[Self::Bytes; 8],
-        x: &[QuantBlock; N],
-    ) -> [Self::Ints; N] {
-        let mut sums = [self.splat_int(0); N];
-        for (sum, x) in sums.iter_mut().zip(x) {
-            *sum = self.splat_int(x.start_128);
-        }
-        self.products(&mut sums, weights, x, 0..8, u8::MAX);
-        sums
-    }
+    /// A sum of products that starts with a number.
+    fn begin(self, start: i32) -> Self::Sum;
+    /// Adds to each lane its four weights times the four numbers of `x`, exactly: the `count`th time, from 0, since
+    /// [`Simd::begin`]. No number of `x` is −128; weights are at most `most`, which is at most 63, or 255 if they are bytes
+    /// to which 128 was added.
+    fn add(self, sum: &mut Self::Sum, weights: Self::Bytes, x: [i8; 4], most: u8, count: usize);
+    /// The sum.
+    fn end(self, sum: Self::Sum) -> Self::Ints;
 
     /// [`reduce`] of each.
     #[inline(always)]
