@@ -31,7 +31,6 @@ impl Simd for Avx2 {
     const SIGNED: bool = true;
 
     type Bytes = [__m256i; 2];
-    type Ints = [__m256i; 2];
     type Sum = Sum;
     type Floats = [__m256; 2];
 
@@ -180,12 +179,6 @@ impl Simd for Avx2 {
     }
 
     #[inline(always)]
-    fn to_floats(self, [a, b]: [__m256i; 2]) -> [__m256; 2] {
-        // SAFETY: as above.
-        unsafe { [_mm256_cvtepi32_ps(a), _mm256_cvtepi32_ps(b)] }
-    }
-
-    #[inline(always)]
     fn begin(self, start: i32) -> Sum {
         // SAFETY: as above.
         unsafe { Sum { fours: [_mm256_set1_epi32(start); 2], pairs: [_mm256_setzero_si256(); 2] } }
@@ -220,8 +213,10 @@ impl Simd for Avx2 {
     }
 
     #[inline(always)]
-    fn end(self, sum: Sum) -> [__m256i; 2] {
-        gather(self, sum).fours
+    fn end(self, sum: Sum) -> [__m256; 2] {
+        let [a, b] = gather(self, sum).fours;
+        // SAFETY: as above.
+        unsafe { [_mm256_cvtepi32_ps(a), _mm256_cvtepi32_ps(b)] }
     }
 }
 

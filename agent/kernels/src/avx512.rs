@@ -35,7 +35,6 @@ impl Simd for Avx512 {
     const SIGNED: bool = false;
 
     type Bytes = __m512i;
-    type Ints = __m512i;
     type Sum = __m512i;
     type Floats = __m512;
 
@@ -160,12 +159,6 @@ impl Simd for Avx512 {
     }
 
     #[inline(always)]
-    fn to_floats(self, a: __m512i) -> __m512 {
-        // SAFETY: as above.
-        unsafe { _mm512_cvtepi32_ps(a) }
-    }
-
-    #[inline(always)]
     fn begin(self, start: i32) -> __m512i {
         // SAFETY: as above.
         unsafe { _mm512_set1_epi32(start) }
@@ -178,8 +171,9 @@ impl Simd for Avx512 {
     }
 
     #[inline(always)]
-    fn end(self, sum: __m512i) -> __m512i {
-        sum
+    fn end(self, sum: __m512i) -> __m512 {
+        // SAFETY: as above.
+        unsafe { _mm512_cvtepi32_ps(sum) }
     }
 
     /// Two halves at a time become one vector, so that sixteen sums take fifteen additions.

@@ -377,7 +377,7 @@ pub(crate) fn one<S: Simd, F: Tiled>(s: S, tile: &[u8], x: &[QuantBlock], sums: 
                     s.add(&mut sum, F::word(s, tile, i, at), x.quants[at], F::MOST, j);
                 }
                 let scale = s.mul(scales.scales[half], s.splat(x.scale));
-                products = s.fma(scale, s.to_floats(s.end(sum)), products);
+                products = s.fma(scale, s.end(sum), products);
             }
             if F::OFFSETS {
                 offsets = s.fma(scales.offsets, s.splat(x.sum), offsets);
@@ -476,7 +476,7 @@ fn step<S: Simd, F: Tiled, const T: usize>(
             }
             for (((products, _), sum), x) in all.iter_mut().zip(&sums).zip(x) {
                 let scale = s.mul(s.floats(&panel.scales[half]), s.splat(x.scale));
-                *products = s.fma(scale, s.to_floats(s.end(*sum)), *products);
+                *products = s.fma(scale, s.end(*sum), *products);
             }
         }
         if F::OFFSETS {

@@ -13,7 +13,6 @@ impl Simd for Scalar {
     const SIGNED: bool = false;
 
     type Bytes = [u8; 64];
-    type Ints = [i32; LANES];
     type Sum = [i32; LANES];
     type Floats = [f32; LANES];
 
@@ -106,11 +105,6 @@ impl Simd for Scalar {
     }
 
     #[inline(always)]
-    fn to_floats(self, a: Self::Ints) -> Self::Floats {
-        a.map(|a| a as f32)
-    }
-
-    #[inline(always)]
     fn begin(self, start: i32) -> Self::Sum {
         [start; LANES]
     }
@@ -125,8 +119,8 @@ impl Simd for Scalar {
     }
 
     #[inline(always)]
-    fn end(self, sum: Self::Sum) -> Self::Ints {
-        sum
+    fn end(self, sum: Self::Sum) -> Self::Floats {
+        sum.map(|sum| sum as f32)
     }
 }
 

@@ -19,9 +19,7 @@ pub(crate) trait Simd: Copy {
     const SIGNED: bool;
     /// Lane `i` is bytes `4i..4i + 4`.
     type Bytes: Copy;
-    /// 32-bit integers.
-    type Ints: Copy;
-    /// A sum of products in the making.
+    /// A sum of integer products in the making.
     type Sum: Copy;
     /// 32-bit floats.
     type Floats: Copy;
@@ -64,16 +62,14 @@ pub(crate) trait Simd: Copy {
     /// `a · b + c`, rounded once (IEEE 754-2019, fusedMultiplyAdd).
     fn fma(self, a: Self::Floats, b: Self::Floats, c: Self::Floats) -> Self::Floats;
 
-    /// To the nearest float, ties to even.
-    fn to_floats(self, a: Self::Ints) -> Self::Floats;
     /// A sum of products that starts with a number.
     fn begin(self, start: i32) -> Self::Sum;
     /// Adds to each lane its four weights times the four numbers of `x`, exactly: the `count`th time, from 0, since
     /// [`Simd::begin`]. No number of `x` is −128; weights are at most `most`, which is at most 63, or 255 if they are bytes
     /// to which 128 was added.
     fn add(self, sum: &mut Self::Sum, weights: Self::Bytes, x: [i8; 4], most: u8, count: usize);
-    /// The sum.
-    fn end(self, sum: Self::Sum) -> Self::Ints;
+    /// The sum, rounded to the nearest float, ties to even.
+    fn end(self, sum: Self::Sum) -> Self::Floats;
 
     /// [`reduce`] of each.
     #[inline(always)]
