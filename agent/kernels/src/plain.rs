@@ -5,6 +5,7 @@
 //! by it and rounded, so that a product is that of the dequantised matrix.
 
 use crate::activations::array;
+use crate::kernels::PLAIN_ROWS;
 use crate::simd::{LANES, Simd, reduce};
 
 /// Rows and columns that share a scale of [`crate::Format::F8`].
@@ -120,6 +121,29 @@ fn values<S: Simd>(s: S, x: &[f32], at: usize) -> S::Floats {
     let mut padded = [0.0; LANES];
     padded[..x.len()].copy_from_slice(x);
     s.floats(&padded)
+}
+
+/// Four rows by `N` tokens, as many at a time as there are registers for sums.
+#[inline(always)]
+pub(crate) fn product<S: Simd, P: Plain, const N: usize>(
+    s: S,
+    rows: [Row<'_>; PLAIN_ROWS],
+    xs: [&[f32]; N],
+    ahead: Option<usize>,
+) -> [[f32; N]; PLAIN_ROWS] {
+    if !S::PAIRS || N == 1 {
+        return dots::<S, P, PLAIN_ROWS, N>(s, rows, xs, ahead);
+    }
+    let mut out = [[0.0; N]; PLAIN_ROWS];
+    for (rows, out) in rows.as_chunks::<2>().0.iter().zip(out.as_chunks_mut::<2>().0) {
+        for (t, xs) in xs.as_chunks::<2>().0.iter().enumerate() {
+            let found = dots::<S, P, 2, 2>(s, *rows, *xs, None);
+            for (out, found) in out.iter_mut().zip(&found) {
+                out[t * 2..t * 2 + 2].copy_from_slice(found);
+            }
+        }
+    }
+    out
 }
 
 /// `R` rows by `N` tokens.
