@@ -4,9 +4,9 @@ use std::ops::Range;
 
 use crate::isa::with_variant;
 use crate::kernels::Kernels;
-use crate::plain::{F16, Row, dots, elements};
+use crate::plain::{F16, Row, dots_within, elements};
 use crate::simd::{LANES, Simd};
-use crate::{Isa, elementwise};
+use crate::{Isa, softmax};
 
 /// The cache of one layer as one key-value head sees it. Keys and values are `f16`, little-endian;
 /// a block holds `block_tokens` rows of `row_bytes`.
@@ -30,22 +30,29 @@ pub struct Heads<'a> {
     pub scale: f32,
 }
 
-impl<'a> Heads<'a> {
-    #[inline(always)]
-    fn key(&self, table: &[u32], position: usize) -> &'a [u8] {
-        &self.keys[self.place(table, position)..][..self.head_dim * 2]
-    }
+/// Positions whose rows lie one after the other: parts of a table's blocks.
+#[derive(Clone)]
+struct Runs<'a> {
+    heads: &'a Heads<'a>,
+    table: &'a [u32],
+    positions: Range<usize>,
+}
+
+impl Iterator for Runs<'_> {
+    /// Where the first row of the head starts, in bytes, and how many there are.
+    type Item = (usize, usize);
 
     #[inline(always)]
-    fn value(&self, table: &[u32], position: usize) -> &'a [u8] {
-        &self.values[self.place(table, position)..][..self.value_dim * 2]
-    }
-
-    #[inline(always)]
-    fn place(&self, table: &[u32], position: usize) -> usize {
-        let block = table[position / self.block_tokens] as usize;
-        let token = block * self.block_tokens + position % self.block_tokens;
-        token * self.row_bytes + self.head_offset
+    fn next(&mut self) -> Option<(usize, usize)> {
+        if self.positions.is_empty() {
+            return None;
+        }
+        let (tokens, position) = (self.heads.block_tokens, self.positions.start);
+        let (block, within) = (position / tokens, position % tokens);
+        let count = self.positions.len().min(tokens - within);
+        self.positions.start += count;
+        let token = self.table[block] as usize * tokens + within;
+        Some((token * self.heads.row_bytes + self.heads.head_offset, count))
     }
 }
 
@@ -115,63 +122,108 @@ fn share<S: Simd, const N: usize>(
     scores: &mut [f32],
     out: &mut [f32],
 ) {
-    let (dim, tokens) = (heads.head_dim, positions.len());
+    let tokens = positions.len();
     let mut xs = [queries; N];
-    for (x, query) in xs.iter_mut().zip(queries.chunks_exact(dim)) {
+    for (x, query) in xs.iter_mut().zip(queries.chunks_exact(heads.head_dim)) {
         *x = query;
     }
     let mut at = 0;
-    while at + ROWS <= tokens {
-        let mut rows = [Row::default(); ROWS];
-        for (i, row) in rows.iter_mut().enumerate() {
-            row.bytes = heads.key(table, positions.start + at + i);
+    for (start, count) in (Runs { heads, table, positions: positions.clone() }) {
+        let mut i = 0;
+        while i + ROWS <= count {
+            score::<S, N, ROWS>(s, heads, start, i, xs, &mut scores[at + i..], tokens);
+            i += ROWS;
         }
-        for (i, dots) in dots::<S, F16, ROWS, N>(s, rows, xs, None).iter().enumerate() {
-            for (q, dot) in dots.iter().enumerate() {
-                scores[q * tokens + at + i] = dot * heads.scale;
-            }
+        while i < count {
+            score::<S, N, 1>(s, heads, start, i, xs, &mut scores[at + i..], tokens);
+            i += 1;
         }
-        at += ROWS;
-    }
-    for at in at..tokens {
-        let row = Row { bytes: heads.key(table, positions.start + at), scales: &[] };
-        let [dots] = dots::<S, F16, 1, N>(s, [row], xs, None);
-        for (q, dot) in dots.iter().enumerate() {
-            scores[q * tokens + at] = dot * heads.scale;
-        }
+        at += count;
     }
     for scores in scores.chunks_exact_mut(tokens) {
-        elementwise::softmax_here(scores);
+        softmax(scores);
     }
-    for at in (0..heads.value_dim).step_by(LANES * 2) {
-        weigh::<S, N>(s, heads, table, positions.clone(), scores, at, out);
+    let runs = Runs { heads, table, positions };
+    // As many sums as there are registers for.
+    let wide = if S::PAIRS { LANES } else { LANES * 4 };
+    let mut at = 0;
+    while at + wide <= heads.value_dim {
+        match S::PAIRS {
+            true => weigh::<S, N, 1>(s, runs.clone(), scores, at, out),
+            false => weigh::<S, N, 4>(s, runs.clone(), scores, at, out),
+        }
+        at += wide;
+    }
+    while at < heads.value_dim {
+        weigh::<S, N, 1>(s, runs.clone(), scores, at, out);
+        at += LANES;
     }
 }
 
-/// Sums values by `scores`, in the order of positions, for 32 elements from `at` on.
+/// Scores of `R` rows of a run, from the `first` on; a query's are `tokens` behind those of the one before it.
 #[inline(always)]
-fn weigh<S: Simd, const N: usize>(
+fn score<S: Simd, const N: usize, const R: usize>(
     s: S,
     heads: &Heads<'_>,
-    table: &[u32],
-    positions: Range<usize>,
+    start: usize,
+    first: usize,
+    xs: [&[f32]; N],
+    scores: &mut [f32],
+    tokens: usize,
+) {
+    let mut rows = [Row::default(); R];
+    for (i, row) in rows.iter_mut().enumerate() {
+        let start = start + (first + i) * heads.row_bytes;
+        row.bytes = &heads.keys[start..][..heads.head_dim * 2];
+    }
+    for (q, found) in dots_within::<S, F16, R, N>(s, rows, xs).iter().enumerate() {
+        for (score, found) in scores[q * tokens..][..R].iter_mut().zip(found) {
+            *score = found * heads.scale;
+        }
+    }
+}
+
+/// Sums values by `scores`, in the order of positions, for `C` times sixteen elements from `at` on, or as many as there are.
+#[inline(always)]
+fn weigh<S: Simd, const N: usize, const C: usize>(
+    s: S,
+    runs: Runs<'_>,
     scores: &[f32],
     at: usize,
     out: &mut [f32],
 ) {
-    let (dim, tokens) = (heads.value_dim, positions.len());
-    let second = (at + LANES).min(dim);
-    let mut sums = [[s.splat(0.0); 2]; N];
-    for (i, position) in positions.enumerate() {
-        let row = heads.value(table, position);
-        let values = [elements::<S, F16>(s, row, at), elements::<S, F16>(s, row, second)];
-        for (q, sums) in sums.iter_mut().enumerate() {
-            let score = s.splat(scores[q * tokens + i]);
-            sums[0] = s.fma(score, values[0], sums[0]);
-            sums[1] = s.fma(score, values[1], sums[1]);
+    let (heads, tokens) = (runs.heads, runs.positions.len());
+    let whole = at + LANES * C <= heads.value_dim;
+    let mut sums = [[s.splat(0.0); C]; N];
+    let mut done = 0;
+    for (start, count) in runs {
+        let mut weights = [scores; N];
+        for (q, weights) in weights.iter_mut().enumerate() {
+            *weights = &scores[q * tokens + done..][..count];
         }
+        let mut now = sums;
+        for i in 0..count {
+            let row = &heads.values[start + i * heads.row_bytes..][..heads.value_dim * 2];
+            let mut values = [s.splat(0.0); C];
+            if whole {
+                let row = &row[at * 2..][..LANES * C * 2];
+                for (values, bytes) in values.iter_mut().zip(row.as_chunks().0) {
+                    *values = s.halves(bytes);
+                }
+            } else {
+                values[0] = elements::<S, F16>(s, row, at);
+            }
+            for (sums, weights) in now.iter_mut().zip(&weights) {
+                let weight = s.splat(weights[i]);
+                for (sum, values) in sums.iter_mut().zip(&values) {
+                    *sum = s.fma(weight, *values, *sum);
+                }
+            }
+        }
+        sums = now;
+        done += count;
     }
-    for (sums, out) in sums.iter().zip(out.chunks_exact_mut(dim)) {
+    for (sums, out) in sums.iter().zip(out.chunks_exact_mut(heads.value_dim)) {
         for (sums, out) in sums.iter().zip(out[at..].chunks_mut(LANES)) {
             let mut lanes = [0.0; LANES];
             s.store_floats(*sums, &mut lanes);
@@ -184,7 +236,7 @@ fn weigh<S: Simd, const N: usize>(
 mod tests {
     use super::*;
     use crate::kernels::tests::Noise;
-    use crate::{Scalar, f16_to_f32, f32_to_f16};
+    use crate::{Avx2, Scalar, f16_to_f32, f32_to_f16};
 
     /// A cache of 6 blocks of 4 tokens, 2 heads of 8 elements.
     fn cache(noise: &mut Noise) -> Vec<u8> {
@@ -230,16 +282,43 @@ mod tests {
         }
     }
 
+    /// Heads of one and several widths of a register, and of none; queries that are shared and left over; runs of a table from
+    /// within a block to within another.
     #[test]
     fn variants_agree_to_the_bit() {
         let mut noise = Noise(6);
-        let (keys, values) = (cache(&mut noise), cache(&mut noise));
-        let queries: Vec<f32> = (0..24).map(|_| noise.value() * 4.0).collect();
-        let run = |isa| {
-            let mut out = vec![0.0; 18];
-            attend(isa, &heads(&keys, &values), &[5, 1, 3, 0], 0..15, &queries, &mut out);
-            out.iter().map(|v| v.to_bits()).collect::<Vec<_>>()
-        };
-        assert_eq!(run(Isa::Scalar(Scalar)), run(Isa::detect()));
+        let mut isas = vec![Isa::detect()];
+        isas.extend(Avx2::detect().map(Isa::Avx2));
+        for (head_dim, value_dim) in [(8, 6), (64, 64), (72, 40), (160, 128)] {
+            let row_bytes = head_dim * 4;
+            let mut cache = |tokens: usize| -> Vec<u8> {
+                let values = (0..tokens * head_dim * 2).map(|_| f32_to_f16(noise.value()));
+                values.flat_map(u16::to_le_bytes).collect()
+            };
+            let (keys, values) = (cache(40), cache(40));
+            let (block_tokens, head_offset) = (8, head_dim * 2);
+            let heads = Heads {
+                head_dim,
+                value_dim,
+                block_tokens,
+                row_bytes,
+                head_offset,
+                ..heads(&keys, &values)
+            };
+            for (count, positions) in [(1, 0..1), (3, 2..23), (4, 0..30), (7, 5..38)] {
+                let queries: Vec<f32> =
+                    (0..count * head_dim).map(|_| noise.value() * 4.0).collect();
+                let run = |isa| {
+                    let mut out = vec![f32::NAN; count * value_dim];
+                    attend(isa, &heads, &[4, 1, 3, 0, 2], positions.clone(), &queries, &mut out);
+                    out.iter().map(|v| v.to_bits()).collect::<Vec<_>>()
+                };
+                let truth = run(Isa::Scalar(Scalar));
+                assert!(truth.iter().all(|bits| f32::from_bits(*bits).is_finite()));
+                for isa in &isas {
+                    assert_eq!(truth, run(*isa), "{}, {head_dim}, {count}", isa.name());
+                }
+            }
+        }
     }
 }

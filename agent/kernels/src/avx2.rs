@@ -218,6 +218,34 @@ impl Simd for Avx2 {
         // SAFETY: as above.
         unsafe { [_mm256_cvtepi32_ps(a), _mm256_cvtepi32_ps(b)] }
     }
+
+    /// Halves of a vector are added, then those of two vectors together.
+    #[inline(always)]
+    fn reduce_four(self, all: [[__m256; 2]; 4]) -> [f32; 4] {
+        // SAFETY: as above.
+        unsafe {
+            let mut fours = [_mm_setzero_ps(); 4];
+            for (four, [low, high]) in fours.iter_mut().zip(all) {
+                let eight = _mm256_add_ps(low, high);
+                let high = _mm256_extractf128_ps::<1>(eight);
+                *four = _mm_add_ps(_mm256_castps256_ps128(eight), high);
+            }
+            let [a, b, c, d] = fours;
+            let ab = _mm_add_ps(
+                _mm_shuffle_ps::<0b01_00_01_00>(a, b),
+                _mm_shuffle_ps::<0b11_10_11_10>(a, b),
+            );
+            let cd = _mm_add_ps(
+                _mm_shuffle_ps::<0b01_00_01_00>(c, d),
+                _mm_shuffle_ps::<0b11_10_11_10>(c, d),
+            );
+            let four = _mm_add_ps(
+                _mm_shuffle_ps::<0b10_00_10_00>(ab, cd),
+                _mm_shuffle_ps::<0b11_01_11_01>(ab, cd),
+            );
+            transmute::<__m128, [f32; 4]>(four)
+        }
+    }
 }
 
 /// Products of two columns each, which were not yet added to those of four.

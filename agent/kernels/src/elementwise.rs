@@ -157,37 +157,32 @@ widest! {
 widest! {
     /// Replaces scores by their softmax; a NaN makes all NaN.
     pub fn softmax(scores: &mut [f32]) {
-        softmax_here(scores);
-    }
-}
-
-#[inline(always)]
-pub(crate) fn softmax_here(scores: &mut [f32]) {
-    let mut lanes = [f32::NEG_INFINITY; LANES];
-    let (chunks, rest) = scores.as_chunks::<LANES>();
-    for chunk in chunks {
-        for (lane, score) in lanes.iter_mut().zip(chunk) {
-            *lane = if *score > *lane { *score } else { *lane };
+        let mut lanes = [f32::NEG_INFINITY; LANES];
+        let (chunks, rest) = scores.as_chunks::<LANES>();
+        for chunk in chunks {
+            for (lane, score) in lanes.iter_mut().zip(chunk) {
+                *lane = if *score > *lane { *score } else { *lane };
+            }
         }
-    }
-    let both = rest.iter().chain(&lanes);
-    let largest = both.fold(f32::NEG_INFINITY, |m, &s| if s > m { s } else { m });
-    for score in scores.iter_mut() {
-        *score = exp_here(*score - largest);
-    }
-    let mut lanes = [0.0; LANES];
-    let (chunks, rest) = scores.as_chunks::<LANES>();
-    for chunk in chunks {
-        for (lane, score) in lanes.iter_mut().zip(chunk) {
+        let both = rest.iter().chain(&lanes);
+        let largest = both.fold(f32::NEG_INFINITY, |m, &s| if s > m { s } else { m });
+        for score in scores.iter_mut() {
+            *score = exp_here(*score - largest);
+        }
+        let mut lanes = [0.0; LANES];
+        let (chunks, rest) = scores.as_chunks::<LANES>();
+        for chunk in chunks {
+            for (lane, score) in lanes.iter_mut().zip(chunk) {
+                *lane += score;
+            }
+        }
+        for (lane, score) in lanes.iter_mut().zip(rest) {
             *lane += score;
         }
-    }
-    for (lane, score) in lanes.iter_mut().zip(rest) {
-        *lane += score;
-    }
-    let sum = reduce(lanes);
-    for score in scores.iter_mut() {
-        *score /= sum;
+        let sum = reduce(lanes);
+        for score in scores.iter_mut() {
+            *score /= sum;
+        }
     }
 }
 

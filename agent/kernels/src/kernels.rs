@@ -27,7 +27,7 @@ pub(crate) trait Kernels: Copy + Send + Sync {
         rows: [Row<'_>; PLAIN_ROWS],
         xs: [&[f32]; N],
         ahead: Option<usize>,
-    ) -> [[f32; N]; PLAIN_ROWS];
+    ) -> [[f32; PLAIN_ROWS]; N];
     /// [`crate::attend`].
     fn attend(
         self,
@@ -137,7 +137,7 @@ macro_rules! kernels {
                     rows: [Row<'_>; PLAIN_ROWS],
                     xs: [&[f32]; N],
                     ahead: Option<usize>,
-                ) -> [[f32; N]; PLAIN_ROWS] {
+                ) -> [[f32; PLAIN_ROWS]; N] {
                     $(#[target_feature(enable = $features)])?
                     fn run<const N: usize>(
                         s: $isa,
@@ -145,7 +145,7 @@ macro_rules! kernels {
                         rows: [Row<'_>; PLAIN_ROWS],
                         xs: [&[f32]; N],
                         ahead: Option<usize>,
-                    ) -> [[f32; N]; PLAIN_ROWS] {
+                    ) -> [[f32; PLAIN_ROWS]; N] {
                         match format {
                             Format::F32 => plain::product::<_, plain::F32, N>(s, rows, xs, ahead),
                             Format::F16 => plain::product::<_, plain::F16, N>(s, rows, xs, ahead),
@@ -292,7 +292,7 @@ pub(crate) mod tests {
         let rows = [row(3), row(0), row(2), row(1)];
         let four = kernels.plain(format, rows, [0, 1, 2, 3].map(|i| x.row(i)), None);
         let one = kernels.plain(format, rows, [x.row(2)], None);
-        assert!(four.iter().zip(&one).all(|(four, one)| bits(&four[2]) == bits(&one[0])));
+        assert_eq!(four[2].each_ref().map(bits), one[0].each_ref().map(bits));
         four.iter().flatten().map(bits).collect()
     }
 
@@ -400,7 +400,7 @@ pub(crate) mod tests {
                     let terms =
                         || decoded.iter().zip(values).map(|(w, v)| f64::from(*w) * f64::from(*v));
                     let (truth, scale) = (terms().sum::<f64>(), terms().map(f64::abs).sum::<f64>());
-                    let found = found[if plain { r * 4 + t } else { t * 16 + r }];
+                    let found = found[t * order.len() + r];
                     let found = f64::from(f32::from_bits(found));
                     assert!(
                         (found - truth).abs() <= bound * scale,

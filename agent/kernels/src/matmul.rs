@@ -289,12 +289,10 @@ fn put<const N: usize>(
     outs: &mut [&mut [f32]],
     at: usize,
     count: usize,
-    values: [[f32; N]; PLAIN_ROWS],
+    values: [[f32; PLAIN_ROWS]; N],
 ) {
-    for (t, out) in outs.iter_mut().take(N).enumerate() {
-        for (out, values) in out[at..at + count].iter_mut().zip(&values) {
-            *out = values[t];
-        }
+    for (out, values) in outs.iter_mut().zip(values) {
+        out[at..at + count].copy_from_slice(&values[..count]);
     }
 }
 

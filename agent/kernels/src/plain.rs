@@ -6,7 +6,7 @@
 
 use crate::activations::array;
 use crate::kernels::PLAIN_ROWS;
-use crate::simd::{LANES, Simd, reduce};
+use crate::simd::{LANES, Simd};
 
 /// Rows and columns that share a scale of [`crate::Format::F8`].
 pub const SCALED: usize = 128;
@@ -123,37 +123,56 @@ fn values<S: Simd>(s: S, x: &[f32], at: usize) -> S::Floats {
     s.floats(&padded)
 }
 
-/// Four rows by `N` tokens, as many at a time as there are registers for sums.
+/// Four rows by `N` tokens.
 #[inline(always)]
 pub(crate) fn product<S: Simd, P: Plain, const N: usize>(
     s: S,
     rows: [Row<'_>; PLAIN_ROWS],
     xs: [&[f32]; N],
     ahead: Option<usize>,
-) -> [[f32; N]; PLAIN_ROWS] {
-    if !S::PAIRS || N == 1 {
-        return dots::<S, P, PLAIN_ROWS, N>(s, rows, xs, ahead);
+) -> [[f32; PLAIN_ROWS]; N] {
+    match N {
+        1 => dots::<S, P, PLAIN_ROWS, N>(s, rows, xs, ahead),
+        _ => dots_within::<S, P, PLAIN_ROWS, N>(s, rows, xs),
     }
-    let mut out = [[0.0; N]; PLAIN_ROWS];
-    for (rows, out) in rows.as_chunks::<2>().0.iter().zip(out.as_chunks_mut::<2>().0) {
-        for (t, xs) in xs.as_chunks::<2>().0.iter().enumerate() {
-            let found = dots::<S, P, 2, 2>(s, *rows, *xs, None);
-            for (out, found) in out.iter_mut().zip(&found) {
-                out[t * 2..t * 2 + 2].copy_from_slice(found);
+}
+
+/// [`dots`], as many at a time as there are registers for sums.
+#[inline(always)]
+pub(crate) fn dots_within<S: Simd, P: Plain, const R: usize, const N: usize>(
+    s: S,
+    rows: [Row<'_>; R],
+    xs: [&[f32]; N],
+) -> [[f32; R]; N] {
+    if !S::PAIRS || R * N <= 4 {
+        return dots::<S, P, R, N>(s, rows, xs, None);
+    }
+    let mut out = [[0.0; R]; N];
+    for (r, rows) in rows.as_chunks::<2>().0.iter().enumerate() {
+        let (twos, ones) = xs.as_chunks::<2>();
+        let (outs, outs_rest) = out.as_chunks_mut::<2>();
+        for (xs, out) in twos.iter().zip(outs) {
+            for (out, found) in out.iter_mut().zip(&dots::<S, P, 2, 2>(s, *rows, *xs, None)) {
+                out[r * 2..r * 2 + 2].copy_from_slice(found);
             }
+        }
+        for (x, out) in ones.iter().zip(outs_rest) {
+            let [found] = dots::<S, P, 2, 1>(s, *rows, [x], None);
+            out[r * 2..r * 2 + 2].copy_from_slice(&found);
         }
     }
     out
 }
 
-/// `R` rows by `N` tokens.
+/// `R` rows by `N` tokens. `ahead` is for rows that lie one after the other: how far behind the first one those lie that come
+/// next.
 #[inline(always)]
 pub(crate) fn dots<S: Simd, P: Plain, const R: usize, const N: usize>(
     s: S,
     rows: [Row<'_>; R],
     xs: [&[f32]; N],
     ahead: Option<usize>,
-) -> [[f32; N]; R] {
+) -> [[f32; R]; N] {
     let columns = xs[0].len();
     assert!(xs.iter().all(|x| x.len() == columns), "tokens of different lengths");
     assert!(rows.iter().all(|row| row.bytes.len() == columns * P::BYTES), "row of another length");
@@ -209,20 +228,15 @@ pub(crate) fn dots<S: Simd, P: Plain, const R: usize, const N: usize>(
             }
         }
     }
-    let mut out = [[0.0; N]; R];
-    if R * N <= LANES / 4 {
-        for (out, sums) in out.as_flattened_mut().iter_mut().zip(sums.as_flattened()) {
-            let mut lanes = [0.0; LANES];
-            s.store_floats(*sums, &mut lanes);
-            *out = reduce(lanes);
+    let mut out = [[0.0; R]; N];
+    for (t, out) in out.iter_mut().enumerate() {
+        for (r, out) in out.chunks_mut(4).enumerate() {
+            let mut four = [s.splat(0.0); 4];
+            for (four, sums) in four.iter_mut().zip(&sums[r * 4..]) {
+                *four = sums[t];
+            }
+            out.copy_from_slice(&s.reduce_four(four)[..out.len()]);
         }
-        return out;
-    }
-    let outs = out.as_flattened_mut().chunks_mut(LANES);
-    for (out, sums) in outs.zip(sums.as_flattened().chunks(LANES)) {
-        let mut all = [s.splat(0.0); LANES];
-        all[..sums.len()].copy_from_slice(sums);
-        out.copy_from_slice(&s.reduce_all(all)[..out.len()]);
     }
     out
 }

@@ -2,7 +2,7 @@
 
 use crate::format::{bf16_at, f8_256th, half_at, word_at};
 use crate::kernels::kernels;
-use crate::simd::{LANES, Simd};
+use crate::simd::{LANES, Simd, reduce};
 
 /// Portable kernels.
 #[derive(Clone, Copy, Debug)]
@@ -121,6 +121,11 @@ impl Simd for Scalar {
     #[inline(always)]
     fn end(self, sum: Self::Sum) -> Self::Floats {
         sum.map(|sum| sum as f32)
+    }
+
+    #[inline(always)]
+    fn reduce_four(self, all: [Self::Floats; 4]) -> [f32; 4] {
+        all.map(reduce)
     }
 }
 

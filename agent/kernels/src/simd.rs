@@ -72,16 +72,7 @@ pub(crate) trait Simd: Copy {
     fn end(self, sum: Self::Sum) -> Self::Floats;
 
     /// [`reduce`] of each.
-    #[inline(always)]
-    fn reduce_all(self, all: [Self::Floats; LANES]) -> [f32; LANES] {
-        let mut out = [0.0; LANES];
-        for (out, one) in out.iter_mut().zip(all) {
-            let mut lanes = [0.0; LANES];
-            self.store_floats(one, &mut lanes);
-            *out = reduce(lanes);
-        }
-        out
-    }
+    fn reduce_four(self, all: [Self::Floats; 4]) -> [f32; 4];
 }
 
 /// Asks for `bytes` to be brought to the second cache.
