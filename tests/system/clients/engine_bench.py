@@ -22,7 +22,7 @@ from collections.abc import Callable
 from bench_programs import Llama, Machine, Ours, loaded, processor
 
 # The shapes of SmolLM2, and of the models that are nine times as large.
-SMALL, LARGE = ([64, 512], 64), ([128], 32)
+SMALL, LARGE = ([64, 512, 2048], 64), ([128], 32)
 FORMATS = ["q4_0", "q8_0", "q4_k", "bf16"]
 PARTS = ["smollm2", *FORMATS, "batched", "prefix", "busy"]
 THREADS = [threads for threads in (1, 2) if threads <= (os.cpu_count() or 1)]
