@@ -18,12 +18,16 @@ mod serve;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
+use kernels::Avx512;
 
 /// Runs a model as the appliance does.
 #[derive(Debug, Parser)]
 #[command(name = "casemate-engine", version, about)]
 #[command(after_help = "Exit status: 0 done, 1 a replay differs, 2 unusable input or usage.")]
 struct Cli {
+    /// Leave AVX-512 unused, as on a processor without it: slower, to the same bits.
+    #[arg(long, global = true)]
+    no_avx512: bool,
     #[command(subcommand)]
     command: Command,
 }
@@ -60,6 +64,9 @@ fn main() -> ExitCode {
             return if failed { ExitCode::from(2) } else { ExitCode::SUCCESS };
         }
     };
+    if cli.no_avx512 {
+        Avx512::leave_unused();
+    }
     let done = match cli.command {
         Command::Generate(args) => generate::run(&args),
         Command::Embed(args) => embed::run(&args),

@@ -253,14 +253,15 @@ fn a_packed_model_answers_the_same() {
 }
 
 #[test]
-fn threads_change_nothing() {
+fn threads_and_instruction_sets_change_nothing() {
     let bench = Bench::new();
-    let said = |threads: &str| {
-        let answer =
-            bench.json(&["generate", "--request", "request.json", "--threads", threads, "--json"]);
+    let said = |more: &[&str]| {
+        let args = [&["generate", "--request", "request.json", "--json"], more].concat();
+        let answer = bench.json(&args);
         (answer["token_ids"].clone(), answer["logprobs"].clone())
     };
-    assert_eq!(said("1"), said("2"));
+    assert_eq!(said(&["--threads", "1"]), said(&["--threads", "2"]));
+    assert_eq!(said(&[]), said(&["--no-avx512"]));
 }
 
 #[test]

@@ -7,6 +7,7 @@
 
 use core::arch::x86_64::*;
 use core::mem::transmute;
+use core::sync::atomic::{AtomicBool, Ordering};
 
 use crate::kernels::kernels;
 use crate::simd::{LANES, Simd, four};
@@ -15,16 +16,25 @@ use crate::simd::{LANES, Simd, four};
 #[derive(Clone, Copy, Debug)]
 pub struct Avx512(());
 
+/// Whether this process does without.
+static UNUSED: AtomicBool = AtomicBool::new(false);
+
 impl Avx512 {
     /// Asks the CPU.
     #[must_use]
     pub fn detect() -> Option<Self> {
-        let found = crate::Avx2::detect().is_some()
+        let found = !UNUSED.load(Ordering::Relaxed)
+            && crate::Avx2::detect().is_some()
             && is_x86_feature_detected!("avx512f")
             && is_x86_feature_detected!("avx512bw")
             && is_x86_feature_detected!("avx512vl")
             && is_x86_feature_detected!("avx512vnni");
         found.then_some(Self(()))
+    }
+
+    /// From now on [`Self::detect`] finds nothing, as on a CPU without AVX-512.
+    pub fn leave_unused() {
+        UNUSED.store(true, Ordering::Relaxed);
     }
 }
 

@@ -34,7 +34,7 @@ class Llama:
         # "CPU : SSE3 = 1 | AVX2 = 1 | …": the library that the programs use, too.
         features = llama_cpp.llama_print_system_info().decode().replace("CPU :", "").split("|")
         uses = " ".join(name.split("=")[0].strip() for name in features if name.strip().endswith("= 1"))
-        self.about = f"llama-cpp-python {llama_cpp.__version__} built for this processor, with {uses}"
+        self.about = f"llama-cpp-python {llama_cpp.__version__} with {uses}"
 
     def speeds(self, model: pathlib.Path, prefill: list[int], decode: int, threads: int) -> dict[str, float]:
         command = [self.folder / "llama-bench", "-m", model, "-r", 1, "-o", "jsonl", "-t", threads, "-n", decode]
@@ -54,12 +54,12 @@ class Ours:
 
     name = "engine"
 
-    def __init__(self, program: pathlib.Path):
-        self.program = program
+    def __init__(self, program: pathlib.Path, options: list[str]):
+        self.program, self.options = program, options
         self.about = ""
 
     def tests(self, model: pathlib.Path, threads: int, *more: object) -> dict[str, dict]:
-        lines = run([self.program, "bench", "--json", "--model", model, "--threads", threads, *more])
+        lines = run([self.program, *self.options, "bench", "--json", "--model", model, "--threads", threads, *more])
         self.about = f"{lines[0]['kernels']} kernels"
         return {line["test"]: line for line in lines}
 

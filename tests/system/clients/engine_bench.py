@@ -34,7 +34,8 @@ MEMORY_BESIDE = 256 << 20
 class Bench:
     def __init__(self, args: argparse.Namespace):
         self.rounds, self.smollm2, self.random = args.rounds, args.smollm2, args.random
-        self.ours, self.llama = Ours(args.engine), Llama(args.llama)
+        self.ours = Ours(args.engine, ["--no-avx512"] if args.no_avx512 else [])
+        self.llama = Llama(args.llama)
 
     def model(self, name: str) -> pathlib.Path:
         return self.smollm2 if name == "smollm2" else self.random / f"random-1b-{name}.gguf"
@@ -133,6 +134,7 @@ def main() -> int:
     parser.add_argument("--random", required=True, type=pathlib.Path, help="folder that random_model.py filled")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--only", action="append", choices=PARTS, help="this part; may be said again")
+    parser.add_argument("--no-avx512", action="store_true", help="the engine leaves AVX-512 unused; llama.cpp must be built without")
     args = parser.parse_args()
     if args.rounds < 3:
         parser.error("fewer than 3 rounds have no spread")

@@ -77,6 +77,9 @@ enum Bench {
         /// Only this part, a few minutes each; may be said again: smollm2, q4_0, q8_0, q4_k, bf16, batched, prefix, busy.
         #[arg(long, value_name = "PART", value_parser = peer::PARTS)]
         only: Vec<String>,
+        /// Neither program uses AVX-512, as on a processor without it.
+        #[arg(long)]
+        no_avx512: bool,
     },
     /// Cold boots to a healthy agent beside a stock Debian's, and a build after a change of the agent.
     Boot {
@@ -134,8 +137,8 @@ fn run(cli: &Cli, steps: &mut Steps) -> Result<ExitCode> {
             );
             outcome.map(|()| ExitCode::SUCCESS)
         }
-        Command::Bench { part: Bench::Engine { rounds, only } } => {
-            peer::bench(&tree, steps, *rounds, only).map(|()| ExitCode::SUCCESS)
+        Command::Bench { part: Bench::Engine { rounds, only, no_avx512 } } => {
+            peer::bench(&tree, steps, *rounds, only, *no_avx512).map(|()| ExitCode::SUCCESS)
         }
         Command::Bench { part: Bench::Boot { rounds } } => {
             boot::bench(&tree, steps, *rounds).map(|()| ExitCode::SUCCESS)

@@ -17,18 +17,22 @@ const SDIST_REQUIREMENT: &str = "llama-cpp-python==0.3.36 \
     --hash=sha256:832db0699007f1be95a7e41ef12e88926b02ba836461e36a36372db2760c1a2e";
 /// The sdist's name without `.tar.gz`, which is also its top folder's.
 const SDIST: &str = "llama_cpp_python-0.3.36";
+
 /// As its authors build it for speed, less what is not needed here.
-const OPTIONS: &[&str] = &[
-    "CMAKE_BUILD_TYPE=Release",
-    // The libraries are found beside the program, wherever the folder is moved.
-    "CMAKE_BUILD_RPATH_USE_ORIGIN=ON",
-    "GGML_NATIVE=ON",
-    "LLAMA_OPENSSL=OFF",
-    "LLAMA_BUILD_APP=OFF",
-    "LLAMA_BUILD_EXAMPLES=OFF",
-    "LLAMA_BUILD_SERVER=OFF",
-    "LLAMA_BUILD_TESTS=OFF",
-];
+fn options(no_avx512: bool) -> [&'static str; 8] {
+    [
+        "CMAKE_BUILD_TYPE=Release",
+        // The libraries are found beside the program, wherever the folder is moved.
+        "CMAKE_BUILD_RPATH_USE_ORIGIN=ON",
+        // For any processor with AVX2, FMA, F16C and BMI2, or for this one, with all that it has.
+        if no_avx512 { "GGML_NATIVE=OFF" } else { "GGML_NATIVE=ON" },
+        "LLAMA_OPENSSL=OFF",
+        "LLAMA_BUILD_APP=OFF",
+        "LLAMA_BUILD_EXAMPLES=OFF",
+        "LLAMA_BUILD_SERVER=OFF",
+        "LLAMA_BUILD_TESTS=OFF",
+    ]
+}
 
 /// Parts of the comparison, as `engine_bench.py` knows them.
 pub(crate) const PARTS: [&str; 8] =
@@ -45,7 +49,8 @@ pub(crate) struct Peer {
 }
 
 /// Fetches and builds llama.cpp, or finds it in the cache.
-pub(crate) fn prepare(tree: &Tree, steps: &mut Steps) -> Result<Peer> {
+fn prepare(tree: &Tree, steps: &mut Steps, no_avx512: bool) -> Result<Peer> {
+    let options = options(no_avx512);
     let requirements = tree.workspace().join("tests/system/clients/peer-requirements.txt");
     let pinned = fs::read_to_string(&requirements)?;
     let python = steps.run("llama.cpp's Python packages from PyPI", || {
@@ -57,7 +62,7 @@ pub(crate) fn prepare(tree: &Tree, steps: &mut Steps) -> Result<Peer> {
         &[
             &pinned,
             SDIST_REQUIREMENT,
-            &OPTIONS.join(" "),
+            &options.join(" "),
             &TARGETS.join(" "),
             &processor_features()?,
         ],
@@ -67,7 +72,7 @@ pub(crate) fn prepare(tree: &Tree, steps: &mut Steps) -> Result<Peer> {
     }
     empty(&folder)?;
     steps.run("llama.cpp from PyPI", || fetch(tree, &python, &folder))?;
-    steps.show("build llama.cpp", || build(tree, &folder))?;
+    steps.show("build llama.cpp", || build(tree, &folder, &options))?;
     fs::write(folder.join("complete"), SDIST)?;
     Ok(Peer { folder, python })
 }
@@ -97,7 +102,7 @@ fn vocabularies(tree: &Tree, steps: &mut Steps, python: &Path) -> Result<PathBuf
 /// Compares the engine's answers with llama.cpp's, and its tokens and prompts with what is known of other models.
 pub(crate) fn agrees(tree: &Tree, steps: &mut Steps) -> Result<()> {
     let model = steps.run("model from PyPI", || material::model(tree))?;
-    let peer = prepare(tree, steps)?;
+    let peer = prepare(tree, steps, false)?;
     let vocabularies = vocabularies(tree, steps, &peer.python)?;
     steps.show("vocabularies and templates of other models", || {
         let mut command = tree.enter("/usr/bin/env");
@@ -120,9 +125,15 @@ pub(crate) fn agrees(tree: &Tree, steps: &mut Steps) -> Result<()> {
 }
 
 /// Measures the engine beside llama.cpp: the parts named in `only`, or all.
-pub(crate) fn bench(tree: &Tree, steps: &mut Steps, rounds: u32, only: &[String]) -> Result<()> {
+pub(crate) fn bench(
+    tree: &Tree,
+    steps: &mut Steps,
+    rounds: u32,
+    only: &[String],
+    no_avx512: bool,
+) -> Result<()> {
     let model = steps.run("model from PyPI", || material::model(tree))?;
-    let peer = prepare(tree, steps)?;
+    let peer = prepare(tree, steps, no_avx512)?;
     let engine = engine(tree, steps)?;
     let random = steps.run("random models", || random_models(tree, &peer))?;
     steps.show("measure", || {
@@ -132,6 +143,7 @@ pub(crate) fn bench(tree: &Tree, steps: &mut Steps, rounds: u32, only: &[String]
         command.arg("--llama").arg(peer.folder.join("bin"));
         command.arg("--rounds").arg(rounds.to_string());
         only.iter().for_each(|part| _ = command.args(["--only", part]));
+        command.args(no_avx512.then_some("--no-avx512"));
         sh(&mut command)
     })
 }
@@ -179,11 +191,11 @@ fn fetch(tree: &Tree, python: &Path, folder: &Path) -> Result<()> {
 }
 
 /// Builds the library and its programs, and keeps them and the bindings.
-fn build(tree: &Tree, folder: &Path) -> Result<()> {
+fn build(tree: &Tree, folder: &Path, options: &[&str]) -> Result<()> {
     let (source, target) = (folder.join(SDIST), folder.join("build"));
     let mut configure = tree.enter("cmake");
     configure.args(["-Wno-dev", "--log-level=WARNING", "-S"]).arg(source.join("vendor/llama.cpp"));
-    configure.arg("-B").arg(&target).args(OPTIONS.iter().map(|option| format!("-D{option}")));
+    configure.arg("-B").arg(&target).args(options.iter().map(|option| format!("-D{option}")));
     sh(&mut configure)?;
     let jobs = std::thread::available_parallelism()?;
     let mut build = tree.enter("cmake");
