@@ -176,7 +176,7 @@ fn score<S: Simd, const N: usize, const R: usize>(
         let start = start + (first + i) * heads.row_bytes;
         row.bytes = &heads.keys[start..][..heads.head_dim * 2];
     }
-    for (q, found) in dots_within::<S, F16, R, N>(s, rows, xs).iter().enumerate() {
+    for (q, found) in dots_within::<S, F16, R, N>(s, rows, xs, None).iter().enumerate() {
         for (score, found) in scores[q * tokens..][..R].iter_mut().zip(found) {
             *score = found * heads.scale;
         }

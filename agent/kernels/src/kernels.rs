@@ -147,10 +147,10 @@ macro_rules! kernels {
                         ahead: Option<usize>,
                     ) -> [[f32; PLAIN_ROWS]; N] {
                         match format {
-                            Format::F32 => plain::product::<_, plain::F32, N>(s, rows, xs, ahead),
-                            Format::F16 => plain::product::<_, plain::F16, N>(s, rows, xs, ahead),
-                            Format::Bf16 => plain::product::<_, plain::Bf16, N>(s, rows, xs, ahead),
-                            Format::F8 => plain::product::<_, plain::F8, N>(s, rows, xs, ahead),
+                            Format::F32 => plain::dots_within::<_, plain::F32, _, N>(s, rows, xs, ahead),
+                            Format::F16 => plain::dots_within::<_, plain::F16, _, N>(s, rows, xs, ahead),
+                            Format::Bf16 => plain::dots_within::<_, plain::Bf16, _, N>(s, rows, xs, ahead),
+                            Format::F8 => plain::dots_within::<_, plain::F8, _, N>(s, rows, xs, ahead),
                             _ => other(format),
                         }
                     }

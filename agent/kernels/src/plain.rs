@@ -5,7 +5,6 @@
 //! by it and rounded, so that a product is that of the dequantised matrix.
 
 use crate::activations::array;
-use crate::kernels::PLAIN_ROWS;
 use crate::simd::{LANES, Simd};
 
 /// Rows and columns that share a scale of [`crate::Format::F8`].
@@ -123,29 +122,16 @@ fn values<S: Simd>(s: S, x: &[f32], at: usize) -> S::Floats {
     s.floats(&padded)
 }
 
-/// Four rows by `N` tokens.
-#[inline(always)]
-pub(crate) fn product<S: Simd, P: Plain, const N: usize>(
-    s: S,
-    rows: [Row<'_>; PLAIN_ROWS],
-    xs: [&[f32]; N],
-    ahead: Option<usize>,
-) -> [[f32; PLAIN_ROWS]; N] {
-    match N {
-        1 => dots::<S, P, PLAIN_ROWS, N>(s, rows, xs, ahead),
-        _ => dots_within::<S, P, PLAIN_ROWS, N>(s, rows, xs),
-    }
-}
-
-/// [`dots`], as many at a time as there are registers for sums.
+/// [`dots`], as many at a time as there are registers for sums; many rows must be an even number.
 #[inline(always)]
 pub(crate) fn dots_within<S: Simd, P: Plain, const R: usize, const N: usize>(
     s: S,
     rows: [Row<'_>; R],
     xs: [&[f32]; N],
+    ahead: Option<usize>,
 ) -> [[f32; R]; N] {
     if !S::PAIRS || R * N <= 4 {
-        return dots::<S, P, R, N>(s, rows, xs, None);
+        return dots::<S, P, R, N>(s, rows, xs, ahead);
     }
     let mut out = [[0.0; R]; N];
     for (r, rows) in rows.as_chunks::<2>().0.iter().enumerate() {
